@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Files and folders: whole reads with a limit, atomic writes, folder walks.
+//
+// Nothing is ever written in place. A file is written to "NAME.tmp", synced and renamed; a folder likewise.
+#ifndef TS_BASE_FILE_H
+#define TS_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// Whole file into a new NUL-terminated buffer that the caller frees. TS_EINPUT when missing or larger than max_bytes.
+int ts_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes);
+// Writes path.tmp, fsyncs, renames over path, fsyncs the folder.
+int ts_file_write_atomic(const char *path, const void *data, size_t bytes);
+// write(2) / pread(2) until done; TS_ERESOURCE on a full disk, TS_EINPUT on a short file. `path` for the message only.
+int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path);
+int ts_file_pread_all(int fd, void *data, size_t bytes, int64_t offset, const char *path);
+// XXH3-64 of a whole file, streamed.
+int ts_file_hash(const char *path, uint64_t *out);
+
+bool ts_path_exists(const char *path);
+bool ts_path_is_folder(const char *path);
+int64_t ts_path_bytes(const char *path);  // -1 when missing
+// "dir/name" into out; TS_EINPUT when it does not fit.
+int ts_path_join(char *out, size_t out_bytes, const char *dir, const char *name);
+const char *ts_path_base(const char *path);  // after the last '/'
+
+int ts_folder_make(const char *path);    // with parents
+int ts_folder_sync(const char *path);    // fsync of the directory itself
+int ts_folder_remove(const char *path);  // recursively; missing is success
+// fsyncs every file and the folder, then renames tmp to final and fsyncs the parent. `final` must not exist.
+int ts_folder_commit(const char *tmp, const char *final_path);
+// Names (not paths) of entries, sorted bytewise, "." and ".." left out. Caller frees with ts_folder_list_free.
+int ts_folder_list(const char *path, char ***out_names, int64_t *out_count);
+void ts_folder_list_free(char **names, int64_t count);
+
+#endif

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Communicators and collectives. A ts_comm is one axis of the mesh (or the whole world); its table is filled by a
+// transport: mpi.c for host memory. Every call counts its bytes.
+//
+// All calls are collective over the communicator and must be made in the same order on every rank of it.
+// Errors inside a step abort the job (ts_comm_abort); at the rare collective points ts_agree makes every rank return
+// the same error.
+#ifndef TS_COMM_COMM_H
+#define TS_COMM_COMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/tensor/tensor.h"
+
+typedef enum { TS_SUM, TS_MAX, TS_MIN } ts_reduce_op;
+
+typedef enum { TS_AXIS_DATA, TS_AXIS_CFG, TS_AXIS_SEQUENCE, TS_AXIS_TENSOR, TS_AXIS_WORLD, TS_AXIS_COUNT } ts_axis;
+
+typedef struct ts_comm ts_comm;
+typedef struct ts_request ts_request;  // an operation under way
+
+typedef struct ts_comm_counters {
+    uint64_t calls,
+        bytes_sent;  // payload bytes this rank sends by the algorithm-independent formula of each collective
+    double seconds;  // spent inside calls and waits
+} ts_comm_counters;
+
+// ---- the world ----------------------------------------------------------------------------------------------------
+// Initialises MPI (MPI_THREAD_SERIALIZED) when started by mpirun or not; sets the log's rank. Call once, first.
+int ts_world_open(ts_comm **out, int *argc, char ***argv);
+// Closes MPI. `status` non-zero on one rank only: aborts the job with that exit code instead of hanging in finalize.
+void ts_world_close(ts_comm **world, int status);
+
+// A grid over the world: tensor fastest, then sequence, cfg, data. The product must equal the world's size.
+typedef struct ts_mesh {
+    ts_comm *world;
+    ts_comm *axis[TS_AXIS_COUNT];  // communicator of this rank along each axis; size 1 axes too
+} ts_mesh;
+int ts_mesh_open(ts_mesh *out, ts_comm *world, const int degree[TS_AXIS_COUNT]);
+void ts_mesh_close(ts_mesh *mesh);
+
+int ts_comm_rank(const ts_comm *comm);
+int ts_comm_size(const ts_comm *comm);
+ts_comm_counters ts_comm_get_counters(const ts_comm *comm);
+
+// ---- collectives (host memory; blocking unless said)
+// -----------------------------------------------------------------
+int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype,
+                  ts_reduce_op op);  // in place; F32 F64 I64 I32
+int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root);
+// Every rank gives counts[rank] elements at `send`; all get all of them, in rank order, at `receive`.
+int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
+// data holds sum(counts) elements; rank r receives the sum of part r.
+int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
+// send_counts[r] elements to rank r from consecutive parts of `send`; likewise received.
+int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
+                    const int64_t *receive_counts, ts_dtype dtype);
+int ts_barrier(ts_comm *comm);
+// Starts an in-place sum; buffers must not be touched until ts_wait. Used to hide gradient reduction under backward.
+int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **out);
+int ts_wait(ts_request **request);
+
+// ---- errors across ranks
+// --------------------------------------------------------------------------------------------- Collective. When any
+// rank gives a non-zero status, all ranks return the status of the lowest failing rank with its text
+// ("rank 3: ...") as last error. Returns 0 when all are 0.
+int ts_agree(ts_comm *comm, int status);
+// Prints "[rank 3/16 host] file:line text" and ends the whole job with the exit code of `status`.
+_Noreturn void ts_comm_abort(ts_comm *comm, int status);
+
+#endif

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// PNG images and contact sheets.
+#ifndef TS_MEDIA_IMAGE_H
+#define TS_MEDIA_IMAGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// rgb [height, width, 3] u8. Atomic.
+int ts_image_write_png(const char *path, const uint8_t *rgb, int64_t height, int64_t width);
+// Same into memory (for TensorBoard); the caller frees *out.
+int ts_image_encode_png(const uint8_t *rgb, int64_t height, int64_t width, uint8_t **out, size_t *out_bytes);
+
+// A contact sheet: one row a video, `columns` frames each evenly spaced from first to last, thin borders, the label
+// under the row in a small built-in font when not NULL.
+typedef struct ts_contact_row {
+    const uint8_t *rgb;  // [frames, height, width, 3]
+    int64_t frames, height, width;
+    const char *label;
+} ts_contact_row;
+int ts_contact_sheet_write(const char *path, const ts_contact_row *rows, int64_t count, int64_t columns);
+// The pixels instead of a file; the caller frees *rgb.
+int ts_contact_sheet_render(const ts_contact_row *rows, int64_t count, int64_t columns, uint8_t **rgb, int64_t *height,
+                            int64_t *width);
+
+#endif

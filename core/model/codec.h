@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codecs between pixels and latents. Causal in time: 1 + 4k frames <-> 1 + k latent frames, 8 x 8 pixels -> 1.
+//
+// `pca` is a linear spacetime transform in closed form: the first frame's 8x8x3 blocks and the later frames' 4x8x8x3
+// blocks are each projected on their leading principal axes and scaled by (standard deviation)^-scale_power.
+#ifndef TS_MODEL_CODEC_H
+#define TS_MODEL_CODEC_H
+
+#include <stdint.h>
+
+#include "core/comm/comm.h"
+#include "core/tensor/tensor.h"
+
+typedef struct ts_codec ts_codec;
+
+typedef struct ts_codec_info {
+    const char *kind;                   // "pca"
+    int64_t channels;                   // C
+    int64_t time_factor, space_factor;  // 4, 8
+    double explained;                   // share of pixel variance that survives, measured when fitted
+    uint64_t fingerprint;               // of the transform: data and model must agree
+} ts_codec_info;
+
+// Loads folder/config.json + folder/codec.safetensors.
+int ts_codec_load(ts_codec **out, const char *folder);
+int ts_codec_save(const ts_codec *codec, const char *folder);
+void ts_codec_close(ts_codec **codec);
+ts_codec_info ts_codec_get_info(const ts_codec *codec);
+
+// pixels [T, H, W, 3] u8 (RGB) -> latent [1 + (T-1)/4, H/8, W/8, C] f32. T = 1 + 4k; H, W multiples of 8.
+int ts_codec_encode(const ts_codec *codec, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width,
+                    float *latent);
+// latent [t, h, w, C] f32 -> pixels [1 + 4 (t-1), 8 h, 8 w, 3] u8, clamped.
+int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels);
+
+// Fitting: add clips on every rank, then finish, collectively: sums are reduced over `comm` in f64.
+typedef struct ts_codec_fit ts_codec_fit;
+int ts_codec_fit_open(ts_codec_fit **out, int64_t channels, double scale_power);
+int ts_codec_fit_add(ts_codec_fit *fit, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width);
+// Collective. TS_EINPUT when no rank added a clip.
+int ts_codec_fit_finish(ts_codec_fit *fit, ts_comm *comm, ts_codec **out);
+void ts_codec_fit_close(ts_codec_fit **fit);
+
+#endif

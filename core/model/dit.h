@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The transformer over spacetime patches, in the Wan form (Wan Team 2025, "Wan: open and advanced large-scale video
+// generative models"), with sizes from config.json and tensor names of diffusers' WanTransformer3DModel.
+//
+// Noise level is per latent frame: every frame of every sample carries its own timestep.
+#ifndef TS_MODEL_DIT_H
+#define TS_MODEL_DIT_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "core/nn/param.h"
+#include "core/nn/tape.h"
+
+typedef struct ts_dit_config {
+    int64_t patch[3];         // t, h, w
+    int64_t heads, head_dim;  // width = heads * head_dim
+    int64_t in_channels, out_channels;
+    int64_t text_dim, freq_dim, ffn_dim, layers;
+    int64_t rope_max_positions;
+    int64_t text_rows;  // rows the prompt is padded to with zeros (Wan: 512)
+    double eps;
+    bool cross_attention_norm;
+    bool absolute_positions;  // ours: a learned linear of sin-cos (t, h, w) coordinates is added to the patches
+    int64_t image_dim, added_kv_dim, image_positions;  // image branch of image-to-video models; 0 = absent
+} ts_dit_config;
+
+typedef struct ts_dit ts_dit;
+
+// From transformer/config.json (diffusers names; absent fields take the class defaults). `name` is for messages.
+int ts_dit_config_from_json(ts_dit_config *out, const json_t *config, const char *name);
+json_t *ts_dit_config_to_json(const ts_dit_config *config);  // new reference
+int64_t ts_dit_width(const ts_dit_config *config);
+
+// Declares the parameters in `params` (prefix "" for a diffusers transformer folder) and keeps handles. Does not
+// allocate.
+int ts_dit_open(ts_dit **out, const ts_dit_config *config, ts_params *params, const char *prefix);
+void ts_dit_close(ts_dit **dit);
+const ts_dit_config *ts_dit_get_config(const ts_dit *dit);
+void ts_dit_init(ts_dit *dit, uint64_t seed);  // fresh weights, after ts_params_allocate
+
+typedef struct ts_dit_input {
+    ts_var *latent;         // [B, T, H, W, in_channels] f32
+    ts_var *context;        // [B, rows, text_dim] f32, rows beyond the prompt zero; attended without mask
+    ts_var *image;          // [B, rows, image_dim] f32 or NULL
+    const float *timestep;  // 1000 * sigma, [B, timesteps_per_sample]: 1 (a level per sample), T (per latent frame)
+    int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call
+    bool recompute;                // recompute each block in backward
+} ts_dit_input;
+
+// Velocity [B, T, H, W, out_channels] f32, or NULL (see ts_tape_status). T, H, W must be multiples of the patch.
+// Probes: "patch_embedding.output", "temb", "timestep_proj", "context", "block.I.attn1.output", "block.I.attn2.output",
+// "block.I.ffn.output", "block.I.output", "sample".
+ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input);
+
+// Model FLOPs of one forward pass of one sample (wan.md 1.11): what "achieved GFLOP/s" is computed from.
+double ts_dit_flops(const ts_dit_config *config, int64_t frames, int64_t height, int64_t width);
+
+#endif

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model folder: everything that turns a prompt into a video, in diffusers' layout.
+//
+//   MODEL/model_index.json                components, and our defaults for generation
+//   MODEL/transformer/                    config.json + diffusion_pytorch_model.safetensors (or sharded)
+//   MODEL/text_encoder/                   config.json + model.safetensors
+//   MODEL/tokenizer/tokenizer.json
+//   MODEL/codec/                          config.json + codec.safetensors
+//   MODEL/scheduler/scheduler_config.json flow shift
+#ifndef TS_MODEL_MODEL_H
+#define TS_MODEL_MODEL_H
+
+#include <stdint.h>
+
+#include "core/model/codec.h"
+#include "core/model/dit.h"
+#include "core/model/text.h"
+#include "core/model/tokenizer.h"
+
+// What a model was trained for; generation starts from these.
+typedef struct ts_model_defaults {
+    int64_t width, height, frames;  // pixels, pixel frames
+    double fps;
+    double flow_shift, guidance;
+    int64_t steps;
+} ts_model_defaults;
+
+typedef struct ts_model {
+    ts_params *params;  // transformer parameters "transformer.*" and text encoder parameters "text_encoder.*"
+    ts_dit *dit;
+    ts_text *text;  // trained jointly
+    ts_tokenizer *tokenizer;
+    ts_codec *codec;
+    ts_model_defaults defaults;
+} ts_model;
+
+// A fresh model: parameters declared, allocated and initialised from `seed`. Takes ownership of tokenizer and codec on
+// success; they stay the caller's on failure.
+typedef struct ts_model_params {
+    ts_dit_config dit;
+    ts_text_config text;
+    ts_model_defaults defaults;
+    ts_dtype operand_dtype;
+    bool with_gradients;
+    uint64_t seed;
+} ts_model_params;
+int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec);
+
+// Loads a folder. Refuses NaN, wrong shapes, and parts that do not fit each other (channels, text width, vocabulary).
+int ts_model_load(ts_model **out, const char *folder, ts_dtype operand_dtype, bool with_gradients);
+// Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Atomic: made in
+// FOLDER.tmp and renamed; an existing FOLDER is replaced.
+int ts_model_save(const ts_model *model, const float *values, const char *folder);
+void ts_model_close(ts_model **model);
+
+// Text context of prompts: tokenizes, runs the encoder on `tape`; [n, text_rows, text_dim] f32, zero beyond each
+// prompt.
+ts_var *ts_model_encode_text(ts_tape *tape, const ts_model *model, const char *const *prompts, int64_t n);
+
+#endif
