@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to core/kernels/cpu: the instruction-set levels, and the functions that fill the CPU's ts_kernels.
+//
+// A level includes all lower ones. Files named *_avx2.c, *_avx512.c, *_avx512bf16.c and *_amx.c are compiled for their
+// level and must be entered only when ts_cpu_isa() is at least that level.
+#ifndef TS_KERNELS_CPU_CPU_H
+#define TS_KERNELS_CPU_CPU_H
+
+#include "core/kernels/kernels.h"
+
+typedef enum {
+    TS_ISA_GENERIC,     // x86-64-v2
+    TS_ISA_AVX2,        // + AVX2, FMA, F16C, BMI2
+    TS_ISA_AVX512,      // + AVX-512 F, BW, VL, DQ
+    TS_ISA_AVX512BF16,  // + AVX512-BF16
+    TS_ISA_AMX,         // + AMX tiles with bf16, permitted by the kernel
+    TS_ISA_COUNT
+} ts_isa;
+
+// The level in use: that of the last ts_kernels_cpu, or the processor's own before the first call.
+ts_isa ts_cpu_isa(void);
+// The highest level of this processor and operating system.
+ts_isa ts_cpu_isa_available(void);
+void ts_cpu_isa_set(ts_isa level);  // by ts_kernels_cpu alone
+
+// Attention (attention*.c): dispatches on ts_cpu_isa() itself.
+int ts_cpu_attention_forward(const ts_attention *p);
+int ts_cpu_attention_backward(const ts_attention *p);
+
+#endif
