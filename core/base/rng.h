@@ -3,8 +3,8 @@
 //
 // A random number is a pure function of (seed, purpose, index, lane): no state, so any rank can draw any number.
 // key = seed; counter = {lane, purpose, index low, index high}.
-// Normals come from Box-Muller with our own logarithm and sine built of exact IEEE operations (fma), so that they are
-// bitwise equal on every processor and compiler.
+// Normals come from Box-Muller with our own logarithm and sine (rng_math.h) made of IEEE multiplications, additions,
+// divisions and square roots, never fused, so that they are bitwise equal on every processor and compiler.
 #ifndef TS_BASE_RNG_H
 #define TS_BASE_RNG_H
 
@@ -31,17 +31,18 @@ typedef struct ts_philox {
 
 ts_philox ts_philox_draw(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane);
 
-// Uniform in [0,1) with 24 random bits, and standard normal, for scalar uses: the lane-th number of the stream.
+// Uniform in [0,1) with 24 random bits, and standard normal, for scalar uses: the lane-th number of the stream, which
+// is word lane % 4 of draw lane / 4.
 float ts_rng_uniform(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane);
 float ts_rng_normal(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane);
-// Uniform integer in [0, n), n > 0, without modulo bias beyond 2^-64.
+// Uniform integer in [0, n), n > 0, without modulo bias beyond 2^-64; from draw `lane`.
 uint64_t ts_rng_below(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane, uint64_t n);
 
 // out[i] = normal number (first + i) of stream (seed, purpose, index). Number e is element e % 4 of draw lane e / 4, so
 // any slice of a noise tensor can be made by any rank. f32, host. first + n <= 2^34.
 void ts_rng_normal_fill(float *out, int64_t n, uint64_t seed, uint32_t purpose, uint64_t index, int64_t first);
 
-// order[0..n) = the permutation of 0..n-1 for (seed, purpose, index): Fisher-Yates. O(n).
+// order[0..n) = the permutation of 0..n-1 for (seed, purpose, index): Fisher-Yates. O(n), n < 2^32.
 void ts_rng_permutation(int64_t *order, int64_t n, uint64_t seed, uint32_t purpose, uint64_t index);
 
 #endif
