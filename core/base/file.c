@@ -176,7 +176,7 @@ static int parent_folder(const char *path, char out[PATH_BYTES]) {
     return TS_OK;
 }
 
-static int rename_and_sync(const char *from, const char *to) {
+int ts_file_rename(const char *from, const char *to) {
     char parent[PATH_BYTES];
     TS_TRY(parent_folder(to, parent));
     if (rename(from, to)) {
@@ -207,7 +207,7 @@ int ts_file_write_atomic(const char *path, const void *data, size_t bytes) {
     }
     int status = write_and_sync(temporary, data, bytes);
     if (!status) {
-        status = rename_and_sync(temporary, path);
+        status = ts_file_rename(temporary, path);
     }
     if (status) {
         unlink(temporary);
@@ -316,7 +316,7 @@ int ts_folder_commit(const char *tmp, const char *final_path) {
     if (result) {
         return result == -1 ? fail_errno(tmp, "walk the folder") : result;
     }
-    return rename_and_sync(tmp, final_path);
+    return ts_file_rename(tmp, final_path);
 }
 
 static int compare_names(const void *a, const void *b) {

@@ -13,6 +13,8 @@
 int ts_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes);
 // Writes path.tmp, fsyncs, renames over path, fsyncs the folder.
 int ts_file_write_atomic(const char *path, const void *data, size_t bytes);
+// Renames within a folder and fsyncs that folder: how a finished and synced temporary file gets its name.
+int ts_file_rename(const char *from, const char *to);
 // write(2) / pread(2) until done; TS_ERESOURCE on a full disk, TS_EINPUT on a short file. `path` for the message only.
 int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path);
 int ts_file_pread_all(int fd, void *data, size_t bytes, int64_t offset, const char *path);

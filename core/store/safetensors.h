@@ -45,5 +45,8 @@ typedef struct ts_safetensors_item {
 // metadata: NULL-terminated key, value, key, value, ... or NULL. Written to path.tmp, synced, renamed.
 int ts_safetensors_write(const char *path, const ts_safetensors_item *items, int64_t count,
                          const char *const *metadata);
+// The same; *sum is the XXH3-64 of the bytes that the file must hold, taken from memory as they are written.
+int ts_safetensors_write_sum(const char *path, const ts_safetensors_item *items, int64_t count,
+                             const char *const *metadata, uint64_t *sum);
 
 #endif
