@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The configuration of a training run: one struct, one option table. YAML, --key=value, --help and the config.yaml
+// that is saved with the run are all read off the table.
+#ifndef TS_TRAIN_CONFIG_H
+#define TS_TRAIN_CONFIG_H
+
+#include "core/config/option.h"
+#include "core/model/dit.h"
+#include "core/model/text.h"
+
+typedef enum { TS_PRECISION_BF16, TS_PRECISION_F32 } ts_precision;
+typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
+
+typedef struct ts_train_config {
+    const char *name, *out, *data, *init;
+    int64_t seed, threads;
+    int precision;  // ts_precision
+    struct {
+        int64_t data, cfg, sequence, tensor;
+    } mesh;
+    struct {
+        int64_t heads, head_dim, layers, ffn_dim, freq_dim, text_rows, rope_max_positions;
+        const char *patch;  // "1x2x2"
+        int64_t patch_size[3];
+        bool absolute_positions;
+    } model;
+    struct {
+        int64_t width, heads, head_dim, ffn_dim, layers;
+    } text;
+    struct {
+        int64_t steps, batch, micro_batch, warmup, ema_warmup;
+        double minutes, lr, lr_text, beta1, beta2, eps, weight_decay, final_lr_share, clip, ema_decay, text_dropout;
+        int schedule;  // ts_lr_decay
+        bool recompute;
+    } train;
+    struct {
+        double mean, std, shift, uniform_share;
+    } noise;
+    struct {
+        double all, prefix, suffix, both_ends, scattered, independent;
+    } patterns;
+    struct {
+        int64_t every, clips, levels;
+    } validate;
+    struct {
+        int64_t every, steps;
+        ts_string_list prompts;
+        double guidance, shift;
+    } sample;
+    struct {
+        int64_t every, keep;
+        bool export_model;
+    } checkpoint;
+    struct {
+        int64_t every;
+    } log;
+} ts_train_config;
+
+extern const ts_option ts_train_options[];
+
+// Defaults; then the caller reads YAML and arguments over them; then finish derives what is derived (out, the patch)
+// and checks what one option alone cannot say. Strings live in `arena`.
+int ts_train_config_default(ts_train_config *out, ts_arena *arena);
+int ts_train_config_finish(ts_train_config *config, ts_arena *arena);
+
+// The sizes of the two networks, given what the data set brings.
+ts_dit_config ts_train_config_dit(const ts_train_config *config, int64_t latent_channels);
+ts_text_config ts_train_config_text(const ts_train_config *config, int64_t vocabulary);
+
+// Fails with TS_EUSAGE, naming the key and both values, when `now` differs from `before` (texts of ts_options_to_json)
+// in an option that changes what is learned. Folders, ranks, threads, limits and reporting may differ.
+int ts_train_config_same_run(const char *before, const char *now, const char *place);
+
+#endif

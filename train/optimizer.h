@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW over the flat arrays of a parameter set, with the moving average of the weights in the same pass.
+//
+// Everything works on a range [first, first + count) of the flat arrays: a rank that owns a range (the sharded
+// optimizer) calls the same functions with its range.
+#ifndef TS_TRAIN_OPTIMIZER_H
+#define TS_TRAIN_OPTIMIZER_H
+
+#include <stdint.h>
+
+#include "core/kernels/kernels.h"
+#include "core/nn/param.h"
+
+typedef struct ts_optimizer_params {
+    double beta1, beta2, eps, weight_decay;
+} ts_optimizer_params;
+
+typedef struct ts_optimizer {
+    ts_optimizer_params params;
+    ts_params *weights;  // borrowed
+    const ts_kernels *kernels;
+    float *moment1, *moment2;  // [weights->total]
+    float *average;            // [weights->total] moving average of the weights
+    struct ts_optimizer_run *run;
+    int64_t run_count;
+} ts_optimizer;
+
+// Moments start at 0, the average at the weights. Reads decay and lr_scale of every parameter.
+int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
+                      const ts_optimizer_params *params);
+void ts_optimizer_close(ts_optimizer **optimizer);
+
+// Sum of squares of the gradients of a range, in fixed chunks: the same bits for any thread count.
+int ts_optimizer_grad_squares(const ts_optimizer *optimizer, int64_t first, int64_t count, double *sum);
+// The factor that brings a gradient of this norm down to `clip`; 1 below it or when clip is 0.
+double ts_clip_scale(double norm, double clip);
+
+// One update (step from 1) of a range: moments, weights, operand copies and the average.
+int ts_optimizer_step(ts_optimizer *optimizer, int64_t first, int64_t count, int64_t step, double lr, double grad_scale,
+                      double average_decay);
+
+// Exchanges the weights with their average and refreshes the operands: before and after evaluating the average.
+void ts_optimizer_swap_average(ts_optimizer *optimizer);
+
+#endif
