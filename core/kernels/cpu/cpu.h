@@ -23,6 +23,35 @@ ts_isa ts_cpu_isa(void);
 ts_isa ts_cpu_isa_available(void);
 void ts_cpu_isa_set(ts_isa level);  // by ts_kernels_cpu alone
 
+// What a piece of working memory is for: kernels that call each other must not share one.
+typedef enum {
+    TS_SCRATCH_REDUCE,   // partial sums
+    TS_SCRATCH_OPERAND,  // converted or packed operands
+    TS_SCRATCH_LIBRARY,  // oneDNN's own
+    TS_SCRATCH_RESULT,   // a result on its way to where it is accumulated
+    TS_SCRATCH_ATTENTION,
+    TS_SCRATCH_COUNT
+} ts_scratch;
+
+// 64-byte aligned, uninitialised, valid until the calling thread asks again for the same use. NULL when memory is
+// exhausted (the error text is set).
+void *ts_cpu_scratch(ts_scratch use, size_t bytes);
+
+// Set the entries written with vectors (vector_*.c), for a level.
+void ts_cpu_fill_generic(ts_kernels *kernels);
+void ts_cpu_fill_avx2(ts_kernels *kernels);
+void ts_cpu_fill_avx512(ts_kernels *kernels);
+// The table of the level in use.
+const ts_kernels *ts_cpu_table(void);
+
+// Sets the entries that gain nothing from vectors (plain.c).
+void ts_cpu_fill_plain(ts_kernels *kernels);
+
+// Matrix products (gemm.c) and convolution (onednn.c).
+int ts_cpu_gemm(const ts_gemm *p);
+int ts_cpu_conv3d_forward(const ts_conv3d *p);
+int ts_cpu_conv3d_backward(const ts_conv3d *p);
+
 // Attention (attention*.c): dispatches on ts_cpu_isa() itself.
 int ts_cpu_attention_forward(const ts_attention *p);
 int ts_cpu_attention_backward(const ts_attention *p);
