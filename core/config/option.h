@@ -38,7 +38,7 @@ typedef struct ts_option {
     size_t offset;               // offsetof(struct, field)
     const char *otherwise;       // default as text; NULL = unset (0, false, NULL, empty)
     const char *help;            // one sentence, with the unit
-    double min, max;             // both 0: unbounded
+    double min, max;             // both 0: unbounded; -INFINITY or INFINITY: open on that side
     const char *const *choices;  // TS_OPTION_CHOICE: NULL-terminated
     bool required;
 } ts_option;
@@ -47,22 +47,25 @@ typedef struct ts_option {
 int ts_options_default(const ts_option *table, void *target, ts_arena *arena);
 
 // Reads a YAML file over `target`. Errors are "file:line: reason; remedy": unknown key (with the nearest known
-// name), duplicate key, alias, wrong type, out of range. Limits: 1 MiB, depth 16, 10,000 nodes.
+// name), duplicate key, alias, anchor, tag, directive, wrong type, out of range. Limits: 1 MiB, depth 16, 10,000 nodes.
+// null unsets a string or a list. A missing file is TS_EINPUT, a wrong one TS_EUSAGE.
 int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, const char *path);
 
-// Reads --key=value, --key value and --flag over `target`. What is not an option is collected into `rest`
-// (up to *rest_count, updated); "--" ends the options. "--help" sets *help.
+// Reads --key=value, --key value and --flag over `target`, from argv[1] on. What is not an option is collected into
+// `rest` (room for *rest_count on entry, their number on return); "--" ends the options. "--help" or "-h" sets *help.
+// Strings must be UTF-8 (TS_EINPUT otherwise); all other mistakes are TS_EUSAGE.
 int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv,
                          const char **rest, int *rest_count, bool *help);
 
-// Fails when a required option is unset.
+// Fails when a required option is unset: NULL, an empty list, or 0 for numbers and sizes.
 int ts_options_check(const ts_option *table, const void *target);
 
 // The options with defaults, ranges and help, aligned for a terminal of 100 columns.
 void ts_options_print_help(const ts_option *table, FILE *out);
 // The resolved values as nested YAML that ts_options_read_yaml reads back to equal values.
 int ts_options_write_yaml(const ts_option *table, const void *target, FILE *out);
-// Same as one JSON object text in `arena`, for fingerprints and manifests.
+// Same as one JSON object text in `arena` (nested, sorted keys, compact), for fingerprints and manifests; NULL with the
+// error text on failure.
 const char *ts_options_to_json(const ts_option *table, const void *target, ts_arena *arena);
 
 // Nearest name by edit distance among NULL-terminated `names`, or NULL when none is near.

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line, and the help text read off the same table.
+#include <string.h>
+
+#include "core/base/status.h"
+#include "core/config/option.h"
+#include "core/config/value.h"
+
+enum { HELP_COLUMN = 34, HELP_WIDTH = 100, NAME_BYTES = 128 };
+
+static const char place[] = "command line";
+
+// Sets the option of argv[*at]; advances *at over a value that stands apart.
+static int read_option(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv, int *at) {
+    const char *argument = argv[*at] + 2, *equals = strchr(argument, '=');
+    const size_t length = equals ? (size_t)(equals - argument) : strlen(argument);
+    char name[NAME_BYTES];
+    if (length >= sizeof name) {
+        return TS_FAIL(TS_EUSAGE, "%s: unknown option \"--%.80s...\"; --help lists the known ones", place, argument);
+    }
+    memcpy(name, argument, length);
+    name[length] = '\0';
+    const ts_option *option = ts_option_find(table, name);
+    if (!option) {
+        return ts_option_fail_unknown(table, place, "option", "", name);
+    }
+    if (equals) {
+        return ts_option_set(option, target, arena, equals + 1, place);
+    }
+    if (option->type == TS_OPTION_BOOL) {
+        return ts_option_set(option, target, arena, "true", place);
+    }
+    if (*at + 1 >= argc || strncmp(argv[*at + 1], "--", 2) == 0) {
+        return TS_FAIL(TS_EUSAGE, "%s: --%s needs a value; write --%s=VALUE", place, name, name);
+    }
+    return ts_option_set(option, target, arena, argv[++*at], place);
+}
+
+int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv,
+                         const char **rest, int *rest_count, bool *help) {
+    const int room = *rest_count;
+    bool options_ended = false;
+    *rest_count = 0;
+    *help = false;
+    for (int at = 1; at < argc; at++) {
+        const char *argument = argv[at];
+        if (options_ended || argument[0] != '-' || argument[1] == '\0') {
+            if (*rest_count == room) {
+                return TS_FAIL(TS_EUSAGE, "%s: \"%.80s\" is one argument too many; options are written --key=value",
+                               place, argument);
+            }
+            rest[(*rest_count)++] = argument;
+        } else if (strcmp(argument, "--") == 0) {
+            options_ended = true;
+        } else if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
+            *help = true;
+        } else if (argument[1] != '-') {
+            return TS_FAIL(TS_EUSAGE, "%s: \"%.80s\" is not an option; options are written --key=value", place,
+                           argument);
+        } else {
+            TS_TRY(read_option(table, target, arena, argc, argv, &at));
+        }
+    }
+    return TS_OK;
+}
+
+// ---- help
+// --------------------------------------------------------------------------------------------------------------
+
+// "  --train.steps=N"
+static size_t format_left(const ts_option *option, char *out, size_t bytes) {
+    static const char *const value[] = {
+        [TS_OPTION_INT] = "=N",       [TS_OPTION_REAL] = "=X",        [TS_OPTION_BOOL] = "",
+        [TS_OPTION_STRING] = "=TEXT", [TS_OPTION_CHOICE] = "=CHOICE", [TS_OPTION_SIZE] = "=WxH",
+        [TS_OPTION_LIST] = "=A,B",
+    };
+    const int length = snprintf(out, bytes, "  --%s%s", option->name, value[option->type]);
+    return (size_t)length < bytes ? (size_t)length : bytes - 1;
+}
+
+// "help (red, green or blue; 1 to 10; default 3)"
+static void format_right(const ts_option *option, char *out, size_t bytes) {
+    char note[768] = "", range[96];
+    size_t used = 0;
+    if (option->type == TS_OPTION_CHOICE) {
+        for (int i = 0; option->choices[i] && used < sizeof note; i++) {
+            const char *separator = i == 0 ? "" : option->choices[i + 1] ? ", " : " or ";
+            used += (size_t)snprintf(note + used, sizeof note - used, "%s%s", separator, option->choices[i]);
+        }
+    }
+    if (used < sizeof note && ts_option_range_text(option, range, sizeof range)) {
+        used += (size_t)snprintf(note + used, sizeof note - used, "%s%s", used ? "; " : "", range);
+    }
+    if (used < sizeof note && (option->otherwise || option->required)) {
+        snprintf(note + used, sizeof note - used, "%s%s%s", used ? "; " : "",
+                 option->otherwise ? "default " : "required", option->otherwise ? option->otherwise : "");
+    }
+    snprintf(out, bytes, "%s%s%s%s", option->help ? option->help : "", *note ? " (" : "", note, *note ? ")" : "");
+}
+
+// Prints words from column HELP_COLUMN on, breaking lines before HELP_WIDTH.
+static void print_wrapped(const char *text, FILE *out) {
+    size_t column = HELP_COLUMN;
+    while (*text) {
+        const size_t length = strcspn(text, " ");
+        if (column > HELP_COLUMN && column + 1 + length > HELP_WIDTH) {
+            fprintf(out, "\n%*s", HELP_COLUMN, "");
+            column = HELP_COLUMN;
+        }
+        column += (size_t)fprintf(out, "%s%.*s", column > HELP_COLUMN ? " " : "", (int)length, text);
+        text += length;
+        text += strspn(text, " ");
+    }
+    fputc('\n', out);
+}
+
+void ts_options_print_help(const ts_option *table, FILE *out) {
+    for (const ts_option *option = table; option->name; option++) {
+        char left[NAME_BYTES + 16], right[2048];
+        const size_t length = format_left(option, left, sizeof left);
+        format_right(option, right, sizeof right);
+        if (length + 2 > HELP_COLUMN) {
+            fprintf(out, "%s\n%*s", left, HELP_COLUMN, "");
+        } else {
+            fprintf(out, "%-*s", HELP_COLUMN, left);
+        }
+        print_wrapped(right, out);
+    }
+    fprintf(out, "%-*s", HELP_COLUMN, "  --help");
+    print_wrapped("print this", out);
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// YAML in, by libyaml's events: nothing is built but the values, and every node passes the checks of next_event.
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yaml.h>
+
+#include "core/base/file.h"
+#include "core/base/status.h"
+#include "core/config/option.h"
+#include "core/config/value.h"
+
+enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16, MAX_NODES = 10000, NAME_BYTES = 256, PLACE_BYTES = 512 };
+
+// A key that was met, for the refusal of duplicates. Unknown keys fail at once, so the list is as short as the table.
+typedef struct met_key {
+    const char *name;  // full dotted name
+    size_t line;
+    struct met_key *next;
+} met_key;
+
+typedef struct reader {
+    yaml_parser_t parser;
+    const ts_option *table;
+    void *target;
+    ts_arena *arena;
+    const char *path;
+    met_key *met;
+    int depth, nodes;
+} reader;
+
+static const char *place_of(const reader *r, size_t line, char out[PLACE_BYTES]) {
+    snprintf(out, PLACE_BYTES, "%s:%zu", r->path, line + 1);
+    return out;
+}
+
+#define FAIL_AT(r, line, ...) fail_at((r), (line), __LINE__, __VA_ARGS__)
+static int __attribute__((format(printf, 4, 5)))
+fail_at(const reader *r, size_t line, int source_line, const char *format, ...) {
+    char text[1024], place[PLACE_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    return ts_fail(TS_EUSAGE, __FILE__, source_line, "%s: %s", place_of(r, line, place), text);
+}
+
+static int fail_parser(const reader *r) {
+    const yaml_parser_t *p = &r->parser;
+    switch (p->error) {
+    case YAML_MEMORY_ERROR:
+        return TS_FAIL(TS_ERESOURCE, "%s: out of memory", r->path);
+    case YAML_READER_ERROR:
+        return TS_FAIL(TS_EUSAGE, "%s: not UTF-8 text at byte %zu: %s", r->path, p->problem_offset, p->problem);
+    default:
+        return FAIL_AT(r, p->problem_mark.line, "not valid YAML: %s%s%s", p->problem, p->context ? " " : "",
+                       p->context ? p->context : "");
+    }
+}
+
+static int check_event(reader *r, const yaml_event_t *event) {
+    const size_t line = event->start_mark.line;
+    const yaml_char_t *anchor = NULL, *tag = NULL;
+    bool opens = false;
+    switch (event->type) {
+    case YAML_ALIAS_EVENT:
+        return FAIL_AT(r, line, "aliases (*%.40s) are refused; write the value out", event->data.alias.anchor);
+    case YAML_SCALAR_EVENT:
+        anchor = event->data.scalar.anchor;
+        tag = event->data.scalar.tag;
+        break;
+    case YAML_SEQUENCE_START_EVENT:
+        anchor = event->data.sequence_start.anchor;
+        tag = event->data.sequence_start.tag;
+        opens = true;
+        break;
+    case YAML_MAPPING_START_EVENT:
+        anchor = event->data.mapping_start.anchor;
+        tag = event->data.mapping_start.tag;
+        opens = true;
+        break;
+    case YAML_SEQUENCE_END_EVENT:
+    case YAML_MAPPING_END_EVENT:
+        r->depth--;
+        return TS_OK;
+    default:
+        return TS_OK;
+    }
+    if (anchor) {
+        return FAIL_AT(r, line, "anchors (&%.40s) are refused; write the value out", anchor);
+    }
+    if (tag) {
+        return FAIL_AT(r, line, "tags (%.40s) are refused; write the plain value", tag);
+    }
+    if (++r->nodes > MAX_NODES) {
+        return FAIL_AT(r, line, "more than %d values; a configuration is smaller", MAX_NODES);
+    }
+    r->depth += opens;
+    if (r->depth > MAX_DEPTH) {
+        return FAIL_AT(r, line, "nested deeper than %d levels", MAX_DEPTH);
+    }
+    return TS_OK;
+}
+
+// The caller deletes *event when this succeeds.
+static int next_event(reader *r, yaml_event_t *event) {
+    if (!yaml_parser_parse(&r->parser, event)) {
+        return fail_parser(r);
+    }
+    const int status = check_event(r, event);
+    if (status) {
+        yaml_event_delete(event);
+    }
+    return status;
+}
+
+static bool is_null(const yaml_event_t *event) {
+    static const char *const words[] = {"", "~", "null", "Null", "NULL"};
+    if (event->data.scalar.style != YAML_PLAIN_SCALAR_STYLE) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        if (strcmp((const char *)event->data.scalar.value, words[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The scalar's text, which must not hide a NUL.
+static int scalar_text(const reader *r, const yaml_event_t *event, const char **out) {
+    *out = (const char *)event->data.scalar.value;
+    if (strlen(*out) != event->data.scalar.length) {
+        return FAIL_AT(r, event->start_mark.line, "a text must not hold a zero byte");
+    }
+    return TS_OK;
+}
+
+// The items of a sequence whose start has been read.
+static int read_list(reader *r, const ts_option *option, size_t line) {
+    const char **items = ts_arena_alloc(r->arena, MAX_NODES * sizeof *items);
+    if (!items) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t count = 0;; count++) {
+        yaml_event_t event;
+        TS_TRY(next_event(r, &event));
+        int status = TS_OK;
+        const bool ended = event.type == YAML_SEQUENCE_END_EVENT;
+        if (!ended && event.type != YAML_SCALAR_EVENT) {
+            status = FAIL_AT(r, event.start_mark.line, "\"%s\" must be a list of plain values", option->name);
+        } else if (!ended) {
+            status = scalar_text(r, &event, &items[count]);
+            if (!status) {
+                items[count] = ts_arena_strdup(r->arena, items[count]);
+                status = items[count] ? TS_OK : TS_ERESOURCE;
+            }
+        }
+        yaml_event_delete(&event);
+        TS_TRY(status);
+        if (ended) {
+            char place[PLACE_BYTES];
+            return ts_option_set_list(option, r->target, r->arena, items, count, place_of(r, line, place));
+        }
+    }
+}
+
+static int read_value(reader *r, const ts_option *option, const yaml_event_t *event) {
+    const size_t line = event->start_mark.line;
+    if (event->type == YAML_SEQUENCE_START_EVENT && option->type == TS_OPTION_LIST) {
+        return read_list(r, option, line);
+    }
+    if (event->type != YAML_SCALAR_EVENT) {
+        return FAIL_AT(r, line, "\"%s\" must be %s, and is a %s", option->name,
+                       option->type == TS_OPTION_LIST ? "a list" : "one plain value",
+                       event->type == YAML_MAPPING_START_EVENT ? "map" : "list");
+    }
+    const bool may_be_unset = option->type == TS_OPTION_STRING || option->type == TS_OPTION_LIST;
+    if (may_be_unset && is_null(event)) {
+        ts_option_clear(option, r->target);
+        return TS_OK;
+    }
+    const char *text;
+    char place[PLACE_BYTES];
+    TS_TRY(scalar_text(r, event, &text));
+    return ts_option_set(option, r->target, r->arena, text, place_of(r, line, place));
+}
+
+static int note_key(reader *r, const char *name, size_t line) {
+    for (const met_key *key = r->met; key; key = key->next) {
+        if (ts_option_same_name(key->name, name, SIZE_MAX)) {
+            return FAIL_AT(r, line, "key \"%s\" occurs twice; the first is on line %zu", name, key->line + 1);
+        }
+    }
+    met_key *key = ts_arena_alloc(r->arena, sizeof *key);
+    if (!key) {
+        return TS_ERESOURCE;
+    }
+    *key = (met_key){.name = ts_arena_strdup(r->arena, name), .line = line, .next = r->met};
+    r->met = key;
+    return key->name ? TS_OK : TS_ERESOURCE;
+}
+
+static int read_map(reader *r, const char *section);
+
+// `key` was met inside `section` ("" or "train."); its value follows.
+static int read_member(reader *r, const char *section, const char *key, size_t line) {
+    char name[NAME_BYTES], inner[NAME_BYTES + 1], place[PLACE_BYTES];
+    const bool fits = snprintf(name, sizeof name, "%s%s", section, key) < NAME_BYTES;
+    const ts_option *option = fits ? ts_option_find(r->table, name) : NULL;
+    const bool is_section = fits && !option && ts_option_is_section(r->table, name);
+    if (!option && !is_section) {
+        return ts_option_fail_unknown(r->table, place_of(r, line, place), "key", section, key);
+    }
+    TS_TRY(note_key(r, name, line));
+    yaml_event_t event;
+    TS_TRY(next_event(r, &event));
+    int status = TS_OK;
+    if (option) {
+        status = read_value(r, option, &event);
+    } else if (event.type == YAML_MAPPING_START_EVENT) {
+        snprintf(inner, sizeof inner, "%s.", name);
+        status = read_map(r, inner);
+    } else if (event.type != YAML_SCALAR_EVENT || !is_null(&event)) {  // an empty section is harmless
+        status = FAIL_AT(r, line, "\"%s\" is a section; give its keys indented below it", name);
+    }
+    yaml_event_delete(&event);
+    return status;
+}
+
+// The members of a map whose start has been read.
+static int read_map(reader *r, const char *section) {
+    for (;;) {
+        yaml_event_t event;
+        TS_TRY(next_event(r, &event));
+        int status;
+        const bool ended = event.type == YAML_MAPPING_END_EVENT;
+        const char *key;
+        if (ended) {
+            status = TS_OK;
+        } else if (event.type != YAML_SCALAR_EVENT) {
+            status = FAIL_AT(r, event.start_mark.line, "a key must be a plain name");
+        } else {
+            status = scalar_text(r, &event, &key);
+            if (!status) {
+                status = read_member(r, section, key, event.start_mark.line);
+            }
+        }
+        yaml_event_delete(&event);
+        if (status || ended) {
+            return status;
+        }
+    }
+}
+
+static int expect(reader *r, yaml_event_type_t type, const char *reason) {
+    yaml_event_t event;
+    TS_TRY(next_event(r, &event));
+    const int status = event.type == type ? TS_OK : FAIL_AT(r, event.start_mark.line, "%s", reason);
+    yaml_event_delete(&event);
+    return status;
+}
+
+// One document that is a map, or nothing at all.
+static int read_stream(reader *r) {
+    TS_TRY(expect(r, YAML_STREAM_START_EVENT, "not a YAML stream"));
+    yaml_event_t event;
+    TS_TRY(next_event(r, &event));
+    const yaml_event_type_t type = event.type;
+    yaml_event_delete(&event);
+    if (type == YAML_STREAM_END_EVENT) {
+        return TS_OK;
+    }
+    TS_TRY(expect(r, YAML_MAPPING_START_EVENT, "the file must hold lines of the form \"key: value\""));
+    TS_TRY(read_map(r, ""));
+    TS_TRY(expect(r, YAML_DOCUMENT_END_EVENT, "more than one value; the file must hold one map"));
+    return expect(r, YAML_STREAM_END_EVENT, "more than one document; keep one, without \"---\"");
+}
+
+// libyaml compares each %TAG directive with all before it, inside one call that no limit above would interrupt.
+static int refuse_directives(const reader *r, const char *text) {
+    size_t line = 0;
+    for (const char *at = text; at; line++) {
+        if (*at == '%') {
+            return FAIL_AT(r, line, "directives (%%) are refused; remove the line");
+        }
+        at = strchr(at, '\n');
+        at = at ? at + 1 : NULL;
+    }
+    return TS_OK;
+}
+
+int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, const char *path) {
+    char *text;
+    size_t bytes;
+    TS_TRY(ts_file_read(path, MAX_BYTES, &text, &bytes));
+    reader r = {.table = table, .target = target, .arena = arena, .path = path};
+    int status = refuse_directives(&r, text);
+    if (!status && !yaml_parser_initialize(&r.parser)) {
+        status = TS_FAIL(TS_ERESOURCE, "%s: out of memory", path);
+    }
+    if (!status) {
+        yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
+        yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, bytes);
+        status = read_stream(&r);
+        yaml_parser_delete(&r.parser);
+    }
+    free(text);
+    return status;
+}
