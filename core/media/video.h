@@ -38,7 +38,7 @@ int64_t ts_video_reader_damaged(const ts_video_reader *reader);
 typedef struct ts_video_writer_params {
     int64_t width, height;  // even
     int fps_numerator, fps_denominator;
-    int crf;            // x264 quality; default 18
+    int crf;            // x264 quality, 1 (best) .. 51; 0 means 18
     const char *title;  // metadata or NULL
 } ts_video_writer_params;
 
