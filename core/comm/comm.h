@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Communicators and collectives. A ts_comm is one axis of the mesh (or the whole world); its table is filled by a
-// transport: mpi.c for host memory. Every call counts its bytes.
+// transport: mpi.c for host memory. Every call counts its bytes. Counts may exceed what MPI's ints hold.
 //
 // All calls are collective over the communicator and must be made in the same order on every rank of it.
 // Errors inside a step abort the job (ts_comm_abort); at the rare collective points ts_agree makes every rank return
@@ -20,16 +20,24 @@ typedef enum { TS_AXIS_DATA, TS_AXIS_CFG, TS_AXIS_SEQUENCE, TS_AXIS_TENSOR, TS_A
 typedef struct ts_comm ts_comm;
 typedef struct ts_request ts_request;  // an operation under way
 
+// Payload bytes that one of n ranks sends, by a formula for each collective that no algorithm enters:
+//   all-reduce      2 (n-1)/n of the data       broadcast       (n-1)/n of the data, whoever is root
+//   all-gather      (n-1) times its own part    reduce-scatter  the parts of the others
+//   all-to-all      what goes to the others     barrier, agree  0
+// With even parts, all-gather and reduce-scatter are (n-1)/n of the whole.
 typedef struct ts_comm_counters {
-    uint64_t calls,
-        bytes_sent;  // payload bytes this rank sends by the algorithm-independent formula of each collective
+    uint64_t calls, bytes_sent;
     double seconds;  // spent inside calls and waits
 } ts_comm_counters;
 
 // ---- the world ----------------------------------------------------------------------------------------------------
-// Initialises MPI (MPI_THREAD_SERIALIZED) when started by mpirun or not; sets the log's rank. Call once, first.
+// Initialises MPI (MPI_THREAD_SERIALIZED) when a launcher started the program (mpirun, srun ...; TESSERA_MPI=1 in the
+// environment for one that is not recognised), else makes a world of one rank without MPI. Sets the log's rank. Call
+// once, first.
 int ts_world_open(ts_comm **out, int *argc, char ***argv);
-// Closes MPI. `status` non-zero on one rank only: aborts the job with that exit code instead of hanging in finalize.
+// Closes MPI. With a non-zero status that is not TS_ESTOPPED the last error is printed, once: by the lowest failing
+// rank when all ranks come here; a rank that failed alone waits some seconds for the others, then ends the job
+// through ts_comm_abort instead of hanging in finalize. The program then exits with ts_exit_code(status).
 void ts_world_close(ts_comm **world, int status);
 
 // A grid over the world: tensor fastest, then sequence, cfg, data. The product must equal the world's size.
@@ -37,6 +45,7 @@ typedef struct ts_mesh {
     ts_comm *world;
     ts_comm *axis[TS_AXIS_COUNT];  // communicator of this rank along each axis; size 1 axes too
 } ts_mesh;
+// degree[TS_AXIS_WORLD] is not read. TS_EUSAGE on every rank when the product is wrong.
 int ts_mesh_open(ts_mesh *out, ts_comm *world, const int degree[TS_AXIS_COUNT]);
 void ts_mesh_close(ts_mesh *mesh);
 
@@ -44,14 +53,14 @@ int ts_comm_rank(const ts_comm *comm);
 int ts_comm_size(const ts_comm *comm);
 ts_comm_counters ts_comm_get_counters(const ts_comm *comm);
 
-// ---- collectives (host memory; blocking unless said)
-// -----------------------------------------------------------------
-int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype,
-                  ts_reduce_op op);  // in place; F32 F64 I64 I32
+// ---- collectives: host memory; blocking unless said -----------------------------------------------------------------
+// In place; F32 F64 I64 I32.
+int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op);
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root);
 // Every rank gives counts[rank] elements at `send`; all get all of them, in rank order, at `receive`.
+// `send` may be this rank's own part of `receive`; otherwise they must not overlap.
 int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
-// data holds sum(counts) elements; rank r receives the sum of part r.
+// data holds sum(counts) elements; rank r receives the sum of part r. F32 F64 I64 I32.
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
 // send_counts[r] elements to rank r from consecutive parts of `send`; likewise received.
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
@@ -62,10 +71,12 @@ int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **
 int ts_wait(ts_request **request);
 
 // ---- errors across ranks
-// --------------------------------------------------------------------------------------------- Collective. When any
-// rank gives a non-zero status, all ranks return the status of the lowest failing rank with its text
-// ("rank 3: ...") as last error. Returns 0 when all are 0.
+// ---------------------------------------------------------------------------------------------- Collective. When any
+// rank gives a non-zero status, all ranks return the status of the lowest failing rank with its text ("rank 3: ...") as
+// last error. Returns 0 when all are 0.
 int ts_agree(ts_comm *comm, int status);
+// Collective. True on all ranks when true on one: for a signal that may reach ranks at different times.
+bool ts_agree_any(ts_comm *comm, bool flag);
 // Prints "[rank 3/16 host] file:line text" and ends the whole job with the exit code of `status`.
 _Noreturn void ts_comm_abort(ts_comm *comm, int status);
 

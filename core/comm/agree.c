@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Making ranks return the same answer.
+#include <stdio.h>
+
+#include "core/base/status.h"
+#include "core/comm/transport.h"
+
+typedef struct message {
+    int code;
+    char place[256], text[1536];
+} message;
+
+int ts_agree(ts_comm *comm, int status) {
+    if (comm->size == 1) {
+        return status;
+    }
+    int lowest = status ? comm->rank : comm->size;
+    TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &lowest, 1, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
+    if (lowest == comm->size) {
+        return TS_OK;
+    }
+    message failure = {.code = status};
+    if (lowest == comm->rank) {
+        snprintf(failure.place, sizeof failure.place, "%s", ts_error_place());
+        snprintf(failure.text, sizeof failure.text, "rank %d: %.1500s", comm->rank, ts_error_text());
+    }
+    TS_TRY(ts_mpi_check(MPI_Bcast(&failure, (int)sizeof failure, MPI_BYTE, lowest, comm->mpi), "MPI_Bcast"));
+    ts_error_set(failure.code, failure.place, failure.text);
+    return failure.code;
+}
+
+bool ts_agree_any(ts_comm *comm, bool flag) {
+    if (comm->size == 1) {
+        return flag;
+    }
+    int any = flag;
+    const int status = ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &any, 1, MPI_INT, MPI_MAX, comm->mpi), "MPI_Allreduce");
+    if (status) {
+        ts_comm_abort(comm, status);
+    }
+    return any != 0;
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inside core/comm only: what a communicator is, and the table a transport fills.
+#ifndef TS_COMM_TRANSPORT_H
+#define TS_COMM_TRANSPORT_H
+
+#include <mpi.h>
+
+#include "core/comm/comm.h"
+
+// Called by comm.c, which has dealt with single ranks, sizes and counters: size > 1 here.
+typedef struct ts_transport {
+    int (*all_reduce)(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op);
+    int (*broadcast)(ts_comm *comm, void *data, int64_t bytes, int root);
+    int (*all_gather_v)(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
+    int (*reduce_scatter_v)(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
+    int (*all_to_all_v)(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
+                        const int64_t *receive_counts, ts_dtype dtype);
+    int (*barrier)(ts_comm *comm);
+    int (*all_reduce_start)(ts_request *request, float *data, int64_t count);
+    int (*wait)(ts_request *request);
+} ts_transport;
+
+struct ts_request {
+    ts_comm *comm;
+    MPI_Request *parts;  // [count]; kept between uses, so that a step allocates nothing after the first
+    int count, room;
+    ts_request *next_free;
+};
+
+struct ts_comm {
+    int rank, size;
+    const ts_transport *transport;
+    MPI_Comm mpi;  // MPI_COMM_NULL for a program started without a launcher
+    int *counts;   // [2 * size] scratch for MPI's int counts and displacements
+    ts_request *free_requests;
+    ts_comm_counters counters;
+};
+
+// A communicator over `mpi`, which it owns unless it is MPI_COMM_WORLD; MPI_COMM_NULL makes a lone rank.
+int ts_comm_new(ts_comm **out, MPI_Comm mpi);
+void ts_comm_delete(ts_comm **comm);
+
+extern const ts_transport ts_mpi_transport;
+// Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
+extern int64_t ts_mpi_chunk;
+
+// TS_EPEER with MPI's own words when `code` is not MPI_SUCCESS.
+int ts_mpi_check(int code, const char *call);
+
+#endif
