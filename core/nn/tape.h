@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tape: model code is a C function over nn calls; the tape's mode says what a call does.
 //
-//   run     compute, keep nothing: sampling
-//   record  compute, keep what backward needs, note the call: training
-//   count   compute nothing, allocate nothing: exact shapes, bytes and FLOPs
+//   run          compute, keep nothing: sampling
+//   record       compute, keep what backward needs, note the call: training
+//   count        compute nothing, allocate nothing: exact shapes, bytes and FLOPs of a recorded step with its backward
+//   count run    the same of a run
 //
 // Variables live in the tape's arena until ts_tape_reset. Errors are sticky: after a failure every call is a no-op that
 // returns NULL and accepts NULL, and ts_tape_status tells the first error, so model code reads as equations.
 //
 // Gradient contract: parameters `+=`; a variable's gradient is `=` by its first consumer in reverse order and `+=` by
-// later ones.
+// later ones. The gradient of an intermediate variable lives only until the call that made the variable has gone
+// backward; the gradients of inputs stay until reset.
 #ifndef TS_NN_TAPE_H
 #define TS_NN_TAPE_H
 
@@ -20,47 +22,58 @@
 #include "core/kernels/kernels.h"
 #include "core/nn/param.h"
 
-typedef enum { TS_TAPE_RUN, TS_TAPE_RECORD, TS_TAPE_COUNT } ts_tape_mode;
+typedef enum { TS_TAPE_RUN, TS_TAPE_RECORD, TS_TAPE_COUNT, TS_TAPE_COUNT_RUN } ts_tape_mode;
 
 typedef struct ts_tape ts_tape;
 
 typedef struct ts_var {
     ts_tensor value;
-    void *grad;  // same dtype and shape as value; NULL until backward reaches it
+    void *grad;           // shape of value; set once backward reached the variable (grad_written)
+    ts_dtype grad_dtype;  // that of value; F32 for a bf16 variable with several consumers, whose sum needs the digits
     bool needs_grad;
     bool grad_written;  // false: the next backward contribution assigns
+    bool borrowed;      // the value is the caller's, or is read again later: never overwritten in place
+    int consumers;      // calls that will contribute to the gradient
 } ts_var;
 
 typedef struct ts_tape_stats {
     double flops;               // forward, multiply-add = 2, GEMM and attention
     uint64_t activation_bytes;  // kept for backward at the peak
-    uint64_t peak_bytes;        // arena peak
+    uint64_t peak_bytes;        // values and gradients, peak since open
     int64_t calls;
 } ts_tape_stats;
 
 // `operand_dtype` is the dtype of GEMM and attention inputs: F32 or BF16.
 int ts_tape_open(ts_tape **out, const ts_kernels *kernels, ts_tape_mode mode, ts_dtype operand_dtype);
 void ts_tape_close(ts_tape **tape);
-void ts_tape_reset(ts_tape *tape);                        // forgets variables and calls, keeps the memory
-void ts_tape_set_mode(ts_tape *tape, ts_tape_mode mode);  // only right after reset
-int ts_tape_status(const ts_tape *tape);                  // first error since reset
+void ts_tape_reset(ts_tape *tape);                       // forgets variables and calls, keeps the memory
+int ts_tape_set_mode(ts_tape *tape, ts_tape_mode mode);  // only right after reset
+int ts_tape_status(const ts_tape *tape);                 // first error since reset
 ts_tape_stats ts_tape_get_stats(const ts_tape *tape);
 ts_arena *ts_tape_arena(ts_tape *tape);  // for inputs that live as long as the step
+// Zeroed host memory until reset, real in every mode: row maps, a block's context. NULL after a failure.
+void *ts_tape_object(ts_tape *tape, size_t bytes);
 const ts_kernels *ts_tape_kernels(const ts_tape *tape);
 ts_dtype ts_tape_operand_dtype(const ts_tape *tape);
 ts_tape_mode ts_tape_get_mode(const ts_tape *tape);
 
 // An input: copies nothing, borrows `tensor.data` until reset. With needs_grad its .grad is filled by backward.
 ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad);
+// A parameter, or elements [first, first + count(shape)) of it, as an f32 variable whose gradient is the parameter's.
+ts_var *ts_tape_param(ts_tape *tape, const ts_param *param);
+ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, ts_shape shape);
 
 // Runs backward from `output` with d_output (dtype and shape of output; NULL means output.grad was set by a loss).
 // Record mode only. Gradients of parameters are added into param->grad.
 int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output);
 
-// A recompute scope: forward runs `block` keeping only its output; backward runs it again recorded, then backwards.
-// `block` must be a pure function of its inputs. At most 8 inputs.
+// A scope: `block` is a pure function of its inputs (at most 8, some may be NULL; the first has the shape and dtype of
+// the output) and of what `context` points to, which must outlive the
+// backward pass. When nothing is recorded, only the block's output stays in memory. When recording, it is called as is,
+// or with `recompute` only the output is kept, and backward runs the block again, recorded, before it goes through it.
 typedef ts_var *(*ts_block_fn)(ts_tape *tape, const void *context, ts_var *const *inputs);
-ts_var *ts_recompute(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count);
+ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
+                      bool recompute);
 
 // A named value that `ts_tape_probe_fn` sees as it is made: how parity checks and debuggers look inside a model.
 typedef void (*ts_tape_probe_fn)(void *user, const char *name, const ts_var *var);
