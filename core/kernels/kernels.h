@@ -193,9 +193,12 @@ typedef struct ts_kernels {
     int (*patchify)(const ts_patchify *p);
     int (*unpatchify)(const ts_patchify *p);  // also patchify's gradient, and the other way round
 
-    // y = gelu_tanh(x);  d_x = d_y * gelu'(x)
+    // y = gelu_tanh(x);  d_x = d_y * gelu'(x); d_x may be d_y
     int (*gelu_forward)(const void *x, void *y, ts_dtype dtype, int64_t n);
     int (*gelu_backward)(const void *x, const void *d_y, void *d_x, ts_dtype dtype, int64_t n);
+    // y = x Phi(x), Phi the normal distribution function by erf: the exact form, f32
+    int (*gelu_erf_forward)(const float *x, float *y, int64_t n);
+    int (*gelu_erf_backward)(const float *x, const float *d_y, float *d_x, int64_t n);
     // T5's gated unit: y = gelu_tanh(a) * b
     int (*gated_gelu_forward)(const void *a, const void *b, void *y, ts_dtype dtype, int64_t n);
     int (*gated_gelu_backward)(const void *a, const void *b, const void *d_y, void *d_a, void *d_b, ts_dtype dtype,

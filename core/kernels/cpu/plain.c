@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that move data or run rarely: patches, embeddings, sinusoids, noise. Formulas: core/kernels/kernels.h.
+// Kernels that move data or run rarely: patches, embeddings, sinusoids, noise, exact GELU. Formulas:
+// core/kernels/kernels.h.
 #include <math.h>
 #include <string.h>
 
@@ -121,11 +122,36 @@ static int noise(float *out, int64_t n, uint64_t seed, uint32_t purpose, uint64_
     return 0;
 }
 
+// ---- exact GELU ----------------------------------------------------------------------------------------------------
+
+static double normal_distribution(double x) {
+    return 0.5 * (1.0 + erf(x * 0.70710678118654752440));
+}
+
+static int gelu_erf_forward(const float *x, float *y, int64_t n) {
+#pragma omp parallel for schedule(static) if (n > 4096)
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = (float)(x[i] * normal_distribution(x[i]));
+    }
+    return 0;
+}
+
+static int gelu_erf_backward(const float *x, const float *d_y, float *d_x, int64_t n) {
+#pragma omp parallel for schedule(static) if (n > 4096)
+    for (int64_t i = 0; i < n; i++) {
+        const double u = x[i], density = 0.39894228040143267794 * exp(-0.5 * u * u);
+        d_x[i] = (float)(d_y[i] * (normal_distribution(u) + u * density));
+    }
+    return 0;
+}
+
 void ts_cpu_fill_plain(ts_kernels *kernels) {
     kernels->patchify = patchify;
     kernels->unpatchify = unpatchify;
     kernels->embedding_forward = embedding_forward;
     kernels->embedding_backward = embedding_backward;
+    kernels->gelu_erf_forward = gelu_erf_forward;
+    kernels->gelu_erf_backward = gelu_erf_backward;
     kernels->sinusoid = sinusoid;
     kernels->noise = noise;
 }

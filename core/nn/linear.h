@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear layers:  y = x W^T + b      x [.., in], W [out, in], b [out], y [.., out]
+//
+// Operands are bf16 or f32 as the tape says, or f32 always for a `precise` layer (the time path). Accumulation, bias
+// and gradients of parameters are f32.
+//
+// Several layers of one input (to_q, to_k, to_v) can be joined into one ts_linear whose output has their columns side
+// by side. Declared one after the other their weights lie side by side in memory and one GEMM serves all of them; where
+// the padding between parameters forbids it, each is a GEMM of its own into its columns.
+#ifndef TS_NN_LINEAR_H
+#define TS_NN_LINEAR_H
+
+#include "core/nn/tape.h"
+
+enum { TS_LINEAR_MAX_PIECES = 3 };
+
+// One GEMM: consecutive output columns.
+typedef struct ts_linear_piece {
+    const ts_param *weight, *bias;  // of the first layer in the piece; bias NULL: none
+    int64_t first, out;             // columns [first, first + out)
+} ts_linear_piece;
+
+typedef struct ts_linear {
+    int64_t in, out;
+    bool precise;
+    int pieces;
+    ts_linear_piece piece[TS_LINEAR_MAX_PIECES];
+    int layers;  // as declared: what initialisation and checkpoints see
+    ts_param *weight[TS_LINEAR_MAX_PIECES], *bias[TS_LINEAR_MAX_PIECES];
+} ts_linear;
+
+// Declares PREFIX.NAME.weight [out, in] and PREFIX.NAME.bias [out].
+int ts_linear_open(ts_linear *out, ts_params *params, const char *prefix, const char *name, int64_t in,
+                   int64_t features, bool bias);
+// Declares `count` layers of the same sizes, joined.
+int ts_linear_open_joined(ts_linear *out, ts_params *params, const char *prefix, const char *const *names, int count,
+                          int64_t in, int64_t features, bool bias);
+// Weights normal with deviation gain / sqrt(in), biases 0.
+void ts_linear_init(ts_linear *linear, uint64_t seed, double gain);
+
+// y in dtype_y (F32, or the tape's operand dtype).
+ts_var *ts_nn_linear(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_dtype dtype_y);
+// gelu_tanh(x W^T + b), in the tape's operand dtype.
+ts_var *ts_nn_linear_gelu(ts_tape *tape, const ts_linear *linear, ts_var *x);
+
+#endif

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/nn/norm.h"
+
+// ---- layer norm
+// ------------------------------------------------------------------------------------------------------
+
+typedef struct layer_norm_call {
+    ts_layer_norm args;
+    ts_var *x, *y;
+    ts_columns scale, shift;
+} layer_norm_call;
+
+static float *table_gradient(ts_columns c) {
+    return c.var->grad ? (float *)c.var->grad + c.first : NULL;
+}
+
+static int layer_norm_backward(ts_tape *tape, void *call) {
+    layer_norm_call *c = call;
+    ts_layer_norm *args = &c->args;
+    TS_TRY(ts_grad_convert(tape, c->y, args->dtype_y));
+    args->d_y = c->y->grad;
+    if (c->scale.var && c->scale.var->needs_grad) {
+        TS_TRY(ts_grad_add_to(tape, c->scale.var));
+        TS_TRY(ts_grad_add_to(tape, c->shift.var));
+        args->d_scale = table_gradient(c->scale);
+        args->d_shift = table_gradient(c->shift);
+    }
+    const ts_columns x = ts_whole(c->x);
+    ts_grad_slot d_x;
+    if (!c->x->needs_grad) {
+        // The kernel always writes d_x: give it a place that is thrown away.
+        const size_t bytes = (size_t)(args->rows * args->width) * sizeof(float);
+        args->d_x = ts_pool_take(tape, bytes);
+        if (!args->d_x) {
+            return TS_ERESOURCE;
+        }
+        TS_TRY(TS_KERNEL(tape, layer_norm_backward, args));
+        ts_pool_give(tape, args->d_x, bytes);
+        return 0;
+    }
+    TS_TRY(ts_grad_begin(tape, x, TS_F32, true, &d_x));
+    args->d_x = d_x.data;
+    args->accumulate_d_x = d_x.accumulate;
+    TS_TRY(TS_KERNEL(tape, layer_norm_backward, args));
+    return ts_grad_end(tape, x, &d_x);
+}
+
+ts_var *ts_nn_layer_norm(ts_tape *tape, ts_var *x, double eps, double scale_offset, ts_columns scale, ts_columns shift,
+                         ts_row_map map, ts_dtype dtype_y) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    const int64_t rows = ts_var_rows(x), width = ts_var_width(x);
+    TS_ASSERT(x->value.dtype == TS_F32);
+    TS_ASSERT(!scale.var == !shift.var && (!scale.var || ts_var_width(scale.var) == ts_var_width(shift.var)));
+    const bool table_grad = scale.var && scale.var->needs_grad;
+    ts_var *y = ts_tape_new(tape, dtype_y, x->value.shape, x->needs_grad || table_grad);
+    if (!y) {
+        return NULL;
+    }
+    ts_layer_norm args = {.rows = rows,
+                          .width = width,
+                          .eps = (float)eps,
+                          .scale_offset = (float)scale_offset,
+                          .x = x->value.data,
+                          .y = y->value.data,
+                          .dtype_y = dtype_y,
+                          .scale = scale.var ? ts_columns_data(scale) : NULL,
+                          .shift = shift.var ? ts_columns_data(shift) : NULL,
+                          .table_stride = scale.var ? ts_var_width(scale.var) : 0,
+                          .table_rows = map.table_rows,
+                          .row_index = map.index};
+    if (y->needs_grad) {
+        args.mean = ts_tape_alloc(tape, (size_t)rows * sizeof(float));
+        args.rstd = ts_tape_alloc(tape, (size_t)rows * sizeof(float));
+    }
+    if (!ts_tape_status(tape)) {
+        ts_tape_try(tape, TS_KERNEL(tape, layer_norm_forward, &args));
+    }
+    layer_norm_call *c = ts_tape_note(tape, y, layer_norm_backward, sizeof *c);
+    if (c) {
+        *c = (layer_norm_call){args, x, y, scale, shift};
+        ts_var_consume(x);
+    }
+    return ts_tape_status(tape) ? NULL : y;
+}
+
+ts_var *ts_nn_layer_norm_affine(ts_tape *tape, ts_var *x, double eps, const ts_param *weight, const ts_param *bias,
+                                ts_dtype dtype_y) {
+    const ts_columns scale = ts_whole(ts_tape_param(tape, weight)), shift = ts_whole(ts_tape_param(tape, bias));
+    return ts_nn_layer_norm(tape, x, eps, 0.0, scale, shift, (ts_row_map){NULL, 1}, dtype_y);
+}
+
+// ---- RMS norm
+// --------------------------------------------------------------------------------------------------------
+
+typedef struct rms_norm_call {
+    ts_rms_norm args;
+    ts_columns x;
+    ts_var *y;
+} rms_norm_call;
+
+static int rms_norm_backward(ts_tape *tape, void *call) {
+    rms_norm_call *c = call;
+    ts_rms_norm *args = &c->args;
+    TS_TRY(ts_grad_convert(tape, c->y, args->dtype_y));
+    args->d_y = c->y->grad;
+    ts_grad_slot d_x = {0};
+    const size_t bytes = (size_t)(args->rows * args->x_row) * ts_dtype_bytes(args->dtype_x);
+    if (c->x.var->needs_grad) {
+        TS_TRY(ts_grad_begin(tape, c->x, args->dtype_x, true, &d_x));
+    } else {
+        // The kernel always writes d_x: give it a place that is thrown away.
+        d_x.data = ts_pool_take(tape, bytes);
+        if (!d_x.data) {
+            return TS_ERESOURCE;
+        }
+    }
+    args->d_x = d_x.data;
+    args->accumulate_d_x = d_x.accumulate;
+    TS_TRY(TS_KERNEL(tape, rms_norm_backward, args));
+    if (c->x.var->needs_grad) {
+        return ts_grad_end(tape, c->x, &d_x);
+    }
+    ts_pool_give(tape, d_x.data, bytes);
+    return 0;
+}
+
+ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
+                       ts_dtype dtype_y) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(weight->count == x.width);
+    const bool trains = ts_tape_trains(tape, weight);
+    ts_var *y = ts_tape_new(tape, dtype_y, ts_var_shape_with_width(x.var, x.width), x.var->needs_grad || trains);
+    if (!y) {
+        return NULL;
+    }
+    ts_rms_norm args = {.rows = ts_var_rows(x.var),
+                        .width = x.width,
+                        .x_row = ts_var_width(x.var),
+                        .y_row = x.width,
+                        .eps = (float)eps,
+                        .x = ts_columns_data(x),
+                        .y = y->value.data,
+                        .dtype_x = x.var->value.dtype,
+                        .dtype_y = dtype_y,
+                        .weight = weight->value,
+                        .cosine = rope.cosine,
+                        .sine = rope.sine,
+                        .positions = rope.positions,
+                        .head_dim = rope.head_dim,
+                        .d_weight = weight->grad};
+    if (y->needs_grad) {
+        args.rstd = ts_tape_alloc(tape, (size_t)args.rows * sizeof(float));
+    }
+    if (!ts_tape_status(tape)) {
+        ts_tape_try(tape, TS_KERNEL(tape, rms_norm_forward, &args));
+    }
+    rms_norm_call *c = ts_tape_note(tape, y, rms_norm_backward, sizeof *c);
+    if (c) {
+        *c = (rms_norm_call){args, x, y};
+        if (x.width == ts_var_width(x.var)) {
+            ts_var_consume(x.var);
+        }
+    }
+    return ts_tape_status(tape) ? NULL : y;
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Normalisation layers over the last dimension.
+#ifndef TS_NN_NORM_H
+#define TS_NN_NORM_H
+
+#include "core/nn/layer.h"
+
+// Which row of a modulation table belongs to each row of a variable.
+typedef struct ts_row_map {
+    const int32_t *index;  // [rows], non-decreasing, or NULL: table row 0 for all
+    int64_t table_rows;
+} ts_row_map;
+
+//   y = (x - mean) / sqrt(variance + eps) * (scale_offset + scale[t]) + shift[t]         t = map.index[row]
+// x f32 [.., D]; scale and shift: D columns of f32 variables [table rows, *] of one row stride, or .var NULL: plain.
+// scale_offset 1 modulates; 0 with a weight and a bias is the affine layer norm. y in dtype_y.
+ts_var *ts_nn_layer_norm(ts_tape *tape, ts_var *x, double eps, double scale_offset, ts_columns scale, ts_columns shift,
+                         ts_row_map map, ts_dtype dtype_y);
+// The affine form with its two parameters.
+ts_var *ts_nn_layer_norm_affine(ts_tape *tape, ts_var *x, double eps, const ts_param *weight, const ts_param *bias,
+                                ts_dtype dtype_y);
+
+// Rotary position embedding: angles of `positions` consecutive rows, repeating.
+typedef struct ts_rope {
+    const float *cosine, *sine;  // [positions, head_dim / 2]; NULL: no rotation
+    int64_t positions, head_dim;
+} ts_rope;
+
+//   u = x / sqrt(mean(x^2) + eps) * weight;  pairs (2p, 2p+1) of each head of u rotate by angle[row % positions][p]
+// over all columns taken (all heads together). x f32 or bf16; y [.., width of x] in dtype_y.
+ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope, ts_dtype dtype_y);
+
+#endif

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/nn/residual.h"
+
+// ---- gated residual
+// --------------------------------------------------------------------------------------------------
+
+typedef struct residual_call {
+    ts_gated_residual args;
+    ts_var *x, *y, *out;
+    ts_columns gate;
+} residual_call;
+
+static int branch_gradient(ts_tape *tape, residual_call *c) {
+    ts_gated_residual *args = &c->args;
+    if (c->gate.var && c->gate.var->needs_grad) {
+        TS_TRY(ts_grad_add_to(tape, c->gate.var));
+        args->d_gate = c->gate.var->grad ? (float *)c->gate.var->grad + c->gate.first : NULL;
+    }
+    const ts_columns y = ts_whole(c->y);
+    ts_grad_slot d_y;
+    TS_TRY(ts_grad_begin(tape, y, args->dtype_y, false, &d_y));
+    args->d_out = c->out->grad;
+    args->d_y = d_y.data;
+    TS_TRY(TS_KERNEL(tape, gated_residual_backward, args));
+    return ts_grad_end(tape, y, &d_y);
+}
+
+static int residual_backward(ts_tape *tape, void *call) {
+    residual_call *c = call;
+    if (c->y->needs_grad) {
+        TS_TRY(branch_gradient(tape, c));
+    }
+    return ts_grad_pass(tape, c->out, c->x);
+}
+
+ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(x->value.dtype == TS_F32 && ts_var_width(x) == ts_var_width(y) && ts_var_rows(x) == ts_var_rows(y));
+    const bool needs_grad = x->needs_grad || y->needs_grad || (gate.var && gate.var->needs_grad);
+    const bool in_place = !ts_tape_keeps(tape) && !x->borrowed;
+    ts_var *out = in_place ? ts_tape_alias(tape, x, x->value.shape, false)
+                           : ts_tape_new(tape, TS_F32, x->value.shape, needs_grad);
+    if (!out) {
+        return NULL;
+    }
+    const ts_gated_residual args = {.rows = ts_var_rows(x),
+                                    .width = ts_var_width(x),
+                                    .x = x->value.data,
+                                    .y = y->value.data,
+                                    .dtype_y = y->value.dtype,
+                                    .out = out->value.data,
+                                    .gate = gate.var ? ts_columns_data(gate) : NULL,
+                                    .table_stride = gate.var ? ts_var_width(gate.var) : 0,
+                                    .table_rows = map.table_rows,
+                                    .row_index = map.index};
+    ts_tape_try(tape, TS_KERNEL(tape, gated_residual_forward, &args));
+    residual_call *c = ts_tape_note(tape, out, residual_backward, sizeof *c);
+    if (c) {
+        *c = (residual_call){args, x, y, out, gate};
+        ts_var_consume(x);
+        ts_var_consume(y);
+    }
+    return ts_tape_status(tape) ? NULL : out;
+}
+
+// ---- broadcast sum
+// ---------------------------------------------------------------------------------------------------
+
+typedef struct add_rows_call {
+    ts_var *x, *b, *out;
+} add_rows_call;
+
+static int add_rows_backward(ts_tape *tape, void *call) {
+    add_rows_call *c = call;
+    if (c->b->needs_grad) {
+        TS_TRY(ts_grad_add_to(tape, c->b));
+        TS_TRY(TS_KERNEL(tape, sum_rows, c->out->grad, c->b->grad, ts_var_rows(c->out), ts_var_rows(c->b),
+                         ts_var_width(c->b)));
+    }
+    return ts_grad_pass(tape, c->out, c->x);
+}
+
+ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(x->value.dtype == TS_F32 && b->value.dtype == TS_F32 && ts_var_width(x) == ts_var_width(b));
+    ts_var *out = ts_tape_new(tape, TS_F32, x->value.shape, x->needs_grad || b->needs_grad);
+    if (!out) {
+        return NULL;
+    }
+    ts_tape_try(tape, TS_KERNEL(tape, add_rows, x->value.data, b->value.data, out->value.data, ts_var_rows(x),
+                                ts_var_rows(b), ts_var_width(x)));
+    add_rows_call *c = ts_tape_note(tape, out, add_rows_backward, sizeof *c);
+    if (c) {
+        *c = (add_rows_call){x, b, out};
+        ts_var_consume(x);
+        ts_var_consume(b);
+    }
+    return ts_tape_status(tape) ? NULL : out;
+}
