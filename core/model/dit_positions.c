@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rotary angles and absolute position features of a token grid.
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/base/arena.h"
+#include "core/base/status.h"
+#include "core/model/dit_private.h"
+
+static const double PI = 3.14159265358979323846;
+
+// Pairs of a head go to t first, then h, then w; each axis has a frequency ladder of its own:
+//   angle of pair j of an axis with n pairs = position * 10000^(-j / n)
+static void fill_rope(dit_positions *p, int64_t head_dim) {
+    const int64_t side = head_dim / 6, pairs = head_dim / 2;
+    const int64_t axis_pairs[3] = {pairs - 2 * side, side, side};
+    for (int64_t token = 0; token < p->tokens; token++) {
+        const int64_t at[3] = {token / (p->grid[1] * p->grid[2]), token / p->grid[2] % p->grid[1], token % p->grid[2]};
+        int64_t pair = token * pairs;
+        for (int axis = 0; axis < 3; axis++) {
+            for (int64_t j = 0; j < axis_pairs[axis]; j++, pair++) {
+                const double angle = (double)at[axis] * pow(10000.0, -(double)j / (double)axis_pairs[axis]);
+                p->cosine[pair] = (float)cos(angle);
+                p->sine[pair] = (float)sin(angle);
+            }
+        }
+    }
+}
+
+// sin and cos of pi 2^octave u, u = (i + 1/2) / n the middle of the token on its axis.
+static void fill_features(dit_positions *p) {
+    for (int64_t token = 0; token < p->tokens; token++) {
+        const int64_t at[3] = {token / (p->grid[1] * p->grid[2]), token / p->grid[2] % p->grid[1], token % p->grid[2]};
+        float *f = p->features + token * DIT_POSITION_FEATURES;
+        for (int axis = 0; axis < 3; axis++) {
+            const double u = ((double)at[axis] + 0.5) / (double)p->grid[axis];
+            for (int octave = 0; octave < DIT_POSITION_OCTAVES; octave++) {
+                *f++ = (float)sin(PI * (double)(1 << octave) * u);
+                *f++ = (float)cos(PI * (double)(1 << octave) * u);
+            }
+        }
+    }
+}
+
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video) {
+    int64_t grid[3];
+    for (int i = 0; i < 3; i++) {
+        grid[i] = video.dim[1 + i] / dit->config.patch[i];
+    }
+    for (const dit_positions *p = *dit->positions; p; p = p->next) {
+        if (!memcmp(p->grid, grid, sizeof grid)) {
+            *out = p;
+            return 0;
+        }
+    }
+    const int64_t tokens = grid[0] * grid[1] * grid[2], pairs = dit->config.head_dim / 2;
+    dit_positions *p = ts_calloc(1, sizeof *p);
+    if (!p) {
+        return TS_ERESOURCE;
+    }
+    p->next = *dit->positions;
+    memcpy(p->grid, grid, sizeof grid);
+    p->tokens = tokens;
+    p->cosine = ts_aligned_alloc((size_t)(tokens * pairs) * sizeof(float));
+    p->sine = ts_aligned_alloc((size_t)(tokens * pairs) * sizeof(float));
+    const bool absolute = dit->config.absolute_positions;
+    p->features = absolute ? ts_aligned_alloc((size_t)(tokens * DIT_POSITION_FEATURES) * sizeof(float)) : NULL;
+    if (!p->cosine || !p->sine || (absolute && !p->features)) {
+        p->next = NULL;
+        dit_positions_free(p);
+        return TS_ERESOURCE;
+    }
+    fill_rope(p, dit->config.head_dim);
+    if (absolute) {
+        fill_features(p);
+    }
+    *dit->positions = p;
+    *out = p;
+    return 0;
+}
+
+void dit_positions_free(dit_positions *list) {
+    while (list) {
+        dit_positions *next = list->next;
+        free(list->features);
+        free(list->sine);
+        free(list->cosine);
+        free(list);
+        list = next;
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// The transformer's inside: dit_weights.c declares it, dit_positions.c makes its tables, dit.c runs it.
+#ifndef TS_MODEL_DIT_PRIVATE_H
+#define TS_MODEL_DIT_PRIVATE_H
+
+#include "core/model/dit.h"
+#include "core/nn/linear.h"
+#include "core/nn/norm.h"
+
+// sin and cos of 4 octaves of each of the three normalised coordinates.
+enum { DIT_POSITION_OCTAVES = 4, DIT_POSITION_FEATURES = 3 * DIT_POSITION_OCTAVES * 2 };
+
+typedef struct dit_block {
+    ts_param *table;  // [1, 6, D]
+    ts_linear self_qkv, self_out;
+    ts_param *self_norm_q, *self_norm_k;            // [D]
+    ts_param *cross_norm_weight, *cross_norm_bias;  // [D], or NULL
+    ts_linear cross_q, cross_kv, cross_out;
+    ts_param *cross_norm_q, *cross_norm_k;  // [D]
+    ts_linear image_kv;                     // with the image branch only
+    ts_param *image_norm_k;
+    ts_linear ffn_in, ffn_out;
+} dit_block;
+
+typedef struct dit_image {
+    ts_param *positions;  // [1, image_positions, image_dim] or NULL
+    ts_param *norm_1_weight, *norm_1_bias, *norm_2_weight, *norm_2_bias;
+    ts_linear in, out;
+} dit_image;
+
+// Constants of one token grid.
+typedef struct dit_positions {
+    struct dit_positions *next;
+    int64_t grid[3], tokens;
+    float *cosine, *sine;  // [tokens, head_dim / 2]
+    float *features;       // [tokens, DIT_POSITION_FEATURES], or NULL without absolute positions
+} dit_positions;
+
+struct ts_dit {
+    ts_dit_config config;
+    int64_t width;
+    ts_linear patch, position;
+    ts_linear time_1, time_2, time_projection, text_1, text_2;
+    dit_image image;
+    dit_block *block;  // [layers]
+    ts_param *table;   // [1, 2, D]
+    ts_linear out;
+    dit_positions **positions;  // list of the grids seen so far: a cache, so that it may change in a const model
+};
+
+// Tables of the grid of a video [B, T, H, W, C], made at first use. Not thread-safe.
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video);
+void dit_positions_free(dit_positions *list);
+
+// Image rows [B, rows, image_dim] f32 -> [B, rows, D] in the operand dtype.
+ts_var *dit_image_embedding(ts_tape *tape, const ts_dit *dit, ts_var *image);
+
+#endif

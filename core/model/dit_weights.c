@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// The transformer's parameters: names, shapes, fresh values.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/arena.h"
+#include "core/base/status.h"
+#include "core/model/dit_private.h"
+
+enum { PREFIX_BYTES = 160 };
+
+// Declares PREFIX.NAME; vectors and tables do not decay.
+static int declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape) {
+    char full[2 * PREFIX_BYTES];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    *out = ts_params_add(params, full, shape, false);
+    return *out ? 0 : TS_EINTERNAL;
+}
+
+static int open_block(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix, int64_t index) {
+    const int64_t D = ts_dit_width(c);
+    char at[PREFIX_BYTES];
+    snprintf(at, sizeof at, "%sblocks.%lld.", prefix, (long long)index);
+    TS_TRY(declare(&b->table, params, at, "scale_shift_table", TS_SHAPE(1, 6, D)));
+    const char *const qkv[] = {"attn1.to_q", "attn1.to_k", "attn1.to_v"};
+    TS_TRY(ts_linear_open_joined(&b->self_qkv, params, at, qkv, 3, D, D, true));
+    TS_TRY(declare(&b->self_norm_q, params, at, "attn1.norm_q.weight", TS_SHAPE(D)));
+    TS_TRY(declare(&b->self_norm_k, params, at, "attn1.norm_k.weight", TS_SHAPE(D)));
+    TS_TRY(ts_linear_open(&b->self_out, params, at, "attn1.to_out.0", D, D, true));
+    if (c->cross_attention_norm) {
+        TS_TRY(declare(&b->cross_norm_weight, params, at, "norm2.weight", TS_SHAPE(D)));
+        TS_TRY(declare(&b->cross_norm_bias, params, at, "norm2.bias", TS_SHAPE(D)));
+    }
+    TS_TRY(ts_linear_open(&b->cross_q, params, at, "attn2.to_q", D, D, true));
+    const char *const kv[] = {"attn2.to_k", "attn2.to_v"};
+    TS_TRY(ts_linear_open_joined(&b->cross_kv, params, at, kv, 2, D, D, true));
+    TS_TRY(declare(&b->cross_norm_q, params, at, "attn2.norm_q.weight", TS_SHAPE(D)));
+    TS_TRY(declare(&b->cross_norm_k, params, at, "attn2.norm_k.weight", TS_SHAPE(D)));
+    if (c->added_kv_dim) {
+        const char *const image_kv[] = {"attn2.add_k_proj", "attn2.add_v_proj"};
+        TS_TRY(ts_linear_open_joined(&b->image_kv, params, at, image_kv, 2, D, D, true));
+        TS_TRY(declare(&b->image_norm_k, params, at, "attn2.norm_added_k.weight", TS_SHAPE(D)));
+    }
+    TS_TRY(ts_linear_open(&b->cross_out, params, at, "attn2.to_out.0", D, D, true));
+    TS_TRY(ts_linear_open(&b->ffn_in, params, at, "ffn.net.0.proj", D, c->ffn_dim, true));
+    return ts_linear_open(&b->ffn_out, params, at, "ffn.net.2", c->ffn_dim, D, true);
+}
+
+static int open_image(dit_image *image, const ts_dit_config *c, ts_params *params, const char *prefix) {
+    const int64_t D = ts_dit_width(c), I = c->image_dim;
+    char at[PREFIX_BYTES];
+    snprintf(at, sizeof at, "%scondition_embedder.image_embedder.", prefix);
+    if (c->image_positions) {
+        TS_TRY(declare(&image->positions, params, at, "pos_embed", TS_SHAPE(1, c->image_positions, I)));
+    }
+    TS_TRY(declare(&image->norm_1_weight, params, at, "norm1.weight", TS_SHAPE(I)));
+    TS_TRY(declare(&image->norm_1_bias, params, at, "norm1.bias", TS_SHAPE(I)));
+    TS_TRY(ts_linear_open(&image->in, params, at, "ff.net.0.proj", I, I, true));
+    TS_TRY(ts_linear_open(&image->out, params, at, "ff.net.2", I, D, true));
+    TS_TRY(declare(&image->norm_2_weight, params, at, "norm2.weight", TS_SHAPE(D)));
+    return declare(&image->norm_2_bias, params, at, "norm2.bias", TS_SHAPE(D));
+}
+
+// The patch embedding is stored as a Conv3d whose kernel is its stride: a linear layer over the flattened patch.
+static int open_patch(ts_dit *dit, ts_params *params, const char *prefix) {
+    const ts_dit_config *c = &dit->config;
+    const int64_t features = c->in_channels * c->patch[0] * c->patch[1] * c->patch[2];
+    TS_TRY(ts_linear_open(&dit->patch, params, prefix, "patch_embedding", features, dit->width, true));
+    dit->patch.weight[0]->shape = TS_SHAPE(dit->width, c->in_channels, c->patch[0], c->patch[1], c->patch[2]);
+    if (c->absolute_positions) {
+        TS_TRY(ts_linear_open(&dit->position, params, prefix, "absolute_positions", DIT_POSITION_FEATURES, dit->width,
+                              true));
+        dit->position.precise = true;
+    }
+    return 0;
+}
+
+static int open_conditioning(ts_dit *dit, ts_params *params, const char *prefix) {
+    const ts_dit_config *c = &dit->config;
+    const int64_t D = dit->width;
+    char at[PREFIX_BYTES];
+    snprintf(at, sizeof at, "%scondition_embedder.", prefix);
+    TS_TRY(ts_linear_open(&dit->time_1, params, at, "time_embedder.linear_1", c->freq_dim, D, true));
+    TS_TRY(ts_linear_open(&dit->time_2, params, at, "time_embedder.linear_2", D, D, true));
+    TS_TRY(ts_linear_open(&dit->time_projection, params, at, "time_proj", D, 6 * D, true));
+    // The noise level steers every layer and is only a row or so for each frame: f32 throughout.
+    dit->time_1.precise = dit->time_2.precise = dit->time_projection.precise = true;
+    TS_TRY(ts_linear_open(&dit->text_1, params, at, "text_embedder.linear_1", c->text_dim, D, true));
+    TS_TRY(ts_linear_open(&dit->text_2, params, at, "text_embedder.linear_2", D, D, true));
+    return c->image_dim ? open_image(&dit->image, c, params, prefix) : 0;
+}
+
+static int open_all(ts_dit *dit, ts_params *params, const char *prefix) {
+    const ts_dit_config *c = &dit->config;
+    TS_TRY(open_patch(dit, params, prefix));
+    TS_TRY(open_conditioning(dit, params, prefix));
+    for (int64_t i = 0; i < c->layers; i++) {
+        TS_TRY(open_block(&dit->block[i], c, params, prefix, i));
+    }
+    TS_TRY(declare(&dit->table, params, prefix, "scale_shift_table", TS_SHAPE(1, 2, dit->width)));
+    const int64_t features = c->out_channels * c->patch[0] * c->patch[1] * c->patch[2];
+    return ts_linear_open(&dit->out, params, prefix, "proj_out", dit->width, features, true);
+}
+
+int ts_dit_open(ts_dit **out, const ts_dit_config *config, ts_params *params, const char *prefix) {
+    TS_ASSERT(strlen(prefix) < PREFIX_BYTES / 2);
+    ts_dit *dit = ts_calloc(1, sizeof *dit);
+    if (!dit) {
+        return TS_ERESOURCE;
+    }
+    dit->config = *config;
+    dit->width = ts_dit_width(config);
+    dit->block = ts_calloc((size_t)config->layers, sizeof *dit->block);
+    dit->positions = ts_calloc(1, sizeof(dit_positions *));
+    const int status = dit->block && dit->positions ? open_all(dit, params, prefix) : TS_ERESOURCE;
+    if (status) {
+        ts_dit_close(&dit);
+        return status;
+    }
+    *out = dit;
+    return 0;
+}
+
+void ts_dit_close(ts_dit **dit) {
+    if (!*dit) {
+        return;
+    }
+    if ((*dit)->positions) {
+        dit_positions_free(*(*dit)->positions);
+    }
+    free((*dit)->positions);
+    free((*dit)->block);
+    free(*dit);
+    *dit = NULL;
+}
+
+const ts_dit_config *ts_dit_get_config(const ts_dit *dit) {
+    return &dit->config;
+}
+
+// ---- fresh values
+// ----------------------------------------------------------------------------------------------------
+
+// Gates start near zero (table and time projection are small), so that every block starts close to the identity.
+static const double GAIN = 1.0, GAIN_TIME_PROJECTION = 0.1, GAIN_OUT = 0.1;
+
+static void init_block(dit_block *b, uint64_t seed, int64_t width) {
+    ts_param_init_normal(b->table, seed, (float)(1.0 / sqrt((double)width)));
+    ts_linear *const linears[] = {&b->self_qkv, &b->self_out,  &b->cross_q, &b->cross_kv,
+                                  &b->image_kv, &b->cross_out, &b->ffn_in,  &b->ffn_out};
+    for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
+        ts_linear_init(linears[i], seed, GAIN);
+    }
+    ts_param *const ones[] = {b->self_norm_q,  b->self_norm_k,  b->cross_norm_weight,
+                              b->cross_norm_q, b->cross_norm_k, b->image_norm_k};
+    for (size_t i = 0; i < sizeof ones / sizeof *ones; i++) {
+        if (ones[i]) {
+            ts_param_init_constant(ones[i], 1.0f);
+        }
+    }
+    if (b->cross_norm_bias) {
+        ts_param_init_constant(b->cross_norm_bias, 0.0f);
+    }
+}
+
+static void init_image(dit_image *image, uint64_t seed) {
+    if (image->positions) {
+        ts_param_init_constant(image->positions, 0.0f);
+    }
+    ts_param_init_constant(image->norm_1_weight, 1.0f);
+    ts_param_init_constant(image->norm_1_bias, 0.0f);
+    ts_linear_init(&image->in, seed, GAIN);
+    ts_linear_init(&image->out, seed, GAIN);
+    ts_param_init_constant(image->norm_2_weight, 1.0f);
+    ts_param_init_constant(image->norm_2_bias, 0.0f);
+}
+
+void ts_dit_init(ts_dit *dit, uint64_t seed) {
+    ts_linear_init(&dit->patch, seed, GAIN);
+    ts_linear_init(&dit->position, seed, 0.0);  // learned from nothing: a fresh model is unaware of edges
+    ts_linear_init(&dit->time_1, seed, GAIN);
+    ts_linear_init(&dit->time_2, seed, GAIN);
+    ts_linear_init(&dit->time_projection, seed, GAIN_TIME_PROJECTION);
+    ts_linear_init(&dit->text_1, seed, GAIN);
+    ts_linear_init(&dit->text_2, seed, GAIN);
+    if (dit->config.image_dim) {
+        init_image(&dit->image, seed);
+    }
+    for (int64_t i = 0; i < dit->config.layers; i++) {
+        init_block(&dit->block[i], seed, dit->width);
+    }
+    ts_param_init_normal(dit->table, seed, (float)(1.0 / sqrt((double)dit->width)));
+    ts_linear_init(&dit->out, seed, GAIN_OUT);
+}
