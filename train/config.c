@@ -211,6 +211,8 @@ static bool is_free(const char *key, bool constant_rate) {
     return constant_rate && !strcmp(key, "train.steps");
 }
 
+enum { VALUE_FLAGS = JSON_ENCODE_ANY | JSON_REAL_PRECISION(12) };
+
 // Walks `now`; keys may be nested maps or dotted names.
 static int compare(const json_t *before, const json_t *now, const char *prefix, bool constant_rate, const char *place) {
     const char *key;
@@ -226,8 +228,8 @@ static int compare(const json_t *before, const json_t *now, const char *prefix, 
         if (is_free(name, constant_rate) || (old && json_equal(old, value))) {
             continue;
         }
-        char *a = old ? json_dumps(old, JSON_ENCODE_ANY) : NULL;
-        char *b = json_dumps(value, JSON_ENCODE_ANY);
+        char *a = old ? json_dumps(old, VALUE_FLAGS) : NULL;
+        char *b = json_dumps(value, VALUE_FLAGS);
         const int status = TS_FAIL(TS_EUSAGE,
                                    "%s was made with %s: %s, now it is %s; go back to the old value, or choose "
                                    "another name or out folder for a new run",
