@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/trainer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/status.h"
+#include "core/nn/loss.h"
+#include "train/reduce.h"
+
+static ts_dtype operand_dtype(const ts_train_config *config) {
+    return config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
+}
+
+// ---- opening
+
+static int open_mesh(ts_trainer *t) {
+    const ts_train_config *c = t->config;
+    const int ranks = ts_comm_size(t->world);
+    const int64_t others = c->mesh.cfg * c->mesh.sequence * c->mesh.tensor;
+    const int64_t data = c->mesh.data ? c->mesh.data : ranks / others;
+    if (data * others != ranks) {
+        return TS_FAIL(TS_EUSAGE, "mesh: %lld x %lld ranks are asked for, %d run; start as many, or set mesh.data=0",
+                       (long long)data, (long long)others, ranks);
+    }
+    const int degree[TS_AXIS_COUNT] = {[TS_AXIS_DATA] = (int)data,
+                                       [TS_AXIS_CFG] = (int)c->mesh.cfg,
+                                       [TS_AXIS_SEQUENCE] = (int)c->mesh.sequence,
+                                       [TS_AXIS_TENSOR] = (int)c->mesh.tensor,
+                                       [TS_AXIS_WORLD] = ranks};
+    TS_TRY(ts_mesh_open(&t->mesh, t->world, degree));
+    t->data = t->mesh.axis[TS_AXIS_DATA];
+    return TS_OK;
+}
+
+static int check_buckets(const ts_trainer *t) {
+    const int64_t *patch = ts_dit_get_config(t->model->dit)->patch;
+    const int64_t channels = ts_codec_get_info(t->model->codec).channels;
+    for (int b = 0; b < ts_dataset_buckets(t->dataset); b++) {
+        const ts_shape shape = ts_dataset_bucket_shape(t->dataset, b);
+        char text[80];
+        ts_shape_text(shape, text, sizeof text);
+        if (shape.dim[3] != channels) {
+            return TS_FAIL(TS_EINPUT, "%s: latents %s, but the model's codec has %lld channels; ingest again",
+                           t->config->data, text, (long long)channels);
+        }
+        if (shape.dim[0] % patch[0] || shape.dim[1] % patch[1] || shape.dim[2] % patch[2]) {
+            return TS_FAIL(TS_EUSAGE,
+                           "%s: latents %s do not divide by model.patch %lldx%lldx%lld; choose another patch",
+                           t->config->data, text, (long long)patch[0], (long long)patch[1], (long long)patch[2]);
+        }
+        if (shape.dim[0] > TS_OBJECTIVE_MAX_FRAMES) {
+            return TS_FAIL(TS_EINPUT, "%s: latents %s; at most %d latent frames can be trained", t->config->data, text,
+                           TS_OBJECTIVE_MAX_FRAMES);
+        }
+    }
+    return TS_OK;
+}
+
+// What generation starts from: the first bucket's size.
+static ts_model_defaults model_defaults(const ts_trainer *t, const ts_codec *codec) {
+    const ts_codec_info info = ts_codec_get_info(codec);
+    const ts_shape shape = ts_dataset_bucket_shape(t->dataset, 0);
+    return (ts_model_defaults){
+        .width = shape.dim[2] * info.space_factor,
+        .height = shape.dim[1] * info.space_factor,
+        .frames = 1 + (shape.dim[0] - 1) * info.time_factor,
+        .fps = ts_dataset_fps(t->dataset, 0),
+        .flow_shift = t->config->sample.shift,
+        .guidance = t->config->sample.guidance,
+        .steps = t->config->sample.steps,
+    };
+}
+
+static int new_model(ts_trainer *t) {
+    ts_tokenizer *tokenizer = NULL;
+    ts_codec *codec = NULL;
+    char path[4096];
+    int status = TS_OK;
+    TS_TRY_GOTO(status, ts_path_join(path, sizeof path, t->config->data, "tokenizer"), failed);
+    TS_TRY_GOTO(status, ts_tokenizer_load(&tokenizer, path), failed);
+    TS_TRY_GOTO(status, ts_path_join(path, sizeof path, t->config->data, "codec"), failed);
+    TS_TRY_GOTO(status, ts_codec_load(&codec, path), failed);
+    const ts_model_params params = {
+        .dit = ts_train_config_dit(t->config, ts_codec_get_info(codec).channels),
+        .text = ts_train_config_text(t->config, ts_tokenizer_vocabulary(tokenizer)),
+        .defaults = model_defaults(t, codec),
+        .operand_dtype = operand_dtype(t->config),
+        .with_gradients = true,
+        .seed = (uint64_t)t->config->seed,
+    };
+    TS_TRY_GOTO(status, ts_model_new(&t->model, &params, tokenizer, codec), failed);
+    return TS_OK;
+failed:
+    ts_tokenizer_close(&tokenizer);
+    ts_codec_close(&codec);
+    return status;
+}
+
+// A model to start from must read the latents and words of this data set as they were written.
+static int load_model(ts_trainer *t) {
+    TS_TRY(ts_model_load(&t->model, t->config->init, operand_dtype(t->config), true));
+    const ts_manifest *manifest = ts_dataset_manifest(t->dataset);
+    if (ts_codec_get_info(t->model->codec).fingerprint != manifest->codec_fingerprint ||
+        ts_tokenizer_fingerprint(t->model->tokenizer) != manifest->tokenizer_fingerprint) {
+        return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
+                       t->config->init, t->config->data);
+    }
+    t->model->defaults = model_defaults(t, t->model->codec);
+    return TS_OK;
+}
+
+static int open_model(ts_trainer *t) {
+    TS_TRY(t->config->init ? load_model(t) : new_model(t));
+    TS_TRY(check_buckets(t));
+    for (int64_t i = 0; i < t->model->params->count; i++) {
+        ts_param *param = t->model->params->item[i];
+        if (!strncmp(param->name, "text_encoder.", 13)) {
+            param->lr_scale *= (float)t->config->train.lr_text;
+        }
+    }
+    ts_params_refresh_operands(t->model->params);
+    return TS_OK;
+}
+
+// Everything that needs no other rank.
+static int open_parts(ts_trainer *t) {
+    const ts_train_config *c = t->config;
+    TS_TRY(ts_kernels_cpu(&t->kernels, "auto"));
+    TS_TRY(ts_dataset_open(&t->dataset, c->data, false));
+    if (ts_dataset_clips(t->dataset) == 0) {
+        return TS_FAIL(TS_EINPUT, "%s: holds no clips; ingest a corpus first", c->data);
+    }
+    TS_TRY(ts_loader_open(&t->loader, t->dataset,
+                          &(ts_loader_params){.batch = c->train.batch,
+                                              .seed = (uint64_t)c->seed,
+                                              .rank = ts_comm_rank(t->data),
+                                              .size = ts_comm_size(t->data),
+                                              .held_out = c->validate.clips}));
+    TS_TRY(open_model(t));
+    TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels,
+                             &(ts_optimizer_params){.beta1 = c->train.beta1,
+                                                    .beta2 = c->train.beta2,
+                                                    .eps = c->train.eps,
+                                                    .weight_decay = c->train.weight_decay}));
+    return ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c));
+}
+
+static int open_validation(ts_trainer *t) {
+    const ts_train_config *c = t->config;
+    ts_validation_params params = {
+        .levels = c->validate.levels,
+        .seed = (uint64_t)c->seed,
+        .batch = c->train.micro_batch ? c->train.micro_batch : 16,
+    };
+    params.count = ts_loader_validation(t->loader, &params.clips);
+    return params.count ? ts_validation_open(&t->validation, t->dataset, &params, t->data) : TS_OK;
+}
+
+int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *world) {
+    ts_trainer *t = ts_calloc(1, sizeof *t);
+    TS_TRY(ts_agree(world, t ? TS_OK : TS_ERESOURCE));
+    t->config = config;
+    t->world = world;
+    t->objective = ts_objective_from_config(config);
+    t->schedule = (ts_lr_schedule){.peak = config->train.lr,
+                                   .warmup = config->train.warmup,
+                                   .steps = config->train.steps,
+                                   .final_share = config->train.final_lr_share,
+                                   .constant = config->train.schedule == TS_DECAY_CONSTANT};
+    int status = TS_OK;
+    TS_TRY_GOTO(status, open_mesh(t), failed);
+    TS_TRY_GOTO(status, ts_agree(world, open_parts(t)), failed);
+    TS_TRY_GOTO(status, open_validation(t), failed);
+    TS_TRY_GOTO(status, ts_agree(world, ts_trainer_seek(t)), failed);
+    *out = t;
+    return TS_OK;
+failed:
+    ts_trainer_close(&t);
+    return status;
+}
+
+void ts_trainer_close(ts_trainer **trainer) {
+    ts_trainer *t = *trainer;
+    if (t) {
+        ts_validation_close(&t->validation);
+        ts_tape_close(&t->tape);
+        ts_optimizer_close(&t->optimizer);
+        ts_model_close(&t->model);
+        ts_loader_close(&t->loader);
+        ts_dataset_close(&t->dataset);
+        ts_mesh_close(&t->mesh);
+        free(t);
+        *trainer = NULL;
+    }
+}
+
+int ts_trainer_seek(ts_trainer *t) {
+    return ts_loader_seek(t->loader, t->cursor);
+}
+
+// ---- the step
+
+// Forward, loss and backward of local items [first, first + count) of a batch.
+static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64_t count, double scale, double *loss) {
+    const int64_t frames = batch->shape.dim[0], size = ts_shape_count(batch->shape);
+    ts_tape_reset(t->tape);
+    ts_arena *arena = ts_tape_arena(t->tape);
+    ts_noisy noisy;
+    TS_TRY(ts_objective_prepare(&t->objective, t->kernels, batch->latent + first * size, batch->caption + first,
+                                (uint64_t)(batch->first_sample + first), count, batch->shape, arena, &noisy));
+    const ts_shape shape = TS_SHAPE(count, frames, batch->shape.dim[1], batch->shape.dim[2], batch->shape.dim[3]);
+    const ts_dit_input input = {
+        .latent = ts_tape_input(t->tape, (ts_tensor){TS_F32, shape, noisy.x}, false),
+        .context = ts_model_encode_text(t->tape, t->model, noisy.prompt, count),
+        .timestep = noisy.timestep,
+        .timesteps_per_sample = frames,
+        .recompute = t->config->train.recompute,
+    };
+    ts_var *velocity = ts_dit_forward(t->tape, t->model->dit, &input);
+    double part = 0;
+    TS_TRY(ts_nn_velocity_loss(
+        t->tape, velocity,
+        &(ts_velocity_loss){
+            .target = noisy.target, .rows = count * frames, .weight = noisy.weight, .scale = scale, .loss = &part}));
+    *loss += part;
+    return ts_tape_backward(t->tape, velocity, NULL);
+}
+
+// Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
+// sum over ranks is the gradient of the global mean.
+static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
+    const int64_t frames = batch->shape.dim[0];
+    const int64_t loss_frames =
+        ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
+    const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
+    const int64_t most = t->config->train.micro_batch ? t->config->train.micro_batch : batch->count;
+    *loss = 0;
+    ts_params_zero_grad(t->model->params);
+    for (int64_t first = 0, count; first < batch->count; first += count) {
+        count = batch->count - first < most ? batch->count - first : most;
+        TS_TRY(micro_step(t, batch, first, count, scale, loss));
+    }
+    return TS_OK;
+}
+
+// Sums gradients and loss over ranks; the wishes to stop ride along.
+static int reduce(ts_trainer *t, ts_stop wish, ts_step_result *out) {
+    double shared[3] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
+    TS_TRY(ts_reduce_gradients(t->data, t->model->params->grad, t->model->params->total));
+    TS_TRY(ts_all_reduce(t->data, shared, 3, TS_F64, TS_SUM));
+    out->loss = shared[0];
+    out->stop = shared[2] > 0 ? TS_STOP_SIGNAL : shared[1] > 0 ? TS_STOP_TIME : TS_STOP_NONE;
+    return TS_OK;
+}
+
+static int update(ts_trainer *t, int64_t step, ts_step_result *out) {
+    const int64_t total = t->model->params->total;
+    double squares = 0;
+    TS_TRY(ts_optimizer_grad_squares(t->optimizer, 0, total, &squares));
+    out->grad_norm = sqrt(squares);
+    out->lr = ts_lr_at(&t->schedule, step);
+    out->finite = isfinite(out->loss) && isfinite(out->grad_norm);
+    if (!out->finite) {
+        return TS_OK;
+    }
+    const double average_decay = ts_ema_decay_at(t->config->train.ema_decay, t->config->train.ema_warmup, step);
+    return ts_optimizer_step(t->optimizer, 0, total, step, out->lr,
+                             ts_clip_scale(out->grad_norm, t->config->train.clip), average_decay);
+}
+
+static ts_cursor next_cursor(const ts_trainer *t, const ts_batch *batch) {
+    ts_cursor next = batch->cursor;
+    next.samples += batch->global_count;
+    if (++next.batch == ts_loader_batches_per_epoch(t->loader)) {
+        next.batch = 0;
+        next.epoch++;
+    }
+    return next;
+}
+
+static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_result *out) {
+    const ts_dit_config *dit = ts_dit_get_config(t->model->dit);
+    const int64_t *dim = batch->shape.dim;
+    const int64_t tokens = dim[0] / dit->patch[0] * (dim[1] / dit->patch[1]) * (dim[2] / dit->patch[2]);
+    out->samples = batch->global_count;
+    out->tokens = batch->global_count * tokens;
+    // The backward pass of a matrix product is two of them; recomputed work is not counted.
+    out->flops = 3.0 * (double)batch->global_count * ts_dit_flops(dit, dim[0], dim[1], dim[2]);
+}
+
+int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
+    ts_batch batch;
+    *out = (ts_step_result){0};
+    TS_TRY(ts_loader_next(t->loader, &batch));
+    count_work(t, &batch, out);
+    TS_TRY(local_gradients(t, &batch, &out->loss));
+    TS_TRY(reduce(t, wish, out));
+    TS_TRY(update(t, t->step + 1, out));
+    if (out->finite) {
+        t->step++;
+        t->cursor = next_cursor(t, &batch);
+    }
+    return TS_OK;
+}
+
+int ts_trainer_validate(ts_trainer *t, ts_validation_result *out) {
+    ts_optimizer_swap_average(t->optimizer);
+    const int status = ts_validation_run(t->validation, t->model, t->tape, out);
+    ts_optimizer_swap_average(t->optimizer);
+    return status;
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/validate.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/rng.h"
+#include "core/base/status.h"
+#include "core/nn/loss.h"
+#include "train/objective.h"
+
+enum { MAX_BATCH = 64 };
+
+// A clip held in memory.
+typedef struct held_clip {
+    int64_t number;
+    int bucket;
+    ts_shape shape;       // [T, H, W, C]
+    uint16_t *latent;     // bf16
+    const char *caption;  // borrowed from the data set
+} held_clip;
+
+struct ts_validation {
+    int64_t levels, batch;
+    uint64_t seed;
+    ts_comm *comm;
+    held_clip *clip;  // this rank's share, neighbours of one bucket together
+    int64_t count;
+    double *loss;               // [levels]
+    double constant, elements;  // over all ranks
+};
+
+static int by_bucket(const void *left, const void *right) {
+    const held_clip *a = left, *b = right;
+    return a->bucket != b->bucket ? (a->bucket > b->bucket) - (a->bucket < b->bucket)
+                                  : (a->number > b->number) - (a->number < b->number);
+}
+
+static int read_clips(ts_validation *v, const ts_dataset *dataset, const ts_validation_params *p) {
+    held_clip *all = ts_calloc((size_t)p->count, sizeof *all);
+    v->clip = ts_calloc((size_t)p->count, sizeof *v->clip);
+    if (!all || !v->clip) {
+        free(all);
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < p->count; i++) {
+        all[i].number = p->clips[i];
+        all[i].bucket = ts_dataset_bucket_of(dataset, p->clips[i]);
+        all[i].shape = ts_dataset_bucket_shape(dataset, all[i].bucket);
+        all[i].caption = ts_dataset_caption(dataset, p->clips[i]);
+    }
+    qsort(all, (size_t)p->count, sizeof *all, by_bucket);
+    const int64_t rank = ts_comm_rank(v->comm), size = ts_comm_size(v->comm);
+    int status = TS_OK;
+    for (int64_t i = rank * p->count / size; !status && i < (rank + 1) * p->count / size; i++) {
+        held_clip *clip = &v->clip[v->count++];
+        *clip = all[i];
+        clip->latent = ts_malloc((size_t)ts_shape_count(clip->shape) * sizeof *clip->latent);
+        status = clip->latent ? ts_dataset_read_latent(dataset, clip->number, clip->latent) : TS_ERESOURCE;
+    }
+    free(all);
+    return status;
+}
+
+// 1 + variance of x0 within its channel. Collective.
+static int measure_constant(ts_validation *v, int64_t channels) {
+    // For each channel the sum and the sum of squares, then the number of elements.
+    double *sum = ts_calloc((size_t)(2 * channels + 1), sizeof *sum);
+    if (!sum) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < v->count; i++) {
+        const int64_t n = ts_shape_count(v->clip[i].shape);
+        for (int64_t e = 0; e < n; e++) {
+            const double x = (double)ts_bf16_to_f32(v->clip[i].latent[e]);
+            sum[e % channels] += x;
+            sum[channels + e % channels] += x * x;
+        }
+        sum[2 * channels] += (double)n;
+    }
+    const int status = ts_all_reduce(v->comm, sum, 2 * channels + 1, TS_F64, TS_SUM);
+    v->elements = sum[2 * channels];
+    const double per_channel = v->elements / (double)channels;
+    v->constant = 1.0;
+    for (int64_t c = 0; c < channels; c++) {
+        const double mean = sum[c] / per_channel;
+        v->constant += (sum[channels + c] / per_channel - mean * mean) / (double)channels;
+    }
+    free(sum);
+    return status;
+}
+
+int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_validation_params *params,
+                       ts_comm *comm) {
+    TS_ASSERT(params->count > 0);
+    ts_validation *v = ts_calloc(1, sizeof *v);
+    int status = TS_ERESOURCE;
+    if (v) {
+        *v = (ts_validation){.levels = params->levels,
+                             .batch = params->batch < MAX_BATCH ? params->batch : MAX_BATCH,
+                             .seed = params->seed,
+                             .comm = comm};
+        v->loss = ts_calloc((size_t)params->levels, sizeof *v->loss);
+        status = v->loss ? read_clips(v, dataset, params) : TS_ERESOURCE;
+    }
+    status = ts_agree(comm, status);
+    if (!status) {
+        status = measure_constant(v, ts_dataset_bucket_shape(dataset, 0).dim[3]);
+    }
+    if (status) {
+        ts_validation_close(&v);
+        return status;
+    }
+    *out = v;
+    return TS_OK;
+}
+
+void ts_validation_close(ts_validation **validation) {
+    ts_validation *v = *validation;
+    if (v) {
+        for (int64_t i = 0; i < v->count; i++) {
+            free(v->clip[i].latent);
+        }
+        free(v->clip);
+        free(v->loss);
+        free(v);
+        *validation = NULL;
+    }
+}
+
+// Sum of squared errors of clips [first, first + n), which share one shape, at one level.
+static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *tape, int64_t first, int64_t n,
+                       int64_t level, const char *const *prompt, double *error) {
+    const ts_kernels *kernels = ts_tape_kernels(tape);
+    ts_arena *arena = ts_tape_arena(tape);
+    const ts_shape shape = v->clip[first].shape;
+    const int64_t size = ts_shape_count(shape), frames = shape.dim[0];
+    const float sigma = (float)(((double)level + 0.5) / (double)v->levels);
+    const size_t bytes = (size_t)(n * size) * sizeof(float);
+    float *x0 = ts_arena_alloc(arena, bytes), *x = ts_arena_alloc(arena, bytes), *target = ts_arena_alloc(arena, bytes);
+    float *timestep = ts_arena_alloc(arena, (size_t)(n * frames) * sizeof(float));
+    if (!x0 || !x || !target || !timestep) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const held_clip *clip = &v->clip[first + i];
+        TS_TRY(kernels->cast(clip->latent, TS_BF16, x0 + i * size, TS_F32, size));
+        TS_TRY(kernels->noise(target + i * size, size, v->seed, TS_RNG_VALIDATION,
+                              (uint64_t)(clip->number * v->levels + level), 0));
+        ts_objective_mix(x0 + i * size, sigma, x + i * size, target + i * size, size);
+    }
+    for (int64_t i = 0; i < n * frames; i++) {
+        timestep[i] = 1000.0f * sigma;
+    }
+    const ts_tensor latent = {TS_F32, TS_SHAPE(n, shape.dim[0], shape.dim[1], shape.dim[2], shape.dim[3]), x};
+    const ts_dit_input input = {
+        .latent = ts_tape_input(tape, latent, false),
+        .context = ts_model_encode_text(tape, model, prompt, n),
+        .timestep = timestep,
+        .timesteps_per_sample = frames,
+    };
+    return ts_nn_velocity_loss(tape, ts_dit_forward(tape, model->dit, &input),
+                               &(ts_velocity_loss){.target = target, .rows = n * frames, .scale = 1.0, .loss = error});
+}
+
+static int local_errors(ts_validation *v, const ts_model *model, ts_tape *tape) {
+    for (int64_t first = 0, n; first < v->count; first += n) {
+        const char *prompt[MAX_BATCH];
+        for (n = 0; n < v->batch && first + n < v->count && v->clip[first + n].bucket == v->clip[first].bucket; n++) {
+            prompt[n] = v->clip[first + n].caption;
+        }
+        for (int64_t level = 0; level < v->levels; level++) {
+            double error = 0;
+            ts_tape_reset(tape);
+            TS_TRY(batch_error(v, model, tape, first, n, level, prompt, &error));
+            v->loss[level] += error;
+        }
+    }
+    return TS_OK;
+}
+
+int ts_validation_run(ts_validation *v, const ts_model *model, ts_tape *tape, ts_validation_result *out) {
+    memset(v->loss, 0, (size_t)v->levels * sizeof *v->loss);
+    ts_tape_reset(tape);
+    ts_tape_set_mode(tape, TS_TAPE_RUN);
+    const int status = local_errors(v, model, tape);
+    ts_tape_reset(tape);
+    ts_tape_set_mode(tape, TS_TAPE_RECORD);
+    TS_TRY(ts_agree(v->comm, status));
+    TS_TRY(ts_all_reduce(v->comm, v->loss, v->levels, TS_F64, TS_SUM));
+    *out = (ts_validation_result){.levels = v->levels, .level_loss = v->loss, .constant = v->constant};
+    for (int64_t level = 0; level < v->levels; level++) {
+        v->loss[level] /= v->elements;
+        out->loss += v->loss[level] / (double)v->levels;
+    }
+    out->share = out->loss / out->constant;
+    return TS_OK;
+}

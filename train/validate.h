@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Validation: fixed clips, fixed noise, fixed noise levels, so that two figures differ only by the weights.
+//
+// Level i of n is sigma = (i + 0.5) / n for all frames. The noise of (clip, level) is Philox keyed by (seed,
+// TS_RNG_VALIDATION, clip * n + level). The loss is the mean squared error of the velocity per element.
+//
+// The yardstick is the best constant prediction, one number per channel: against v = eps - x0 that is minus the mean
+// of x0 over the channel and leaves 1 + variance of x0 within the channel, averaged over channels. It does not depend
+// on the level. A model that ignores its input cannot do better; `share` is loss / constant.
+#ifndef TS_TRAIN_VALIDATE_H
+#define TS_TRAIN_VALIDATE_H
+
+#include <stdint.h>
+
+#include "core/comm/comm.h"
+#include "core/model/model.h"
+#include "core/store/dataset.h"
+
+typedef struct ts_validation ts_validation;
+
+typedef struct ts_validation_result {
+    int64_t levels;
+    const double *level_loss;  // [levels] borrowed from the validation
+    double loss;               // mean over levels
+    double constant;           // loss of the best constant prediction
+    double share;              // loss / constant
+} ts_validation_result;
+
+typedef struct ts_validation_params {
+    const int64_t *clips;  // [count] numbers in the data set, alike on all ranks
+    int64_t count, levels;
+    uint64_t seed;
+    int64_t batch;  // clips computed at once on a rank
+} ts_validation_params;
+
+// Reads this rank's share of the clips; captions stay borrowed from the data set. Collective over `comm`.
+int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_validation_params *params,
+                       ts_comm *comm);
+void ts_validation_close(ts_validation **validation);
+// Runs the model as it stands (its `value` and operands). Resets `tape` and leaves it in record mode. Collective.
+int ts_validation_run(ts_validation *validation, const ts_model *model, ts_tape *tape, ts_validation_result *out);
+
+#endif
