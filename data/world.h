@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Procedural corpora: real video files with captions and the factors that made them.
+//
+// The shapes world: one shape moves across a plain background.
+//   a {colour} {shape} moves {direction} on a {background} background
+// Every factor is drawn by Philox (seed, clip), so that any number of ranks writes the same files.
+#ifndef TS_DATA_WORLD_H
+#define TS_DATA_WORLD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/comm/comm.h"
+
+enum { TS_SHAPES_COLOURS = 8, TS_SHAPES_SHAPES = 3, TS_SHAPES_DIRECTIONS = 4, TS_SHAPES_BACKGROUNDS = 4 };
+
+typedef struct ts_shapes_colour {
+    const char *name;
+    uint8_t rgb[3];
+} ts_shapes_colour;
+typedef struct ts_shapes_direction {
+    const char *name;
+    int dx, dy;  // y grows downward
+} ts_shapes_direction;
+extern const ts_shapes_colour ts_shapes_colours[TS_SHAPES_COLOURS];
+extern const char *const ts_shapes_shapes[TS_SHAPES_SHAPES];  // circle, square, triangle
+extern const ts_shapes_direction ts_shapes_directions[TS_SHAPES_DIRECTIONS];
+extern const ts_shapes_colour ts_shapes_backgrounds[TS_SHAPES_BACKGROUNDS];
+
+typedef struct ts_shapes_factors {
+    int colour, shape, direction, background;  // indices into the tables above
+    double radius;                             // pixels: the shape fits a square of side 2 radius about (x, y)
+    double x, y;                               // of that square's centre in frame 0: pixels from the top left corner
+    double speed;                              // pixels a frame
+} ts_shapes_factors;
+
+// Combinations of colour, shape and direction that must not occur.
+typedef struct ts_shapes_hold_out {
+    bool held[TS_SHAPES_COLOURS][TS_SHAPES_SHAPES][TS_SHAPES_DIRECTIONS];
+} ts_shapes_hold_out;
+// One combination a line, "red circle left"; '*' stands for any: "* square up". A leading "- " (a YAML list), empty
+// lines and what follows '#' are passed over. TS_EUSAGE with file:line for anything else.
+int ts_shapes_hold_out_read(ts_shapes_hold_out *out, const char *path);
+// How many of the combinations are left.
+int64_t ts_shapes_allowed(const ts_shapes_hold_out *hold_out);
+
+// The factors of a clip. The shape stays inside the frame and crosses at least half of it from the first frame to the
+// last. `frames` >= 2; some combination must be allowed.
+ts_shapes_factors ts_shapes_draw(const ts_shapes_hold_out *hold_out, uint64_t seed, int64_t clip, int64_t width,
+                                 int64_t height, int64_t frames);
+const char *ts_shapes_caption(const ts_shapes_factors *factors, char *out, size_t out_bytes);  // returns out
+// rgb [frames, height, width, 3] u8, edges anti-aliased.
+void ts_world_shapes_render(const ts_shapes_factors *factors, int64_t width, int64_t height, int64_t frames,
+                            uint8_t *rgb);
+
+// tessera world --kind shapes --clips N --size WxH --frames F --fps R --seed S --out DIR [--hold-out FILE]
+// Writes DIR/0000001.mp4 ... and DIR/metadata.jsonl (Hugging Face videofolder), which comes last. Collective.
+int ts_command_world(ts_comm *world, int argc, char **argv);
+
+#endif
