@@ -67,7 +67,8 @@ static int product_through_f32(const ts_gemm *p) {
 }
 
 static int product(const ts_gemm *p) {
-    const bool direct = p->dtype_ab == TS_F32 ? p->dtype_c == TS_F32 : ts_cpu_isa() >= TS_ISA_AVX512;
+    const bool direct =
+        p->dtype_ab == TS_F32 ? p->dtype_c == TS_F32 : ts_cpu_isa() >= TS_ISA_AVX512 && ts_onednn_multiplies_bf16();
     return direct ? ts_onednn_matmul(p) : product_through_f32(p);
 }
 

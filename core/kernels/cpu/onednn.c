@@ -39,6 +39,7 @@ static dnnl_engine_t engine;
 static dnnl_stream_t stream;
 static primitive *table[TABLE_SIZE];
 static int table_used;
+static ts_isa library_level;
 
 // Fails with the library's status when it is not success.
 #define DNN_TRY(call)                                                                                                  \
@@ -58,10 +59,15 @@ static int open_library(void) {
     static const dnnl_cpu_isa_t cap[TS_ISA_COUNT] = {dnnl_cpu_isa_sse41, dnnl_cpu_isa_avx2,
                                                      dnnl_cpu_isa_avx512_core_vnni, dnnl_cpu_isa_avx512_core_bf16,
                                                      dnnl_cpu_isa_all};
-    DNN_TRY(dnnl_set_max_cpu_isa(cap[ts_cpu_isa()]));
+    library_level = ts_cpu_isa();
+    DNN_TRY(dnnl_set_max_cpu_isa(cap[library_level]));
     DNN_TRY(dnnl_engine_create(&engine, dnnl_cpu, 0));
     DNN_TRY(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
     return 0;
+}
+
+bool ts_onednn_multiplies_bf16(void) {
+    return (engine ? library_level : ts_cpu_isa()) >= TS_ISA_AVX512;
 }
 
 // ---- the table of primitives ---------------------------------------------------------------------------------------

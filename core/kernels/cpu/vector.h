@@ -7,13 +7,13 @@
 #ifndef TS_KERNELS_CPU_VECTOR_H
 #define TS_KERNELS_CPU_VECTOR_H
 
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "core/tensor/tensor.h"
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
 #define TS_WIDTH 16
 #elif defined(__AVX2__)
 #define TS_WIDTH 8
@@ -31,10 +31,6 @@ typedef double vec_f64 __attribute__((vector_size(TS_WIDTH * 4)));  // half as m
 
 TS_INLINE vec vec_set(float x) {
     return (vec){0} + x;
-}
-
-TS_INLINE vec vec_select(vec_u32 mask, vec yes, vec no) {
-    return (vec)((mask & (vec_u32)yes) | (~mask & (vec_u32)no));
 }
 
 // Elements i .. i+count of an F32 or BF16 array; the rest of the vector is 0.
@@ -96,8 +92,25 @@ TS_INLINE float vec_sum(vec v) {
 #endif
 }
 
+// The larger and the smaller; b when either is NaN.
 TS_INLINE vec vec_max(vec a, vec b) {
-    return vec_select((vec_u32)(a > b), a, b);
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#endif
+}
+
+TS_INLINE vec vec_min(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return (vec)_mm_min_ps((__m128)a, (__m128)b);
+#endif
 }
 
 TS_INLINE float vec_max_of(vec v) {
@@ -111,11 +124,10 @@ TS_INLINE float vec_max_of(vec v) {
 TS_INLINE vec vec_sqrt(vec v) {
 #if defined(__AVX512F__)
     return (vec)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+    return (vec)_mm256_sqrt_ps((__m256)v);
 #else
-    for (int i = 0; i < TS_WIDTH; i++) {
-        v[i] = __builtin_sqrtf(v[i]);
-    }
-    return v;
+    return (vec)_mm_sqrt_ps((__m128)v);
 #endif
 }
 
@@ -133,9 +145,7 @@ TS_INLINE vec vec_reciprocal(vec x) {
 // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor-like minimax polynomial; 2^n through the exponent bits.
 TS_INLINE vec vec_exp(vec x) {
     const float shift = 0x1.8p23f;  // adding it rounds to an integer held in the low mantissa bits
-    const vec low = vec_set(-87.0f), high = vec_set(88.0f);
-    vec y = vec_select((vec_u32)(x < low), low, x);
-    y = vec_select((vec_u32)(y > high), high, y);
+    const vec y = vec_min(vec_set(88.0f), vec_max(vec_set(-87.0f), x));
     const vec shifted = y * 1.44269504088896341f + shift;
     const vec n = shifted - shift;
     const vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -153,16 +163,25 @@ TS_INLINE vec vec_sigmoid(vec x) {
     return vec_reciprocal(vec_exp(-x) + 1.0f);
 }
 
+// x, but not below `limit`: where sigmoid is 0 to f32's precision, x sigmoid(x) must be so for any x. NaN stays NaN.
+TS_INLINE vec vec_not_below(float limit, vec x) {
+    return vec_max(vec_set(limit), x);
+}
+
+enum { GELU_LIMIT = 10 };  // beyond, gelu is 0 or x, and its slope 0 or 1, to f32's precision
+
 // gelu(x) = x/2 (1 + tanh(u)) = x sigmoid(2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3)
 TS_INLINE vec vec_gelu(vec x) {
-    return x * vec_sigmoid(x * (1.5957691216057308f + 0.07135481282605303f * (x * x)));
+    const vec s = vec_sigmoid(x * (1.5957691216057308f + 0.07135481282605303f * (x * x)));
+    return vec_not_below(-GELU_LIMIT, x) * s;
 }
 
 // gelu'(x) = s + x s (1 - s) (2u)'
 TS_INLINE vec vec_gelu_derivative(vec x) {
-    const vec squared = x * x;
-    const vec s = vec_sigmoid(x * (1.5957691216057308f + 0.07135481282605303f * squared));
-    return s + x * (s * (1.0f - s)) * (1.5957691216057308f + 0.21406443847815909f * squared);
+    const vec y = vec_min(vec_set(GELU_LIMIT), vec_not_below(-GELU_LIMIT, x));
+    const vec squared = y * y;
+    const vec s = vec_sigmoid(y * (1.5957691216057308f + 0.07135481282605303f * squared));
+    return s + y * (s * (1.0f - s)) * (1.5957691216057308f + 0.21406443847815909f * squared);
 }
 
 // ---- loops ---------------------------------------------------------------------------------------------------------

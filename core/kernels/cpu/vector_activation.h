@@ -43,14 +43,16 @@ static int gated_gelu_backward(const void *a, const void *b, const void *d_y, vo
     return 0;
 }
 
+enum { SILU_LIMIT = 100 };  // beyond, silu is 0 or x to f32's precision
+
 TS_INLINE vec silu(vec x) {
-    return x * vec_sigmoid(x);
+    return vec_not_below(-SILU_LIMIT, x) * vec_sigmoid(x);
 }
 
 // silu'(x) = s (1 + x (1 - s))
 TS_INLINE vec silu_derivative(vec x) {
-    const vec s = vec_sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
+    const vec y = vec_min(vec_set(SILU_LIMIT), vec_not_below(-SILU_LIMIT, x)), s = vec_sigmoid(y);
+    return s * (1.0f + y * (1.0f - s));
 }
 
 static int silu_forward(const float *x, float *y, int64_t n) {
