@@ -10,7 +10,7 @@
 #include "core/comm/transport.h"
 
 enum { HOST_BYTES = 64 };
-static const double patience = 5;  // seconds that a failed rank waits for the others before it ends the job
+static const double patience = 3;  // seconds that a failed rank waits for the others before it ends the job
 
 // Open MPI's stand-alone start forks a daemon and needs a network and an ssh client; a program without a launcher needs
 // none of it. These are the variables that mpirun, srun and the other launchers set for each process; TESSERA_MPI=1

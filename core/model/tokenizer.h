@@ -2,8 +2,8 @@
 // The default tokenizer: the frequent words of the captions, bytes for the rest.
 //
 // Ids: 0 pad, 1 end, 2 unknown (never produced), 3..258 the bytes, then words by falling frequency (ties bytewise).
-// Text is NFC-normalised, lower-cased, split at white space and punctuation; a word outside the vocabulary becomes
-// bytes.
+// Text is NFC-normalised, case-folded and split at white space and punctuation, each mark being a word of its own. A
+// word outside the vocabulary becomes its bytes, with a space byte between two such words.
 #ifndef TS_MODEL_TOKENIZER_H
 #define TS_MODEL_TOKENIZER_H
 

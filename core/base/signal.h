@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Requests to stop: SIGTERM, SIGUSR1 (batch systems, before the time is up) and SIGINT (Ctrl-C) set a flag, which long
+// work reads at a safe point to save its state and end with TS_ESTOPPED. A second SIGINT ends the program at once.
+#ifndef TS_BASE_SIGNAL_H
+#define TS_BASE_SIGNAL_H
+
+// Installs the handlers; again is harmless.
+int ts_signal_catch(void);
+// "SIGTERM", "SIGUSR1" or "SIGINT" of the last request; NULL when there was none. Signals may reach ranks at different
+// times: agree (ts_agree_any) before acting.
+const char *ts_signal_pending(void);
+// Gives the signals back to the system's default action and forgets a request.
+void ts_signal_release(void);
+
+#endif
