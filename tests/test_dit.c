@@ -179,7 +179,7 @@ static void check_counted(ts_dtype dtype, bool recompute, bool train) {
     const double D = (double)ts_dit_width(&config);
     const double formula = B * ts_dit_flops(&config, T, H, W);
     const double time_path = 4 * 2 * (16 * D + 7 * D * D), text = B * ROWS * 2 * (7 * D + D * D);
-    const double positions = TOKENS * 2 * 24 * D;
+    const double positions = TOKENS * 2 * 12 * D;
     CHECK_NEAR(a.flops, formula + time_path + text + positions, 1e-6 * formula);
     close_fixture(&real);
     close_fixture(&counted);

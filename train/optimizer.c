@@ -6,12 +6,14 @@
 
 #include "core/base/arena.h"
 #include "core/base/status.h"
+#include "train/muon.h"
 
 // Neighbouring parameters that are updated alike. Padding between tensors holds zeros, which AdamW leaves alone, so a
-// run spans it.
+// run spans it. A matrix with orthogonalised momentum is a run of its own.
 struct ts_optimizer_run {
     int64_t first, end;
     float weight_decay, lr_scale;
+    int64_t rows, columns;  // 0: AdamW
 };
 
 static int find_runs(ts_optimizer *o) {
@@ -24,14 +26,37 @@ static int find_runs(ts_optimizer *o) {
         const ts_param *param = weights->item[i];
         const float decay = param->decay ? (float)o->params.weight_decay : 0.0f;
         struct ts_optimizer_run *last = o->run_count ? &o->run[o->run_count - 1] : NULL;
-        if (!last || last->weight_decay != decay || last->lr_scale != param->lr_scale) {
+        const bool muon = o->params.muon && param->hidden;
+        if (!last || muon || last->rows || last->weight_decay != decay || last->lr_scale != param->lr_scale) {
             last = &o->run[o->run_count++];
             *last =
                 (struct ts_optimizer_run){.first = param->offset, .weight_decay = decay, .lr_scale = param->lr_scale};
         }
+        if (muon) {
+            TS_ASSERT(param->shape.ndim == 2);
+            last->rows = param->shape.dim[0];
+            last->columns = param->shape.dim[1];
+        }
         last->end = param->offset + param->count;
     }
     return TS_OK;
+}
+
+static int open_muon(ts_optimizer *o) {
+    int64_t elements = 0, smaller = 0;
+    for (int64_t i = 0; i < o->run_count; i++) {
+        const struct ts_optimizer_run *run = &o->run[i];
+        const int64_t side = run->rows < run->columns ? run->rows : run->columns;
+        elements = run->rows * run->columns > elements ? run->rows * run->columns : elements;
+        smaller = side > smaller ? side : smaller;
+        o->direction_total += run->rows * run->columns;
+    }
+    if (!elements) {
+        return TS_OK;
+    }
+    o->direction = ts_aligned_alloc((size_t)o->direction_total * sizeof *o->direction);
+    return o->direction ? ts_muon_open(&o->muon, o->kernels, o->weights->operand_dtype, elements, smaller)
+                        : TS_ERESOURCE;
 }
 
 int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
@@ -46,7 +71,7 @@ int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *
     o->moment1 = ts_aligned_alloc(bytes);
     o->moment2 = ts_aligned_alloc(bytes);
     o->average = ts_aligned_alloc(bytes);
-    if (!o->moment1 || !o->moment2 || !o->average || find_runs(o)) {
+    if (!o->moment1 || !o->moment2 || !o->average || find_runs(o) || open_muon(o)) {
         ts_optimizer_close(&o);
         return TS_ERESOURCE;
     }
@@ -63,6 +88,8 @@ void ts_optimizer_close(ts_optimizer **optimizer) {
         free((*optimizer)->moment2);
         free((*optimizer)->average);
         free((*optimizer)->run);
+        free((*optimizer)->direction);
+        ts_muon_close(&(*optimizer)->muon);
         free(*optimizer);
         *optimizer = NULL;
     }
@@ -76,10 +103,77 @@ double ts_clip_scale(double norm, double clip) {
     return clip > 0 && norm > clip ? clip / norm : 1.0;
 }
 
+static int adamw_run(ts_optimizer *o, const struct ts_optimizer_run *run, int64_t from, int64_t to, int64_t step,
+                     double lr, double grad_scale, double average_decay) {
+    const ts_params *weights = o->weights;
+    const ts_adamw update = {
+        .count = to - from,
+        .step = step,
+        .lr = (float)(lr * (double)run->lr_scale),
+        .beta1 = (float)o->params.beta1,
+        .beta2 = (float)o->params.beta2,
+        .eps = (float)o->params.eps,
+        .weight_decay = run->weight_decay,
+        .grad_scale = (float)grad_scale,
+        .weight = weights->value + from,
+        .m = o->moment1 + from,
+        .v = o->moment2 + from,
+        .grad = weights->grad + from,
+        .operand = weights->operand ? weights->operand + from : NULL,
+        .ema = o->average + from,
+        .ema_decay = (float)average_decay,
+    };
+    return o->kernels->adamw(&update);
+}
+
+// Directions of all matrices in the range. Each rank of the data axis makes every size-th one, the others count as
+// zero, and the sum brings them together: adding zeros changes no bit.
+static int find_directions(ts_optimizer *o, int64_t first, int64_t end, double grad_scale) {
+    const int rank = o->params.data ? ts_comm_rank(o->params.data) : 0;
+    const int size = o->params.data ? ts_comm_size(o->params.data) : 1;
+    float *direction = o->direction;
+    int64_t matrix = 0;
+    for (int64_t i = 0; i < o->run_count; i++) {
+        const struct ts_optimizer_run *run = &o->run[i];
+        const int64_t n = run->rows * run->columns;
+        if (!n || run->first < first || run->first >= end) {
+            continue;
+        }
+        TS_ASSERT(run->end <= end);
+        // Every rank keeps every moment, so that any of them can write the checkpoint.
+        const float *grad = o->weights->grad + run->first;
+        float *moment = o->moment1 + run->first;
+        ts_muon_advance(grad, (float)grad_scale, (float)o->params.muon_momentum, n, moment);
+        if (matrix++ % size == rank) {
+            TS_TRY(ts_muon_direction(o->muon, grad, (float)grad_scale, (float)o->params.muon_momentum, run->rows,
+                                     run->columns, moment, direction));
+        } else {
+            memset(direction, 0, (size_t)n * sizeof *direction);
+        }
+        direction += n;
+    }
+    return size > 1 ? ts_all_reduce(o->params.data, o->direction, direction - o->direction, TS_F32, TS_SUM) : TS_OK;
+}
+
+static int muon_run(ts_optimizer *o, const struct ts_optimizer_run *run, const float *direction, double lr,
+                    double average_decay) {
+    const ts_kernels *k = o->kernels;
+    const int64_t n = run->rows * run->columns;
+    float *weight = o->weights->value + run->first, *average = o->average + run->first;
+    const double rate = lr * (double)run->lr_scale * o->params.muon_lr_scale;
+    TS_TRY(k->axpy((float)-rate, direction, weight, n));
+    TS_TRY(k->scale((float)average_decay, average, n));
+    TS_TRY(k->axpy((float)(1.0 - average_decay), weight, average, n));
+    return o->weights->operand ? k->cast(weight, TS_F32, o->weights->operand + run->first, TS_BF16, n) : TS_OK;
+}
+
 int ts_optimizer_step(ts_optimizer *o, int64_t first, int64_t count, int64_t step, double lr, double grad_scale,
                       double average_decay) {
-    const ts_params *weights = o->weights;
     const int64_t end = first + count;
+    const float *direction = o->direction;
+    if (o->muon) {
+        TS_TRY(find_directions(o, first, end, grad_scale));
+    }
     for (int64_t i = 0; i < o->run_count; i++) {
         const struct ts_optimizer_run *run = &o->run[i];
         const int64_t from = run->first > first ? run->first : first;
@@ -87,24 +181,12 @@ int ts_optimizer_step(ts_optimizer *o, int64_t first, int64_t count, int64_t ste
         if (from >= to) {
             continue;
         }
-        const ts_adamw update = {
-            .count = to - from,
-            .step = step,
-            .lr = (float)(lr * (double)run->lr_scale),
-            .beta1 = (float)o->params.beta1,
-            .beta2 = (float)o->params.beta2,
-            .eps = (float)o->params.eps,
-            .weight_decay = run->weight_decay,
-            .grad_scale = (float)grad_scale,
-            .weight = weights->value + from,
-            .m = o->moment1 + from,
-            .v = o->moment2 + from,
-            .grad = weights->grad + from,
-            .operand = weights->operand ? weights->operand + from : NULL,
-            .ema = o->average + from,
-            .ema_decay = (float)average_decay,
-        };
-        TS_TRY(o->kernels->adamw(&update));
+        if (run->rows) {
+            TS_TRY(muon_run(o, run, direction, lr, average_decay));
+            direction += run->rows * run->columns;
+        } else {
+            TS_TRY(adamw_run(o, run, from, to, step, lr, grad_scale, average_decay));
+        }
     }
     return TS_OK;
 }

@@ -21,7 +21,7 @@ typedef struct ts_dit_config {
     int64_t text_rows;  // rows the prompt is padded to with zeros (Wan: 512)
     double eps;
     bool cross_attention_norm;
-    bool absolute_positions;  // ours: a learned linear of sin-cos (t, h, w) coordinates is added to the patches
+    bool absolute_positions;  // ours: a learned linear of cosines of the (t, h, w) place is added to the patches
     int64_t image_dim, added_kv_dim, image_positions;  // image branch of image-to-video models; 0 = absent
 } ts_dit_config;
 

@@ -27,16 +27,16 @@ static void fill_rope(dit_positions *p, int64_t head_dim) {
     }
 }
 
-// sin and cos of pi 2^octave u, u = (i + 1/2) / n the middle of the token on its axis.
+// sqrt(2) cos(pi k u), k = 1, 2, .., u = (i + 1/2) / n the middle of the token on its axis: an orthonormal basis of
+// smooth functions of the place, the same at any resolution.
 static void fill_features(dit_positions *p) {
     for (int64_t token = 0; token < p->tokens; token++) {
         const int64_t at[3] = {token / (p->grid[1] * p->grid[2]), token / p->grid[2] % p->grid[1], token % p->grid[2]};
         float *f = p->features + token * DIT_POSITION_FEATURES;
         for (int axis = 0; axis < 3; axis++) {
             const double u = ((double)at[axis] + 0.5) / (double)p->grid[axis];
-            for (int octave = 0; octave < DIT_POSITION_OCTAVES; octave++) {
-                *f++ = (float)sin(PI * (double)(1 << octave) * u);
-                *f++ = (float)cos(PI * (double)(1 << octave) * u);
+            for (int k = 1; k <= DIT_POSITION_WAVES; k++) {
+                *f++ = (float)(sqrt(2.0) * cos(PI * k * u));
             }
         }
     }

@@ -8,7 +8,7 @@
 #include "core/nn/norm.h"
 
 // sin and cos of 4 octaves of each of the three normalised coordinates.
-enum { DIT_POSITION_OCTAVES = 4, DIT_POSITION_FEATURES = 3 * DIT_POSITION_OCTAVES * 2 };
+enum { DIT_POSITION_WAVES = 4, DIT_POSITION_FEATURES = 3 * DIT_POSITION_WAVES };
 
 typedef struct dit_block {
     ts_param *table;  // [1, 6, D]

@@ -62,10 +62,17 @@ int ts_linear_open(ts_linear *out, ts_params *params, const char *prefix, const 
 
 void ts_linear_init(ts_linear *linear, uint64_t seed, double gain) {
     for (int i = 0; i < linear->layers; i++) {
-        ts_param_init_normal(linear->weight[i], seed, (float)(gain / sqrt((double)linear->in)));
+        const double sides = (double)(linear->in + linear->out / linear->layers);
+        ts_param_init_normal(linear->weight[i], seed, (float)(gain * sqrt(2.0 / sides)));
         if (linear->bias[i]) {
             ts_param_init_constant(linear->bias[i], 0.0f);
         }
+    }
+}
+
+void ts_linear_mark_hidden(ts_linear *linear) {
+    for (int i = 0; i < linear->layers; i++) {
+        linear->weight[i]->hidden = true;
     }
 }
 

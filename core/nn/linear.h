@@ -35,8 +35,10 @@ int ts_linear_open(ts_linear *out, ts_params *params, const char *prefix, const 
 // Declares `count` layers of the same sizes, joined.
 int ts_linear_open_joined(ts_linear *out, ts_params *params, const char *prefix, const char *const *names, int count,
                           int64_t in, int64_t features, bool bias);
-// Weights normal with deviation gain / sqrt(in), biases 0.
+// Weights normal with deviation gain * sqrt(2 / (in + out)) (Glorot & Bengio 2010), biases 0.
 void ts_linear_init(ts_linear *linear, uint64_t seed, double gain);
+// Marks the weights as matrices inside a block (ts_param.hidden).
+void ts_linear_mark_hidden(ts_linear *linear);
 
 // y in dtype_y (F32, or the tape's operand dtype).
 ts_var *ts_nn_linear(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_dtype dtype_y);

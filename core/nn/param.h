@@ -15,6 +15,7 @@ typedef struct ts_param {
     int64_t offset;    // first element in the flat arrays; a multiple of 32
     int64_t count;
     bool decay;      // weight decay applies (matrices, not norms, biases and tables)
+    bool hidden;     // a matrix inside a block: may have orthogonalised momentum (train/muon.h); default false
     float lr_scale;  // learning-rate factor of this tensor; 1 unless the model says otherwise
     float *value;    // = set->value + offset
     void *operand;   // what kernels read: bf16 copy, or value itself in f32 mode

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "infer/generate.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <omp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "core/base/status.h"
+#include "core/config/option.h"
+#include "core/media/image.h"
+#include "core/media/video.h"
+#include "infer/sample.h"
+
+typedef struct options {
+    const char *model, *prompt, *prompts, *negative, *out, *sheet, *instruction_set;
+    int64_t steps, seed, frames, batch, threads;
+    double guidance, shift, fps;
+    ts_size2 size;
+    int grid, solver, precision;
+} options;
+
+static const char *const precision_names[] = {"f32", "bf16", NULL};
+static const ts_dtype precision_dtypes[] = {TS_F32, TS_BF16};
+
+#define FIELD(name) offsetof(options, name)
+// clang-format off
+static const ts_option table[] = {
+    {"model", TS_OPTION_STRING, FIELD(model), NULL, "model folder (runs/NAME/model, or the shipped configs/shapes-model)", 0, 0, NULL, true},
+    {"prompt", TS_OPTION_STRING, FIELD(prompt), NULL, "what the video shows", 0, 0, NULL, false},
+    {"prompts", TS_OPTION_STRING, FIELD(prompts), NULL, "text file with one prompt a line instead of --prompt", 0, 0, NULL, false},
+    {"negative", TS_OPTION_STRING, FIELD(negative), NULL, "what the video should not show; guidance moves away from it", 0, 0, NULL, false},
+    {"out", TS_OPTION_STRING, FIELD(out), NULL, "FILE.mp4 for one prompt, else a folder", 0, 0, NULL, true},
+    {"sheet", TS_OPTION_STRING, FIELD(sheet), NULL, "also write a contact sheet, FILE.png", 0, 0, NULL, false},
+    {"steps", TS_OPTION_INT, FIELD(steps), "0", "denoising steps; 0: the model's default", 0, TS_MAX_STEPS, NULL, false},
+    {"guidance", TS_OPTION_REAL, FIELD(guidance), "-1", "classifier-free guidance, 1 is none; -1: the model's default", -1, 100, NULL, false},
+    {"seed", TS_OPTION_INT, FIELD(seed), "0", "same seed, same video, on any number of ranks", 0, 9.0e15, NULL, false},
+    {"size", TS_OPTION_SIZE, FIELD(size), NULL, "pixels WxH, multiples of 16; absent: the model's default", 16, 8192, NULL, false},
+    {"frames", TS_OPTION_INT, FIELD(frames), "0", "pixel frames, 1 + 4k; 0: the model's default", 0, 4097, NULL, false},
+    {"fps", TS_OPTION_REAL, FIELD(fps), "0", "frames a second of the file; 0: the model's default", 0, 240, NULL, false},
+    {"shift", TS_OPTION_REAL, FIELD(shift), "0", "shift of the noise levels; 0: the model's default", 0, 1000, NULL, false},
+    {"grid", TS_OPTION_CHOICE, FIELD(grid), "unipc", "grid of noise levels", 0, 0, ts_grid_names, false},
+    {"solver", TS_OPTION_CHOICE, FIELD(solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false},
+    {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
+    {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
+    {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads a rank; 0: as OMP_NUM_THREADS or the processor says", 0, 1024, NULL, false},
+    {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
+    {0},
+};
+// clang-format on
+#undef FIELD
+
+// ---- prompts
+// ---------------------------------------------------------------------------------------------------------
+
+int ts_prompt_check(const char *prompt, const char *where) {
+    const size_t bytes = strlen(prompt);
+    if (bytes > TS_MAX_PROMPT_BYTES) {
+        return TS_FAIL(TS_EINPUT, "%s: a prompt of %zu bytes; shorten it to %d", where, bytes, TS_MAX_PROMPT_BYTES);
+    }
+    size_t at = 0;
+    bool blank = true;
+    while (at < bytes) {
+        utf8proc_int32_t point;
+        const utf8proc_ssize_t length =
+            utf8proc_iterate((const utf8proc_uint8_t *)prompt + at, (utf8proc_ssize_t)(bytes - at), &point);
+        if (length <= 0) {
+            return TS_FAIL(TS_EINPUT, "%s: byte %zu is not UTF-8; save the prompt as UTF-8", where, at + 1);
+        }
+        blank = blank && (point == ' ' || point == '\t' || point == '\r' || point == 0xA0);
+        at += (size_t)length;
+    }
+    if (blank) {
+        return TS_FAIL(TS_EINPUT, "%s: the prompt is empty; say what the video shows", where);
+    }
+    return TS_OK;
+}
+
+typedef struct prompt_list {
+    char *text;          // the file, cut into lines
+    const char **items;  // [count]
+    int64_t count;
+} prompt_list;
+
+static void prompt_list_free(prompt_list *list) {
+    free(list->text);
+    free(list->items);
+}
+
+static int add_prompt(prompt_list *list, const char *prompt, const char *where) {
+    TS_TRY(ts_prompt_check(prompt, where));
+    const char **items = realloc(list->items, (size_t)(list->count + 1) * sizeof *items);
+    if (!items) {
+        return TS_FAIL(TS_ERESOURCE, "out of memory for %lld prompts", (long long)list->count + 1);
+    }
+    items[list->count++] = prompt;
+    list->items = items;
+    return TS_OK;
+}
+
+// One prompt a line; blank lines are passed over. At most 100,000 lines.
+static int read_prompts(prompt_list *list, const char *path) {
+    size_t bytes = 0;
+    TS_TRY(ts_file_read(path, (size_t)64 << 20, &list->text, &bytes));
+    if (memchr(list->text, '\0', bytes)) {
+        return TS_FAIL(TS_EINPUT, "%s: holds zero bytes; give a text file with one prompt a line", path);
+    }
+    int64_t number = 0;
+    for (char *line = list->text, *next; line; line = next) {
+        next = strchr(line, '\n');
+        if (next) {
+            *next++ = '\0';
+        }
+        number++;
+        if (line[strspn(line, " \t\r")] == '\0') {
+            continue;
+        }
+        line[strcspn(line, "\r")] = '\0';
+        char where[512];
+        snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
+        TS_TRY(add_prompt(list, line, where));
+        if (list->count > 100000) {
+            return TS_FAIL(TS_EINPUT, "%s: more than 100,000 prompts; split the file", path);
+        }
+    }
+    return list->count ? TS_OK : TS_FAIL(TS_EINPUT, "%s: no prompt in it; write one a line", path);
+}
+
+static int collect_prompts(prompt_list *list, const options *o) {
+    if (!o->prompt == !o->prompts) {
+        return TS_FAIL(TS_EUSAGE, "give --prompt TEXT or --prompts FILE%s", o->prompt ? ", not both" : "");
+    }
+    if (o->negative) {
+        if (strlen(o->negative) > 0) {
+            TS_TRY(ts_prompt_check(o->negative, "--negative"));
+        }
+    }
+    return o->prompt ? add_prompt(list, o->prompt, "--prompt") : read_prompts(list, o->prompts);
+}
+
+// ---- size
+// ------------------------------------------------------------------------------------------------------------
+
+// Latent tokens a call may ask for: beyond this a single machine cannot hold the activations.
+enum { MAX_TOKENS = 1 << 20 };
+
+// Fills what the command line left to the model, and checks what it gave.
+static int resolve(options *o, const ts_model *model) {
+    const ts_model_defaults *d = &model->defaults;
+    const ts_codec_info codec = ts_codec_get_info(model->codec);
+    const ts_dit_config *dit = ts_dit_get_config(model->dit);
+    o->steps = o->steps ? o->steps : d->steps;
+    o->guidance = o->guidance < 0 ? d->guidance : o->guidance;
+    o->shift = o->shift > 0 ? o->shift : d->flow_shift;
+    o->fps = o->fps > 0 ? o->fps : d->fps;
+    o->frames = o->frames ? o->frames : d->frames;
+    if (!o->size.width) {
+        o->size = (ts_size2){d->width, d->height};
+    }
+    const int64_t step_w = codec.space_factor * dit->patch[2], step_h = codec.space_factor * dit->patch[1];
+    if (o->size.width % step_w || o->size.height % step_h) {
+        return TS_FAIL(TS_EUSAGE,
+                       "--size %lldx%lld: this model wants a width in steps of %lld and a height in steps of %lld",
+                       (long long)o->size.width, (long long)o->size.height, (long long)step_w, (long long)step_h);
+    }
+    if ((o->frames - 1) % codec.time_factor) {
+        const int64_t below = (o->frames - 1) / codec.time_factor * codec.time_factor + 1;
+        return TS_FAIL(TS_EUSAGE, "--frames %lld: the codec wants 1 + %lldk frames; give %lld or %lld",
+                       (long long)o->frames, (long long)codec.time_factor, (long long)below,
+                       (long long)(below + codec.time_factor));
+    }
+    const int64_t t = 1 + (o->frames - 1) / codec.time_factor;
+    const int64_t h = o->size.height / codec.space_factor, w = o->size.width / codec.space_factor;
+    const bool too_long = t > dit->rope_max_positions * dit->patch[0] || h > dit->rope_max_positions * dit->patch[1] ||
+                          w > dit->rope_max_positions * dit->patch[2];
+    if (t * h * w > MAX_TOKENS || too_long) {
+        return TS_FAIL(
+            TS_EUSAGE,
+            "--size %lldx%lld --frames %lld: %lld latent positions, at most %d and %lld tokens along an axis; "
+            "make the video smaller or shorter",
+            (long long)o->size.width, (long long)o->size.height, (long long)o->frames, (long long)(t * h * w),
+            MAX_TOKENS, (long long)dit->rope_max_positions);
+    }
+    return TS_OK;
+}
+
+// ---- output
+// ------------------------------------------------------------------------------------------------------------
+
+int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t, int64_t h, int64_t w,
+              uint8_t **pixels) {
+    const ts_codec_info info = ts_codec_get_info(codec);
+    const int64_t numbers = t * h * w * info.channels;
+    const int64_t bytes = (1 + (t - 1) * info.time_factor) * (h * info.space_factor) * (w * info.space_factor) * 3;
+    uint8_t *out = ts_malloc((size_t)(n * bytes) + 1);
+    if (!out) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int status = ts_codec_decode(codec, latents + i * numbers, t, h, w, out + i * bytes);
+        if (status) {
+            free(out);
+            return status;
+        }
+    }
+    *pixels = out;
+    return TS_OK;
+}
+
+int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width, double fps,
+                   const char *title) {
+    int numerator = (int)lround(fps * 1000.0), denominator = 1000;
+    if (fabs(fps - round(fps)) < 1e-6) {
+        numerator = (int)lround(fps);
+        denominator = 1;
+    } else if (fabs(fps * 1.001 - round(fps * 1.001)) < 1e-4) {  // 23.976, 29.97, 59.94
+        numerator = (int)lround(fps * 1.001) * 1000;
+        denominator = 1001;
+    }
+    const ts_video_writer_params params = {
+        .width = width,
+        .height = height,
+        .fps_numerator = numerator,
+        .fps_denominator = denominator,
+        .crf = 18,
+        .title = title,
+    };
+    return ts_video_write(path, pixels, frames, &params);
+}
+
+// "00012-a-red-circle-moves.mp4": number first, so that files sort in the order of the prompts.
+static void video_name(char *out, size_t out_bytes, int64_t number, const char *prompt) {
+    int at = snprintf(out, out_bytes, "%05lld-", (long long)number);
+    bool dash = true;
+    for (const char *c = prompt; *c && at < 64; c++) {
+        if (isalnum((unsigned char)*c)) {
+            out[at++] = (char)tolower((unsigned char)*c);
+            dash = false;
+        } else if (!dash) {
+            out[at++] = '-';
+            dash = true;
+        }
+    }
+    snprintf(out + at - (dash ? 1 : 0), out_bytes - (size_t)at, ".mp4");
+}
+
+static bool ends_with(const char *text, const char *end) {
+    const size_t a = strlen(text), b = strlen(end);
+    return a >= b && strcmp(text + a - b, end) == 0;
+}
+
+typedef struct job {
+    const options *o;
+    const ts_model *model;
+    const prompt_list *prompts;
+    int64_t t, h, w;       // latent
+    const float *latents;  // [count, t, h, w, C]
+} job;
+
+static int video_path(const job *j, int64_t i, char *path, size_t path_bytes) {
+    if (ends_with(j->o->out, ".mp4")) {
+        snprintf(path, path_bytes, "%s", j->o->out);
+        return TS_OK;
+    }
+    char name[128];
+    video_name(name, sizeof name, i, j->prompts->items[i]);
+    return ts_path_join(path, path_bytes, j->o->out, name);
+}
+
+// Decodes and writes the videos [first, end): each rank writes its own.
+static int write_videos(const job *j, int64_t first, int64_t end) {
+    const int64_t numbers = j->t * j->h * j->w * ts_codec_get_info(j->model->codec).channels;
+    for (int64_t i = first; i < end; i++) {
+        char path[4096];
+        uint8_t *pixels = NULL;
+        TS_TRY(video_path(j, i, path, sizeof path));
+        TS_TRY(ts_decode(j->model->codec, j->latents + i * numbers, 1, j->t, j->h, j->w, &pixels));
+        const int status = ts_write_video(path, pixels, j->o->frames, j->o->size.height, j->o->size.width, j->o->fps,
+                                          j->prompts->items[i]);
+        free(pixels);
+        TS_TRY(status);
+    }
+    return TS_OK;
+}
+
+// A generated folder is itself a corpus in the Hugging Face videofolder form.
+static int write_metadata(const job *j) {
+    if (ends_with(j->o->out, ".mp4")) {
+        return TS_OK;
+    }
+    char path[4096], name[128];
+    TS_TRY(ts_path_join(path, sizeof path, j->o->out, "metadata.jsonl"));
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *lines = open_memstream(&text, &bytes);
+    if (!lines) {
+        return TS_FAIL(TS_ERESOURCE, "%s: out of memory", path);
+    }
+    for (int64_t i = 0; i < j->prompts->count; i++) {
+        video_name(name, sizeof name, i, j->prompts->items[i]);
+        json_t *line = json_pack("{s:s, s:s, s:I}", "file_name", name, "text", j->prompts->items[i], "seed",
+                                 (json_int_t)j->o->seed);
+        json_dumpf(line, lines, JSON_COMPACT | JSON_PRESERVE_ORDER);
+        fputc('\n', lines);
+        json_decref(line);
+    }
+    fclose(lines);
+    const int status = ts_file_write_atomic(path, text, bytes);
+    free(text);
+    return status;
+}
+
+enum { SHEET_ROWS = 32, SHEET_COLUMNS = 9 };
+
+static int write_sheet(const job *j) {
+    const int64_t n = j->prompts->count < SHEET_ROWS ? j->prompts->count : SHEET_ROWS;
+    ts_contact_row rows[SHEET_ROWS];
+    uint8_t *pixels = NULL;
+    TS_TRY(ts_decode(j->model->codec, j->latents, n, j->t, j->h, j->w, &pixels));
+    const int64_t bytes = j->o->frames * j->o->size.height * j->o->size.width * 3;
+    for (int64_t i = 0; i < n; i++) {
+        rows[i] = (ts_contact_row){pixels + i * bytes, j->o->frames, j->o->size.height, j->o->size.width,
+                                   j->prompts->items[i]};
+    }
+    const int status = ts_contact_sheet_write(j->o->sheet, rows, n, SHEET_COLUMNS);
+    free(pixels);
+    return status;
+}
+
+// ---- the command
+// -------------------------------------------------------------------------------------------------------
+
+static int generate(ts_comm *world, const options *o, const ts_model *model, const ts_kernels *kernels,
+                    const prompt_list *prompts) {
+    const ts_codec_info codec = ts_codec_get_info(model->codec);
+    job j = {.o = o, .model = model, .prompts = prompts};
+    j.t = 1 + (o->frames - 1) / codec.time_factor;
+    j.h = o->size.height / codec.space_factor;
+    j.w = o->size.width / codec.space_factor;
+    const int64_t n = prompts->count;
+    float *latents = ts_aligned_alloc((size_t)(n * j.t * j.h * j.w * codec.channels) * sizeof *latents);
+    TS_TRY(ts_agree(world, latents ? TS_OK : TS_ERESOURCE));
+    const ts_sample_params params = {
+        .frames = j.t,
+        .height = j.h,
+        .width = j.w,
+        .steps = o->steps,
+        .guidance = o->guidance,
+        .shift = o->shift,
+        .grid = (ts_grid)o->grid,
+        .solver = (ts_solver_kind)o->solver,
+        .seed = (uint64_t)o->seed,
+        .negative = o->negative,
+        .batch = o->batch,
+    };
+    const double start = ts_clock_seconds();
+    int status = ts_sample(model, kernels, &params, prompts->items, n, 0, world, latents);
+    j.latents = latents;
+    if (!status) {
+        const int rank = ts_comm_rank(world), size = ts_comm_size(world);
+        status = write_videos(&j, n * rank / size, n * (rank + 1) / size);
+        if (!status && rank == 0) {
+            status = write_metadata(&j);
+        }
+        if (!status && rank == 0 && o->sheet) {
+            status = write_sheet(&j);
+        }
+        status = ts_agree(world, status);
+    }
+    if (!status) {
+        TS_INFO("%lld video%s of %lldx%lldx%lld in %.1f s: %s%s%s", (long long)n, n == 1 ? "" : "s",
+                (long long)o->size.width, (long long)o->size.height, (long long)o->frames, ts_clock_seconds() - start,
+                o->out, o->sheet ? ", contact sheet " : "", o->sheet ? o->sheet : "");
+    }
+    free(latents);
+    return status;
+}
+
+// Everything that can be refused is refused here, before the model is loaded.
+static int prepare(const options *o, prompt_list *prompts, ts_comm *world) {
+    TS_TRY(ts_options_check(table, o));
+    TS_TRY(collect_prompts(prompts, o));
+    if (ends_with(o->out, ".mp4") && prompts->count > 1) {
+        return TS_FAIL(TS_EUSAGE, "--out %s is one file and there are %lld prompts; name a folder", o->out,
+                       (long long)prompts->count);
+    }
+    if (o->sheet && !ends_with(o->sheet, ".png")) {
+        return TS_FAIL(TS_EUSAGE, "--sheet %s: give a name that ends in .png", o->sheet);
+    }
+    if (!ends_with(o->out, ".mp4") && ts_comm_rank(world) == 0) {
+        TS_TRY(ts_folder_make(o->out));
+    }
+    if (o->threads) {
+        omp_set_num_threads((int)o->threads);
+    }
+    return TS_OK;
+}
+
+static int run(ts_comm *world, options *o) {
+    prompt_list prompts = {0};
+    ts_model *model = NULL;
+    const ts_kernels *kernels = NULL;
+    int status;
+    TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts, world)), done);
+    TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
+    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, precision_dtypes[o->precision], false)), done);
+    TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
+    status = generate(world, o, model, kernels, &prompts);
+done:
+    ts_model_close(&model);
+    prompt_list_free(&prompts);
+    return status;
+}
+
+int ts_command_generate(ts_comm *world, int argc, char **argv) {
+    ts_arena *arena = NULL;
+    options o;
+    const char *rest[1];
+    int rest_count = 1;
+    bool help = false;
+    TS_TRY(ts_arena_open(&arena, "options", 1 << 16, false));
+    int status = ts_options_default(table, &o, arena);
+    if (!status) {
+        status = ts_options_read_args(table, &o, arena, argc - 1, argv + 1, rest, &rest_count, &help);
+    }
+    if (!status && help) {
+        if (ts_comm_rank(world) == 0) {
+            printf("tessera generate --model DIR --prompt TEXT --out FILE.mp4 [options]\n\n");
+            ts_options_print_help(table, stdout);
+        }
+    } else if (!status && rest_count > 0) {
+        status = TS_FAIL(TS_EUSAGE, "\"%s\" is not an option; see tessera generate --help", rest[0]);
+    } else if (!status) {
+        status = run(world, &o);
+    }
+    ts_arena_close(&arena);
+    return status;
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/shapes_reader.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/arena.h"
+#include "core/base/status.h"
+#include "core/media/video.h"
+#include "data/world.h"
+
+// The middle value of one channel over all pixels of all frames: the object covers less than half, so this is
+// background.
+static int channel_median(const uint8_t *rgb, int64_t pixels, int channel) {
+    int64_t histogram[256] = {0}, below = 0;
+    for (int64_t i = 0; i < pixels; i++) {
+        histogram[rgb[3 * i + channel]]++;
+    }
+    for (int v = 0; v < 256; v++) {
+        below += histogram[v];
+        if (2 * below >= pixels) {
+            return v;
+        }
+    }
+    return 255;
+}
+
+static int nearest(const ts_shapes_paint *paints, int count, const double rgb[3]) {
+    int best = 0;
+    double least = INFINITY;
+    for (int i = 0; i < count; i++) {
+        double d = 0.0;
+        for (int c = 0; c < 3; c++) {
+            const double difference = rgb[c] - paints[i].rgb[c];
+            d += difference * difference;
+        }
+        if (d < least) {
+            least = d;
+            best = i;
+        }
+    }
+    return best;
+}
+
+static double distance(const uint8_t *pixel, const double rgb[3]) {
+    double most = 0.0;
+    for (int c = 0; c < 3; c++) {
+        most = fmax(most, fabs(pixel[c] - rgb[c]));
+    }
+    return most;
+}
+
+// The distance from the background that only the inside of the object reaches: the 99th percentile over the clip.
+static double object_contrast(const uint8_t *rgb, int64_t pixels, const double background[3]) {
+    int64_t histogram[256] = {0}, above = 0;
+    for (int64_t i = 0; i < pixels; i++) {
+        histogram[(int)distance(rgb + 3 * i, background)]++;
+    }
+    for (int v = 255; v >= 0; v--) {
+        above += histogram[v];
+        if (100 * above >= pixels) {
+            return v;
+        }
+    }
+    return 0.0;
+}
+
+typedef struct frame_blob {
+    double area, x, y;                // coverage in pixels, centroid
+    double left, right, top, bottom;  // where a row or column first holds half a pixel's width of object
+} frame_blob;
+
+// Coverage of a pixel by the object, from how far its colour is on the way from background to object.
+static double coverage(const uint8_t *pixel, const double background[3], double contrast) {
+    const double share = distance(pixel, background) / contrast;
+    return share < 0.25 ? 0.0 : fmin(share, 1.0);
+}
+
+static frame_blob find_blob(const uint8_t *rgb, int64_t height, int64_t width, const double background[3],
+                            double contrast) {
+    frame_blob blob = {.left = (double)width, .top = (double)height};
+    for (int64_t y = 0; y < height; y++) {
+        for (int64_t x = 0; x < width; x++) {
+            const double a = coverage(rgb + 3 * (y * width + x), background, contrast);
+            blob.area += a;
+            blob.x += a * ((double)x + 0.5);
+            blob.y += a * ((double)y + 0.5);
+            if (a > 0.5) {
+                blob.left = fmin(blob.left, (double)x);
+                blob.right = fmax(blob.right, (double)x + 1.0);
+                blob.top = fmin(blob.top, (double)y);
+                blob.bottom = fmax(blob.bottom, (double)y + 1.0);
+            }
+        }
+    }
+    if (blob.area > 0.0) {
+        blob.x /= blob.area;
+        blob.y /= blob.area;
+    }
+    return blob;
+}
+
+static void mean_colour(const uint8_t *rgb, int64_t pixels, const double background[3], double contrast,
+                        double out[3]) {
+    double sum[3] = {0}, count = 0.0;
+    for (int64_t i = 0; i < pixels; i++) {
+        if (distance(rgb + 3 * i, background) >= 0.85 * contrast) {
+            for (int c = 0; c < 3; c++) {
+                sum[c] += rgb[3 * i + c];
+            }
+            count += 1.0;
+        }
+    }
+    for (int c = 0; c < 3; c++) {
+        out[c] = count > 0.0 ? sum[c] / count : 0.0;
+    }
+}
+
+// Displacement over the clip by least squares through the centroids, so that one odd frame does not decide.
+static void measure_motion(const frame_blob *blobs, int64_t frames, shapes_reading *out) {
+    double n = 0, st = 0, stt = 0, sx = 0, sy = 0, stx = 0, sty = 0;
+    for (int64_t i = 0; i < frames; i++) {
+        if (blobs[i].area < 4.0) {
+            continue;
+        }
+        const double t = (double)i;
+        n += 1;
+        st += t;
+        stt += t * t;
+        sx += blobs[i].x;
+        sy += blobs[i].y;
+        stx += t * blobs[i].x;
+        sty += t * blobs[i].y;
+    }
+    const double spread = n * stt - st * st;
+    if (spread > 0.0) {
+        out->moved_x = (n * stx - st * sx) / spread * (double)(frames - 1);
+        out->moved_y = (n * sty - st * sy) / spread * (double)(frames - 1);
+    }
+    const bool horizontal = fabs(out->moved_x) >= fabs(out->moved_y);
+    out->direction = horizontal ? (out->moved_x < 0 ? TS_SHAPES_LEFT : TS_SHAPES_RIGHT)
+                                : (out->moved_y < 0 ? TS_SHAPES_UP : TS_SHAPES_DOWN);
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// Area over bounding box, the middle value over the frames: 1 for a square, pi/4 for a circle, 1/2 for a triangle.
+static void measure_shape(const frame_blob *blobs, int64_t frames, shapes_reading *out, double *scratch) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < frames; i++) {
+        const double box = (blobs[i].right - blobs[i].left) * (blobs[i].bottom - blobs[i].top);
+        if (blobs[i].area >= 4.0 && box > 0.0) {
+            scratch[n++] = blobs[i].area / box;
+        }
+    }
+    qsort(scratch, (size_t)n, sizeof *scratch, compare_doubles);
+    out->fill = n ? scratch[n / 2] : 0.0;
+    out->shape = out->fill > 0.89 ? TS_SHAPES_SQUARE : out->fill > 0.66 ? TS_SHAPES_CIRCLE : TS_SHAPES_TRIANGLE;
+}
+
+shapes_reading shapes_read(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width) {
+    shapes_reading out = {0};
+    const int64_t pixels = frames * height * width;
+    double background[3], colour[3];
+    for (int c = 0; c < 3; c++) {
+        background[c] = channel_median(rgb, pixels, c);
+    }
+    const double contrast = object_contrast(rgb, pixels, background);
+    frame_blob *blobs = ts_calloc((size_t)frames, sizeof *blobs);
+    double *scratch = ts_calloc((size_t)frames, sizeof *scratch);
+    out.background = nearest(ts_shapes_backgrounds, TS_SHAPES_BACKGROUNDS, background);
+    if (contrast >= 20.0 && blobs && scratch) {
+        out.found = true;
+        mean_colour(rgb, pixels, background, contrast, colour);
+        out.colour = nearest(ts_shapes_colours, TS_SHAPES_COLOURS, colour);
+        for (int64_t i = 0; i < frames; i++) {
+            blobs[i] = find_blob(rgb + 3 * i * height * width, height, width, background, contrast);
+        }
+        measure_motion(blobs, frames, &out);
+        measure_shape(blobs, frames, &out, scratch);
+    }
+    free(blobs);
+    free(scratch);
+    return out;
+}
+
+enum { MAX_FRAMES = 1024 };
+
+int shapes_read_file(const char *path, shapes_reading *out) {
+    const ts_video_limits limits = ts_video_limits_default();
+    ts_video_reader *reader = NULL;
+    TS_TRY(ts_video_reader_open(&reader, path, &limits));
+    const ts_video_info info = ts_video_reader_info(reader);
+    const int64_t frame_bytes = info.width * info.height * 3;
+    uint8_t *rgb = NULL;
+    int64_t frames = 0;
+    int status = TS_OK;
+    while (!status && frames < MAX_FRAMES) {
+        uint8_t *grown = realloc(rgb, (size_t)((frames + 1) * frame_bytes));
+        if (!grown) {
+            status = TS_FAIL(TS_ERESOURCE, "%s: out of memory at frame %lld", path, (long long)frames);
+            break;
+        }
+        rgb = grown;
+        double time;
+        status = ts_video_reader_next(reader, rgb + frames * frame_bytes, &time);
+        frames += status == TS_OK;
+    }
+    if (status == TS_EOF && frames > 1) {
+        *out = shapes_read(rgb, frames, info.height, info.width);
+        status = TS_OK;
+    } else if (status == TS_EOF) {
+        status = TS_FAIL(TS_EINPUT, "%s: %lld frames; motion needs two", path, (long long)frames);
+    }
+    free(rgb);
+    ts_video_reader_close(&reader);
+    return status;
+}
+
+static int index_of(const char *word, const ts_shapes_paint *paints, int count) {
+    for (int i = 0; i < count; i++) {
+        if (strcmp(word, paints[i].name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
