@@ -45,8 +45,16 @@ static int check_backward(const ts_attention *p) {
     return 0;
 }
 
-static const ts_attention_engine *engine_for(void) {
+static const ts_attention_engine *engine_for(const ts_attention *p) {
     const ts_isa isa = ts_cpu_isa();
+    if (p->dtype == TS_BF16 && p->head_dim <= 128 && !p->bias_strip && p->scale >= 0) {
+        if (isa >= TS_ISA_AMX) {
+            return &ts_attention_amx;
+        }
+        if (isa >= TS_ISA_AVX512BF16) {
+            return &ts_attention_avx512bf16;
+        }
+    }
     return isa >= TS_ISA_AVX512 ? &ts_attention_avx512
            : isa >= TS_ISA_AVX2 ? &ts_attention_avx2
                                 : &ts_attention_generic;
@@ -106,7 +114,7 @@ static int64_t slices_per_head(const ts_attention *p) {
 
 int ts_cpu_attention_forward(const ts_attention *p) {
     TS_TRY(check_forward(p));
-    const ts_attention_engine *engine = engine_for();
+    const ts_attention_engine *engine = engine_for(p);
     const size_t bytes = engine->forward_bytes(p);
     const int64_t slices = slices_per_head(p), units = p->batch * p->heads * slices;
     const int64_t slice = (p->queries + slices - 1) / slices;
@@ -133,7 +141,7 @@ int ts_cpu_attention_forward(const ts_attention *p) {
 // d_bias_strip[head] sums over the batch: one thread then takes all of a head, in order of batch.
 int ts_cpu_attention_backward(const ts_attention *p) {
     TS_TRY(check_backward(p));
-    const ts_attention_engine *engine = engine_for();
+    const ts_attention_engine *engine = engine_for(p);
     const size_t bytes = engine->backward_bytes(p);
     const int64_t run = p->d_bias_strip ? p->batch : 1, units = p->batch * p->heads / run;
     atomic_bool failed = false;

@@ -29,6 +29,8 @@ typedef struct ts_attention_engine {
 
 // f32 arithmetic (bf16 operands are widened while packing): any head_dim, bias.
 extern const ts_attention_engine ts_attention_generic, ts_attention_avx2, ts_attention_avx512;
+// bf16 products with f32 sums: bf16 operands, head_dim up to 128, no bias, scale >= 0.
+extern const ts_attention_engine ts_attention_avx512bf16, ts_attention_amx;
 
 static inline int64_t attention_round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
@@ -56,11 +58,11 @@ static inline void *attention_at_mutable(void *base, ts_dtype dtype, int64_t off
     return (char *)base + offset * (dtype == TS_BF16 ? 2 : 4);
 }
 
-// The next `count` floats of the scratch; with a NULL-based cursor only sizes are counted.
-static inline float *attention_carve(uintptr_t *cursor, int64_t count) {
+// The next `count` elements of the scratch; with a NULL-based cursor only sizes are counted.
+static inline void *attention_carve(uintptr_t *cursor, int64_t count, size_t element_bytes) {
     const uintptr_t at = *cursor;
-    *cursor += ((uintptr_t)count * sizeof(float) + 63) & ~(uintptr_t)63;
-    return (float *)at;
+    *cursor += ((uintptr_t)count * element_bytes + 63) & ~(uintptr_t)63;
+    return (void *)at;
 }
 
 #endif

@@ -222,14 +222,14 @@ static size_t forward_layout(const ts_attention *p, forward_scratch *w, void *sc
     const int64_t keys = attention_round_up(p->keys, KEY_BLOCK);
     uintptr_t cursor = (uintptr_t)scratch;
     w->padded = padded;
-    w->k_transposed = attention_carve(&cursor, keys * p->head_dim);
-    w->k = attention_carve(&cursor, keys * padded);
-    w->v = attention_carve(&cursor, keys * padded);
-    w->q = attention_carve(&cursor, QUERY_BLOCK * padded);
-    w->out = attention_carve(&cursor, QUERY_BLOCK * padded);
-    w->scores = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK);
-    w->maximum = attention_carve(&cursor, QUERY_BLOCK);
-    w->sum = attention_carve(&cursor, QUERY_BLOCK);
+    w->k_transposed = attention_carve(&cursor, keys * p->head_dim, sizeof(float));
+    w->k = attention_carve(&cursor, keys * padded, sizeof(float));
+    w->v = attention_carve(&cursor, keys * padded, sizeof(float));
+    w->q = attention_carve(&cursor, QUERY_BLOCK * padded, sizeof(float));
+    w->out = attention_carve(&cursor, QUERY_BLOCK * padded, sizeof(float));
+    w->scores = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK, sizeof(float));
+    w->maximum = attention_carve(&cursor, QUERY_BLOCK, sizeof(float));
+    w->sum = attention_carve(&cursor, QUERY_BLOCK, sizeof(float));
     return cursor - (uintptr_t)scratch;
 }
 
@@ -330,18 +330,18 @@ static size_t backward_layout(const ts_attention *p, backward_scratch *w, void *
     const int64_t keys = attention_round_up(p->keys, KEY_BLOCK), queries = attention_round_up(p->queries, QUERY_BLOCK);
     uintptr_t cursor = (uintptr_t)scratch;
     w->padded = padded;
-    w->k_transposed = attention_carve(&cursor, keys * p->head_dim);
-    w->v_transposed = attention_carve(&cursor, keys * p->head_dim);
-    w->k = attention_carve(&cursor, keys * padded);
-    w->v = attention_carve(&cursor, keys * padded);
-    w->q = attention_carve(&cursor, queries * padded);
-    w->d_out = attention_carve(&cursor, queries * padded);
-    w->d_q = attention_carve(&cursor, queries * padded);
-    w->delta = attention_carve(&cursor, queries);
-    w->d_k = attention_carve(&cursor, KEY_BLOCK * padded);
-    w->d_v = attention_carve(&cursor, KEY_BLOCK * padded);
-    w->p = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK);
-    w->ds = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK);
+    w->k_transposed = attention_carve(&cursor, keys * p->head_dim, sizeof(float));
+    w->v_transposed = attention_carve(&cursor, keys * p->head_dim, sizeof(float));
+    w->k = attention_carve(&cursor, keys * padded, sizeof(float));
+    w->v = attention_carve(&cursor, keys * padded, sizeof(float));
+    w->q = attention_carve(&cursor, queries * padded, sizeof(float));
+    w->d_out = attention_carve(&cursor, queries * padded, sizeof(float));
+    w->d_q = attention_carve(&cursor, queries * padded, sizeof(float));
+    w->delta = attention_carve(&cursor, queries, sizeof(float));
+    w->d_k = attention_carve(&cursor, KEY_BLOCK * padded, sizeof(float));
+    w->d_v = attention_carve(&cursor, KEY_BLOCK * padded, sizeof(float));
+    w->p = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK, sizeof(float));
+    w->ds = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK, sizeof(float));
     return cursor - (uintptr_t)scratch;
 }
 

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+// Template of the bf16 attention engine, backward part; see attention_bf16.h.
+//
+//   P = exp(S - lse)   dV = P^T dO   dP = dO V^T   dS = P * (dP - rowsum(dO * O))   dQ = scale dS K   dK = scale dS^T Q
+//
+// Scores are computed transposed, S^T = K Q^T: rows are keys. P^T and dS^T then leave the vector registers as left
+// operands of dV and dK, and dS^T, its rows interleaved by pairs, as right operand of dQ^T = K^T dS^T. A step takes
+// SPAN x SPAN blocks of scores; the products of one step run between the blocks of the next.
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "core/kernels/cpu/attention_blocks.h"
+
+enum { SPAN = 4 };
+
+typedef struct backward_state {
+    const ts_attention *p;
+    int64_t batch, head, keys;
+    int64_t key_blocks, query_blocks, wide;  // blocks of keys, of queries, of head_dim
+    uint16_t *key, *value;                   // left [key_blocks][wide], depth head_dim
+    uint16_t *key_transposed;                // left [wide][key_blocks], depth keys
+    uint16_t *query, *d_out;                 // right [query_blocks][wide], depth head_dim
+    uint16_t *query_rows, *d_out_rows;       // right [query_blocks][wide], depth queries
+    float *lse, *delta;                      // [query_blocks][EDGE]; lse in powers of two
+    float *scores, *d_p;                     // [2] blocks
+    uint16_t *p_left, *ds_left;              // left [2][SPAN keys][SPAN queries], depth queries
+    uint16_t *ds_right;                      // right [2][SPAN queries][SPAN keys], depth keys
+    float *d_key, *d_value;                  // [SPAN][wide] blocks
+    float *d_query;                          // [query_blocks][wide] blocks, transposed
+} backward_state;
+
+// Blocks of scores [first_key, + keys) x [first_query, + queries), and how many of their products are done.
+typedef struct backward_step {
+    int64_t first_key, keys, first_query, queries, done;
+    int64_t parity;
+} backward_step;
+
+static size_t backward_layout(const ts_attention *p, backward_state *s, void *scratch) {
+    const int64_t key_blocks = edges(p->keys), query_blocks = edges(p->queries), wide = edges(p->head_dim);
+    const int64_t key_size = key_blocks * wide * BLOCK, query_size = query_blocks * wide * BLOCK;
+    uintptr_t cursor = (uintptr_t)scratch;
+    s->query_blocks = query_blocks;
+    s->wide = wide;
+    s->key = attention_carve(&cursor, key_size, sizeof(uint16_t));
+    s->value = attention_carve(&cursor, key_size, sizeof(uint16_t));
+    s->key_transposed = attention_carve(&cursor, key_size, sizeof(uint16_t));
+    s->query = attention_carve(&cursor, query_size, sizeof(uint16_t));
+    s->d_out = attention_carve(&cursor, query_size, sizeof(uint16_t));
+    s->query_rows = attention_carve(&cursor, query_size, sizeof(uint16_t));
+    s->d_out_rows = attention_carve(&cursor, query_size, sizeof(uint16_t));
+    s->lse = attention_carve(&cursor, query_blocks * EDGE, sizeof(float));
+    s->delta = attention_carve(&cursor, query_blocks * EDGE, sizeof(float));
+    s->scores = attention_carve(&cursor, 2 * BLOCK, sizeof(float));
+    s->d_p = attention_carve(&cursor, 2 * BLOCK, sizeof(float));
+    s->p_left = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->ds_left = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->ds_right = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->d_key = attention_carve(&cursor, SPAN * wide * BLOCK, sizeof(float));
+    s->d_value = attention_carve(&cursor, SPAN * wide * BLOCK, sizeof(float));
+    s->d_query = attention_carve(&cursor, query_size, sizeof(float));
+    return cursor - (uintptr_t)scratch;
+}
+
+static size_t backward_bytes(const ts_attention *p) {
+    backward_state s;
+    return backward_layout(p, &s, NULL);
+}
+
+// delta[i] = sum of dO * O over head_dim; lse in powers of two. Rows that do not exist get probability 0.
+static void prepare_statistics(const backward_state *s, const rows *out, const rows *d_out) {
+    const ts_attention *p = s->p;
+    const float *lse = p->lse + (s->batch * p->heads + s->head) * p->queries;
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    for (int64_t i = 0; i < s->query_blocks * EDGE; i++) {
+        s->lse[i] = i < p->queries ? lse[i] * (float)M_LOG2E : 1e30f;
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t e = 0; i < p->queries && e < p->head_dim; e += EDGE) {
+            const __mmask32 mask = low_bits(p->head_dim - e);
+            const __m512i a = _mm512_maskz_loadu_epi16(mask, out->data + i * out->stride + e);
+            const __m512i b = _mm512_maskz_loadu_epi16(mask, d_out->data + i * d_out->stride + e);
+            sum = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(a, 16), (__m512)_mm512_slli_epi32(b, 16), sum);
+            sum = _mm512_fmadd_ps((__m512)_mm512_and_si512(a, upper), (__m512)_mm512_and_si512(b, upper), sum);
+        }
+        s->delta[i] = _mm512_reduce_add_ps(sum);
+    }
+}
+
+static void backward_pack(const backward_state *s) {
+    const ts_attention *p = s->p;
+    const int64_t b = s->batch, h = s->head;
+    const rows k = rows_of(p, p->k, b, h, p->k_batch, p->k_row, s->keys);
+    const rows v = rows_of(p, p->v, b, h, p->v_batch, p->v_row, s->keys);
+    const rows q = rows_of(p, p->q, b, h, p->q_batch, p->q_row, p->queries);
+    const rows out = rows_of(p, p->out, b, h, p->out_batch, p->out_row, p->queries);
+    const rows d_out = rows_of(p, p->d_out, b, h, p->out_batch, p->out_row, p->queries);
+    for (int64_t e = 0; e < s->wide; e++) {
+        for (int64_t j = 0; j < s->key_blocks; j++) {
+            pack_left(s->key + (j * s->wide + e) * BLOCK, &k, j, e);
+            pack_left(s->value + (j * s->wide + e) * BLOCK, &v, j, e);
+            pack_left_transposed(s->key_transposed + (e * s->key_blocks + j) * BLOCK, &k, j, e);
+        }
+        for (int64_t i = 0; i < s->query_blocks; i++) {
+            const int64_t at = (i * s->wide + e) * BLOCK;
+            pack_right_transposed(s->query + at, &q, i, e);
+            pack_right_transposed(s->d_out + at, &d_out, i, e);
+            pack_right(s->query_rows + at, &q, i, e);
+            pack_right(s->d_out_rows + at, &d_out, i, e);
+        }
+    }
+    prepare_statistics(s, &out, &d_out);
+}
+
+// S^T and dP^T of key block j and query block i, number t of the call. Rows behind the last key get probability 0.
+static void backward_scores(const backward_state *s, int64_t t, int64_t j, int64_t i) {
+    const int64_t wide = s->wide;
+    float *scores = s->scores + (t & 1) * BLOCK, *d_p = s->d_p + (t & 1) * BLOCK;
+    multiply_block(s->key + j * wide * BLOCK, BLOCK, s->query + i * wide * BLOCK, BLOCK, wide, scores, false);
+    multiply_block(s->value + j * wide * BLOCK, BLOCK, s->d_out + i * wide * BLOCK, BLOCK, wide, d_p, false);
+    for (int64_t r = attention_min(EDGE, s->keys - j * EDGE); r < EDGE; r++) {
+        _mm512_store_ps(scores + r * EDGE, _mm512_set1_ps(-1e30f));
+        _mm512_store_ps(scores + r * EDGE + LANES, _mm512_set1_ps(-1e30f));
+    }
+}
+
+// P^T and dS^T of one block from S^T and dP^T.
+static void backward_softmax(const backward_state *s, int64_t t, int64_t i, uint16_t *p_left, uint16_t *ds_left,
+                             uint16_t *ds_right) {
+    const float *scores = s->scores + (t & 1) * BLOCK, *d_p = s->d_p + (t & 1) * BLOCK;
+    const __m512 log2_scale = _mm512_set1_ps(s->p->scale * (float)M_LOG2E);
+    const __m512 lse[2] = {_mm512_load_ps(s->lse + i * EDGE), _mm512_load_ps(s->lse + i * EDGE + LANES)};
+    const __m512 delta[2] = {_mm512_load_ps(s->delta + i * EDGE), _mm512_load_ps(s->delta + i * EDGE + LANES)};
+    for (int pair = 0; pair < LANES; pair++) {
+        __m512i line[2];
+        for (int r = 0; r < 2; r++) {
+            const int64_t at = (2 * pair + r) * EDGE;
+            __m512 e[2], ds[2];
+            for (int half = 0; half < 2; half++) {
+                const __m512 score = _mm512_load_ps(scores + at + half * LANES);
+                e[half] = exp2_16(_mm512_fmsub_ps(score, log2_scale, lse[half]));
+                ds[half] = _mm512_mul_ps(e[half], _mm512_sub_ps(_mm512_load_ps(d_p + at + half * LANES), delta[half]));
+            }
+            line[r] = round_pair(ds[0], ds[1]);
+            _mm512_store_si512(p_left + at, round_pair(e[0], e[1]));
+            _mm512_store_si512(ds_left + at, line[r]);
+        }
+        _mm512_store_si512(ds_right + pair * EDGE, interleave(line[0], line[1], 0));
+        _mm512_store_si512(ds_right + HALF + pair * EDGE, interleave(line[0], line[1], 1));
+    }
+}
+
+// Goes on with the products of a step up to number `until`: first `wide` for each key block of dV, then of dK, then for
+// each query block of dQ.
+static void run_products_backward(const backward_state *s, backward_step *g, int64_t until) {
+    const int64_t wide = s->wide, step_blocks = g->parity * SPAN * SPAN * BLOCK;
+    for (; g->done < until; g->done++) {
+        const int64_t row = g->done / wide, e = g->done % wide;
+        if (row < 2 * g->keys) {
+            const bool value = row < g->keys;
+            const int64_t j = value ? row : row - g->keys;
+            const uint16_t *left = (value ? s->p_left : s->ds_left) + step_blocks + j * SPAN * BLOCK;
+            const uint16_t *right = (value ? s->d_out_rows : s->query_rows) + (g->first_query * wide + e) * BLOCK;
+            float *to = (value ? s->d_value : s->d_key) + (j * wide + e) * BLOCK;
+            multiply_block(left, BLOCK, right, wide * BLOCK, g->queries, to, g->first_query > 0);
+        } else {
+            const int64_t i = row - 2 * g->keys;
+            const uint16_t *left = s->key_transposed + (e * s->key_blocks + g->first_key) * BLOCK;
+            const uint16_t *right = s->ds_right + step_blocks + i * SPAN * BLOCK;
+            float *to = s->d_query + ((g->first_query + i) * wide + e) * BLOCK;
+            multiply_block(left, BLOCK, right, BLOCK, g->keys, to, g->first_key > 0);
+        }
+    }
+}
+
+static int64_t products_of(const backward_state *s, const backward_step *g) {
+    return (2 * g->keys + g->queries) * s->wide;
+}
+
+// Rows [32 i, 32 i + 32) of a gradient from their [wide] blocks.
+static void store_rows(const ts_attention *p, uint16_t *to, int64_t stride, int64_t count, int64_t i, const float *from,
+                       int64_t wide, float scale) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int64_t r = 0; r < EDGE && i * EDGE + r < count; r++) {
+        for (int64_t e = 0; e < wide; e++) {
+            const float *row = from + e * BLOCK + r * EDGE;
+            const __m512i pair = round_pair(_mm512_mul_ps(_mm512_load_ps(row), factor),
+                                            _mm512_mul_ps(_mm512_load_ps(row + LANES), factor));
+            _mm512_mask_storeu_epi16(to + (i * EDGE + r) * stride + e * EDGE, low_bits(p->head_dim - e * EDGE), pair);
+        }
+    }
+}
+
+static void transpose_block(float *block) {
+    __m512i quarter[4][LANES];
+    for (int r = 0; r < EDGE; r++) {
+        quarter[r / LANES * 2][r % LANES] = _mm512_load_si512(block + r * EDGE);
+        quarter[r / LANES * 2 + 1][r % LANES] = _mm512_load_si512(block + r * EDGE + LANES);
+    }
+    for (int i = 0; i < 4; i++) {
+        transpose_16(quarter[i]);
+        float *to = block + i % 2 * LANES * EDGE + i / 2 * LANES;
+        for (int r = 0; r < LANES; r++) {
+            _mm512_store_si512(to + r * EDGE, quarter[i][r]);
+        }
+    }
+}
+
+// A step's products are complete: after the last queries the key blocks' gradients are written.
+static void end_step(const backward_state *s, backward_step *g) {
+    if (g->keys == 0) {
+        return;
+    }
+    run_products_backward(s, g, products_of(s, g));
+    if (g->first_query + g->queries < s->query_blocks) {
+        return;
+    }
+    const ts_attention *p = s->p;
+    uint16_t *d_k = (uint16_t *)p->d_k + attention_offset(p, s->batch, s->head, p->k_batch);
+    uint16_t *d_v = (uint16_t *)p->d_v + attention_offset(p, s->batch, s->head, p->v_batch);
+    for (int64_t j = 0; j < g->keys; j++) {
+        const int64_t at = j * s->wide * BLOCK;
+        store_rows(p, d_k, p->k_row, s->keys, g->first_key + j, s->d_key + at, s->wide, p->scale);
+        store_rows(p, d_v, p->v_row, s->keys, g->first_key + j, s->d_value + at, s->wide, 1.0f);
+    }
+}
+
+// The blocks of scores of one step, with the previous step's products between them. `t` counts blocks of the call.
+static int64_t backward_span(const backward_state *s, const backward_step *g, backward_step *previous, int64_t t) {
+    const int64_t count = g->keys * g->queries, products = products_of(s, previous);
+    backward_scores(s, t, g->first_key, g->first_query);
+    for (int64_t n = 0; n < count; n++, t++) {
+        const int64_t j = n / g->queries, i = n % g->queries, next = n + 1;
+        if (next < count) {
+            backward_scores(s, t + 1, g->first_key + next / g->queries, g->first_query + next % g->queries);
+        }
+        const int64_t base = g->parity * SPAN * SPAN, left = (base + j * SPAN + i) * BLOCK;
+        backward_softmax(s, t, g->first_query + i, s->p_left + left, s->ds_left + left,
+                         s->ds_right + (base + i * SPAN + j) * BLOCK);
+        run_products_backward(s, previous, next * products / count);
+    }
+    end_step(s, previous);
+    return t;
+}
+
+static void backward_steps(const backward_state *s) {
+    backward_step previous = {0};
+    int64_t t = 0;
+    for (int64_t j = 0; j < s->key_blocks; j += SPAN) {
+        for (int64_t i = 0; i < s->query_blocks; i += SPAN) {
+            const backward_step step = {
+                .first_key = j,
+                .keys = attention_min(SPAN, s->key_blocks - j),
+                .first_query = i,
+                .queries = attention_min(SPAN, s->query_blocks - i),
+                .parity = 1 - previous.parity,
+            };
+            t = backward_span(s, &step, &previous, t);
+            previous = step;
+        }
+    }
+    end_step(s, &previous);
+}
+
+static void zero_rows(uint16_t *to, int64_t stride, int64_t first, int64_t last, int64_t width) {
+    for (int64_t r = first; r < last; r++) {
+        memset(to + r * stride, 0, (size_t)width * sizeof *to);
+    }
+}
+
+static void backward(const ts_attention *p, int64_t batch, int64_t head, void *scratch) {
+    backward_state s = {.p = p, .batch = batch, .head = head, .keys = attention_keys(p, batch)};
+    backward_layout(p, &s, scratch);
+    s.key_blocks = edges(s.keys);
+    backward_pack(&s);
+    backward_steps(&s);
+    uint16_t *d_q = (uint16_t *)p->d_q + attention_offset(p, batch, head, p->q_batch);
+    uint16_t *d_k = (uint16_t *)p->d_k + attention_offset(p, batch, head, p->k_batch);
+    uint16_t *d_v = (uint16_t *)p->d_v + attention_offset(p, batch, head, p->v_batch);
+    for (int64_t i = 0; i < s.query_blocks; i++) {
+        float *from = s.d_query + i * s.wide * BLOCK;
+        for (int64_t e = 0; e < s.wide; e++) {
+            transpose_block(from + e * BLOCK);
+        }
+        store_rows(p, d_q, p->q_row, p->queries, i, from, s.wide, p->scale);
+    }
+    zero_rows(d_k, p->k_row, s.keys, p->keys, p->head_dim);
+    zero_rows(d_v, p->v_row, s.keys, p->keys, p->head_dim);
+}
