@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/arena.h"
+#include "core/base/status.h"
+#include "core/model/model_private.h"
+#include "core/nn/layer.h"
+
+const char *const TS_MODEL_TRANSFORMER = "transformer.";
+const char *const TS_MODEL_TEXT = "text_encoder.";
+
+int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec) {
+    TS_TRY(ts_model_check_fit(&params->dit, &params->text, tokenizer, codec));
+    ts_model *model = ts_calloc(1, sizeof *model);
+    if (!model) {
+        return TS_ERESOURCE;
+    }
+    model->defaults = params->defaults;
+    int status;
+    TS_TRY_GOTO(status, ts_params_open(&model->params), failed);
+    TS_TRY_GOTO(status, ts_dit_open(&model->dit, &params->dit, model->params, TS_MODEL_TRANSFORMER), failed);
+    TS_TRY_GOTO(status, ts_text_open(&model->text, &params->text, model->params, TS_MODEL_TEXT), failed);
+    TS_TRY_GOTO(status, ts_params_allocate(model->params, params->operand_dtype, params->with_gradients), failed);
+    model->tokenizer = tokenizer;
+    model->codec = codec;
+    *out = model;
+    return 0;
+failed:
+    ts_model_close(&model);
+    return status;
+}
+
+int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec) {
+    TS_TRY(ts_model_assemble(out, params, tokenizer, codec));
+    ts_dit_init((*out)->dit, params->seed);
+    ts_text_init((*out)->text, params->seed);
+    ts_params_refresh_operands((*out)->params);
+    return 0;
+}
+
+int ts_model_check_fit(const ts_dit_config *dit, const ts_text_config *text, const ts_tokenizer *tokenizer,
+                       const ts_codec *codec) {
+    const int64_t channels = ts_codec_get_info(codec).channels, vocabulary = ts_tokenizer_vocabulary(tokenizer);
+    if (dit->in_channels != channels || dit->out_channels != channels) {
+        return TS_FAIL(TS_EINPUT, "the transformer has %lld input and %lld output channels, the codec makes %lld",
+                       (long long)dit->in_channels, (long long)dit->out_channels, (long long)channels);
+    }
+    if (dit->text_dim != text->width) {
+        return TS_FAIL(TS_EINPUT, "the transformer wants text of width %lld, the text encoder makes %lld",
+                       (long long)dit->text_dim, (long long)text->width);
+    }
+    if (vocabulary > text->vocabulary) {
+        return TS_FAIL(TS_EINPUT, "the tokenizer has %lld words, the text encoder knows %lld", (long long)vocabulary,
+                       (long long)text->vocabulary);
+    }
+    if (dit->image_dim) {
+        return TS_FAIL(TS_EINPUT, "this transformer wants image features, and a model folder holds no image encoder");
+    }
+    return 0;
+}
+
+void ts_model_close(ts_model **model) {
+    if (!*model) {
+        return;
+    }
+    ts_codec_close(&(*model)->codec);
+    ts_tokenizer_close(&(*model)->tokenizer);
+    ts_text_close(&(*model)->text);
+    ts_dit_close(&(*model)->dit);
+    ts_params_close(&(*model)->params);
+    free(*model);
+    *model = NULL;
+}
+
+static int tokenize(const ts_model *model, const char *const *prompts, int64_t n, int64_t rows, int32_t *ids,
+                    int32_t *counts) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t count;
+        const int status = ts_tokenizer_encode(model->tokenizer, prompts[i], rows, ids + i * rows, &count);
+        if (status) {
+            return ts_fail_context(status, "prompt %lld", (long long)i + 1);
+        }
+        counts[i] = (int32_t)count;
+    }
+    return 0;
+}
+
+ts_var *ts_model_encode_text(ts_tape *tape, const ts_model *model, const char *const *prompts, int64_t n) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    const int64_t rows = ts_dit_get_config(model->dit)->text_rows;
+    int32_t *ids = ts_tape_object(tape, (size_t)(n * rows) * sizeof *ids);
+    int32_t *counts = ts_tape_object(tape, (size_t)n * sizeof *counts);
+    if (!ids || !counts || ts_tape_try(tape, tokenize(model, prompts, n, rows, ids, counts))) {
+        return NULL;
+    }
+    return ts_text_forward(tape, model->text, ids, counts, n, rows, true);
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by model.c (the object) and model_io.c (its folder).
+#ifndef TS_MODEL_MODEL_PRIVATE_H
+#define TS_MODEL_MODEL_PRIVATE_H
+
+#include "core/model/model.h"
+
+// Name prefixes of the parts in the parameter set.
+extern const char *const TS_MODEL_TRANSFORMER;
+extern const char *const TS_MODEL_TEXT;
+
+// A model with zero weights. Tokenizer and codec stay the caller's on failure.
+int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec);
+// TS_EINPUT with the sizes that differ when the parts do not fit each other.
+int ts_model_check_fit(const ts_dit_config *dit, const ts_text_config *text, const ts_tokenizer *tokenizer,
+                       const ts_codec *codec);
+
+#endif
