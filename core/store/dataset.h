@@ -29,7 +29,8 @@ typedef struct ts_shard_writer ts_shard_writer;
 // latent_shape: [T, H, W, C]. Writes to path.tmp.
 int ts_shard_writer_open(ts_shard_writer **out, const char *path, ts_shape latent_shape, uint64_t codec_fingerprint);
 int ts_shard_writer_add(ts_shard_writer *writer, const float *latent, const ts_clip_record *clip);
-// Finishes: closes the file, syncs, renames. *count clips and the file's XXH3. On failure or abandon nothing remains.
+// Finishes: writes the file, syncs, renames. *count clips and the file's XXH3; no clips, no file. On failure or abandon
+// nothing remains.
 int ts_shard_writer_commit(ts_shard_writer **writer, int64_t *count, uint64_t *sum);
 void ts_shard_writer_abandon(ts_shard_writer **writer);
 
