@@ -26,7 +26,7 @@ static int channel_median(const uint8_t *rgb, int64_t pixels, int channel) {
     return 255;
 }
 
-static int nearest(const ts_shapes_paint *paints, int count, const double rgb[3]) {
+static int nearest(const ts_shapes_colour *paints, int count, const double rgb[3]) {
     int best = 0;
     double least = INFINITY;
     for (int i = 0; i < count; i++) {
@@ -139,9 +139,15 @@ static void measure_motion(const frame_blob *blobs, int64_t frames, shapes_readi
         out->moved_y = (n * sty - st * sy) / spread * (double)(frames - 1);
     }
     const bool horizontal = fabs(out->moved_x) >= fabs(out->moved_y);
-    out->direction = horizontal ? (out->moved_x < 0 ? TS_SHAPES_LEFT : TS_SHAPES_RIGHT)
-                                : (out->moved_y < 0 ? TS_SHAPES_UP : TS_SHAPES_DOWN);
+    const int dx = !horizontal ? 0 : out->moved_x < 0 ? -1 : 1, dy = horizontal ? 0 : out->moved_y < 0 ? -1 : 1;
+    for (int i = 0; i < TS_SHAPES_DIRECTIONS; i++) {
+        if (ts_shapes_directions[i].dx == dx && ts_shapes_directions[i].dy == dy) {
+            out->direction = i;
+        }
+    }
 }
+
+enum { CIRCLE, SQUARE, TRIANGLE };  // order of ts_shapes_shapes
 
 static int compare_doubles(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -159,7 +165,7 @@ static void measure_shape(const frame_blob *blobs, int64_t frames, shapes_readin
     }
     qsort(scratch, (size_t)n, sizeof *scratch, compare_doubles);
     out->fill = n ? scratch[n / 2] : 0.0;
-    out->shape = out->fill > 0.89 ? TS_SHAPES_SQUARE : out->fill > 0.66 ? TS_SHAPES_CIRCLE : TS_SHAPES_TRIANGLE;
+    out->shape = out->fill > 0.89 ? SQUARE : out->fill > 0.66 ? CIRCLE : TRIANGLE;
 }
 
 shapes_reading shapes_read(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width) {
@@ -221,11 +227,20 @@ int shapes_read_file(const char *path, shapes_reading *out) {
     return status;
 }
 
-static int index_of(const char *word, const ts_shapes_paint *paints, int count) {
-    for (int i = 0; i < count; i++) {
-        if (strcmp(word, paints[i].name) == 0) {
-            return i;
+bool shapes_parse_caption(const char *caption, shapes_reading *out) {
+    ts_shapes_factors f = {0};
+    char made[256];
+    for (f.colour = 0; f.colour < TS_SHAPES_COLOURS; f.colour++) {
+        for (f.shape = 0; f.shape < TS_SHAPES_SHAPES; f.shape++) {
+            for (f.direction = 0; f.direction < TS_SHAPES_DIRECTIONS; f.direction++) {
+                for (f.background = 0; f.background < TS_SHAPES_BACKGROUNDS; f.background++) {
+                    if (strcmp(ts_shapes_caption(&f, made, sizeof made), caption) == 0) {
+                        *out = (shapes_reading){true, f.colour, f.shape, f.direction, f.background, 0, 0, 0};
+                        return true;
+                    }
+                }
+            }
         }
     }
-    return -1;
+    return false;
 }
