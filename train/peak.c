@@ -8,7 +8,9 @@
 #include "core/base/clock.h"
 #include "core/base/status.h"
 
-enum { EDGE = 768, WARM = 2, ROUNDS = 10 };
+// Short enough to start a run with, long enough to meet moments when nothing else runs.
+enum { EDGE = 768 };
+static const double TRIAL_SECONDS = 0.2;
 
 static int best_product(const ts_kernels *kernels, ts_dtype dtype, void *a, void *b, float *c, double *best) {
     const ts_gemm product = {.m = EDGE,
@@ -24,11 +26,12 @@ static int best_product(const ts_kernels *kernels, ts_dtype dtype, void *a, void
                              .dtype_ab = dtype,
                              .dtype_c = TS_F32};
     const double flops = 2.0 * EDGE * EDGE * EDGE;
-    for (int round = 0; round < WARM + ROUNDS; round++) {
-        const double start = ts_clock_seconds();
+    const double begin = ts_clock_seconds();
+    for (double start = begin, end; start - begin < TRIAL_SECONDS; start = end) {
         TS_TRY(kernels->gemm(&product));
-        const double rate = flops / (ts_clock_seconds() - start);
-        *best = round >= WARM && rate > *best ? rate : *best;
+        end = ts_clock_seconds();
+        const double rate = flops / (end - start);
+        *best = rate > *best ? rate : *best;
     }
     return TS_OK;
 }

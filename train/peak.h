@@ -6,8 +6,8 @@
 #include "core/comm/comm.h"
 #include "core/kernels/kernels.h"
 
-// FLOP/s of a square matrix product that fits the caches, best of a few, on all ranks at once and summed over them.
-// About a tenth of a second. Collective.
+// FLOP/s of a square matrix product that fits the caches, best of many, on all ranks at once and summed over them.
+// A fifth of a second. Collective.
 int ts_peak_measure(const ts_kernels *kernels, ts_dtype dtype, ts_comm *world, double *flops_per_second);
 
 #endif

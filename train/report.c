@@ -28,8 +28,8 @@ struct ts_report {
     char path[4096];
     ts_tfevents *events;
     window since_line;
-    double step_seconds;  // smoothed
-    double started, drawn;
+    double step_seconds;    // smoothed
+    double trained, drawn;  // seconds in steps; when the line was last drawn
     bool terminal;
 };
 
@@ -77,7 +77,6 @@ int ts_report_open(ts_report **out, const ts_report_params *params) {
     }
     r->params = *params;
     r->terminal = isatty(STDERR_FILENO);
-    r->started = ts_clock_seconds();
     int status = TS_OK;
     TS_TRY_GOTO(status, ts_path_join(r->path, sizeof r->path, params->folder, "metrics.jsonl"), failed);
     TS_TRY_GOTO(status, cut_metrics(r->path, params->done), failed);
@@ -113,7 +112,7 @@ static double seconds_left(const ts_report *r, int64_t step) {
     if (r->params.minutes_left <= 0) {
         return by_steps;
     }
-    const double by_clock = 60.0 * r->params.minutes_left - (ts_clock_seconds() - r->started);
+    const double by_clock = 60.0 * r->params.minutes_left - r->trained;
     return by_clock < by_steps ? by_clock : by_steps;
 }
 
@@ -162,6 +161,7 @@ int ts_report_step(ts_report *r, int64_t step, const ts_step_result *result, dou
                   .wait = w->wait + wait,
                   .tokens = w->tokens + (double)result->tokens,
                   .flops = w->flops + result->flops};
+    r->trained += seconds;
     r->step_seconds = r->step_seconds > 0 ? 0.95 * r->step_seconds + 0.05 * seconds : seconds;
     const bool due = step % r->params.every == 0 || step == r->params.steps;
     const double now = ts_clock_seconds();

@@ -15,7 +15,7 @@ typedef struct ts_report_params {
     int64_t steps, done;  // of the whole run; before this start
     int64_t every;        // steps between logged lines
     double peak;          // FLOP/s of all ranks together; 0 when unknown
-    double minutes_left;  // before train.minutes ends the run; 0: no limit
+    double minutes_left;  // of training time before train.minutes ends the run; 0: no limit
 } ts_report_params;
 
 // Appends to metrics.jsonl; lines of steps after `done`, left by a run that was killed, are taken out.
