@@ -10,6 +10,7 @@
 #include "core/base/status.h"
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
+static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 
 #define AT(field) .offset = offsetof(ts_train_config, field)
@@ -68,6 +69,11 @@ const ts_option ts_train_options[] = {
         "samples computed at once on a rank, which bounds the memory; 0: all of its share"),
     REAL("train.lr", train.lr, "0.001", 0, 10, "peak learning rate"),
     REAL("train.lr_text", train.lr_text, "1", 0, 100, "factor of the learning rate for the text encoder"),
+    CHOICE("train.optimizer", train.optimizer, "adamw", OPTIMIZERS,
+           "muon: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest"),
+    REAL("train.muon_lr", train.muon_lr, "10", 0, 1000,
+         "muon: learning rate of its matrices as a multiple of train.lr"),
+    REAL("train.muon_momentum", train.muon_momentum, "0.95", 0, 0.9999, "muon: decay of the momentum"),
     REAL("train.beta1", train.beta1, "0.9", 0, 0.99999, "AdamW: decay of the first moment"),
     REAL("train.beta2", train.beta2, "0.99", 0, 0.9999999, "AdamW: decay of the second moment"),
     REAL("train.eps", train.eps, "1e-8", 1e-20, 1, "AdamW: added to the root of the second moment"),

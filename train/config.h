@@ -9,6 +9,7 @@
 #include "core/model/text.h"
 
 typedef enum { TS_PRECISION_BF16, TS_PRECISION_F32 } ts_precision;
+typedef enum { TS_OPTIMIZER_ADAMW, TS_OPTIMIZER_MUON } ts_optimizer_kind;
 typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
 
 typedef struct ts_train_config {
@@ -30,7 +31,9 @@ typedef struct ts_train_config {
     struct {
         int64_t steps, batch, micro_batch, warmup, ema_warmup;
         double minutes, lr, lr_text, beta1, beta2, eps, weight_decay, final_lr_share, clip, ema_decay, text_dropout;
-        int schedule;  // ts_lr_decay
+        double muon_lr, muon_momentum;
+        int optimizer;  // ts_optimizer_kind
+        int schedule;   // ts_lr_decay
         bool recompute;
     } train;
     struct {

@@ -144,7 +144,11 @@ static int open_parts(ts_trainer *t) {
                              &(ts_optimizer_params){.beta1 = c->train.beta1,
                                                     .beta2 = c->train.beta2,
                                                     .eps = c->train.eps,
-                                                    .weight_decay = c->train.weight_decay}));
+                                                    .weight_decay = c->train.weight_decay,
+                                                    .muon = c->train.optimizer == TS_OPTIMIZER_MUON,
+                                                    .muon_lr_scale = c->train.muon_lr,
+                                                    .muon_momentum = c->train.muon_momentum,
+                                                    .data = t->data}));
     return ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c));
 }
 

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/loop.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/base/signal.h"
+#include "core/base/status.h"
+#include "train/peak.h"
+#include "train/preview.h"
+#include "train/report.h"
+#include "train/state.h"
+#include "train/trainer.h"
+
+typedef struct run {
+    const ts_train_config *config;
+    const char *config_json;
+    ts_comm *world;
+    ts_trainer *trainer;
+    ts_report *report;  // NULL but on rank 0
+    char checkpoints[4096], model[4096];
+    int64_t saved_step;  // of the newest checkpoint
+} run;
+
+// ---- the run folder
+
+static int write_config(const run *r) {
+    char path[4096], *text = NULL;
+    size_t bytes = 0;
+    TS_TRY(ts_path_join(path, sizeof path, r->config->out, "config.yaml"));
+    FILE *memory = open_memstream(&text, &bytes);
+    if (!memory) {
+        return TS_FAIL(TS_ERESOURCE, "%s: %s", path, strerror(errno));
+    }
+    int status = ts_options_write_yaml(ts_train_options, r->config, memory);
+    fclose(memory);
+    if (!status) {
+        status = ts_file_write_atomic(path, text, bytes);
+    }
+    free(text);
+    return status;
+}
+
+static int open_folder(run *r) {
+    char name[32], path[4096];
+    snprintf(name, sizeof name, "log-%d.txt", ts_comm_rank(r->world));
+    TS_TRY(ts_folder_make(r->config->out));
+    TS_TRY(ts_path_join(r->checkpoints, sizeof r->checkpoints, r->config->out, "checkpoints"));
+    TS_TRY(ts_path_join(r->model, sizeof r->model, r->config->out, "model"));
+    TS_TRY(ts_path_join(path, sizeof path, r->config->out, name));
+    return ts_log_set_file(path);
+}
+
+static int open_report(run *r, double peak) {
+    const double limit = r->config->train.minutes, used = r->trainer->seconds / 60.0;
+    TS_TRY(write_config(r));
+    return ts_report_open(&r->report, &(ts_report_params){.folder = r->config->out,
+                                                          .steps = r->config->train.steps,
+                                                          .done = r->trainer->step,
+                                                          .every = r->config->log.every,
+                                                          .peak = peak,
+                                                          .minutes_left = limit > 0 ? limit - used : 0});
+}
+
+static int open_run(run *r) {
+    bool restored = false;
+    double peak = 0;
+    TS_TRY(ts_agree(r->world, open_folder(r)));
+    TS_TRY(ts_trainer_open(&r->trainer, r->config, r->world));
+    TS_TRY(ts_state_restore(r->trainer, r->checkpoints, r->config_json, &restored));
+    r->saved_step = restored ? r->trainer->step : -1;
+    TS_TRY(ts_peak_measure(r->trainer->kernels, r->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16, r->world,
+                           &peak));
+    TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_report(r, peak) : TS_OK));
+    const ts_params *params = r->trainer->model->params;
+    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks%s",
+            r->config->out, 1e-6 * (double)params->total, ts_dataset_clips(r->trainer->dataset), r->config->train.steps,
+            r->config->train.batch, ts_comm_size(r->world), restored ? ", going on" : "");
+    if (restored) {
+        TS_INFO("resumed after step %" PRId64, r->trainer->step);
+    }
+    return TS_OK;
+}
+
+// ---- what happens at step boundaries
+
+static int validate(run *r) {
+    if (!r->trainer->validation) {
+        return TS_OK;
+    }
+    ts_validation_result result;
+    TS_TRY(ts_trainer_validate(r->trainer, &result));
+    return ts_agree(r->world, ts_report_validation(r->report, r->trainer->step, &result));
+}
+
+static int export_model(run *r) {
+    int status = TS_OK;
+    if (ts_comm_rank(r->world) == 0) {
+        status = ts_model_save(r->trainer->model, r->trainer->optimizer->average, r->model);
+    }
+    return ts_agree(r->world, status);
+}
+
+static int checkpoint(run *r) {
+    if (r->saved_step == r->trainer->step) {
+        return TS_OK;
+    }
+    TS_TRY(ts_state_save(r->trainer, r->checkpoints, r->config_json, r->config->checkpoint.keep));
+    r->saved_step = r->trainer->step;
+    TS_INFO("checkpoint after step %" PRId64, r->saved_step);
+    return r->config->checkpoint.export_model ? export_model(r) : TS_OK;
+}
+
+static bool due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
+
+// Validation and samples before the checkpoint: a run that is resumed does not owe them.
+static int after_step(run *r, bool last) {
+    const ts_train_config *c = r->config;
+    const int64_t step = r->trainer->step;
+    if (due(step, c->validate.every) || last) {
+        TS_TRY(validate(r));
+    }
+    if (due(step, c->sample.every) || (last && c->sample.every > 0)) {
+        TS_TRY(ts_preview(r->trainer, c->out, r->report));
+    }
+    if (due(step, c->checkpoint.every) || last) {
+        TS_TRY(checkpoint(r));
+    }
+    return TS_OK;
+}
+
+static bool time_is_up(const run *r) {
+    const double limit = 60.0 * r->config->train.minutes;
+    return limit > 0 && r->trainer->seconds >= limit;
+}
+
+static ts_stop wish(const run *r) {
+    return ts_signal_pending() ? TS_STOP_SIGNAL : time_is_up(r) ? TS_STOP_TIME : TS_STOP_NONE;
+}
+
+// One step with its time; a rank that fails alone ends the job, since the others wait for it inside a collective.
+static int timed_step(run *r, ts_step_result *result) {
+    ts_trainer *t = r->trainer;
+    const double start = ts_clock_seconds();
+    const int status = ts_trainer_step(t, wish(r), result);
+    if (status && ts_comm_size(r->world) > 1) {
+        ts_comm_abort(r->world, status);
+    }
+    TS_TRY(status);
+    const double seconds = ts_clock_seconds() - start;
+    t->seconds += seconds;
+    if (!result->finite) {
+        return TS_FAIL(TS_EUSAGE,
+                       "step %" PRId64 ": loss %g, gradient norm %g; nothing was updated; lower train.lr or train.clip "
+                       "and start anew or from an earlier checkpoint",
+                       t->step + 1, result->loss, result->grad_norm);
+    }
+    return ts_report_step(r->report, t->step, result, seconds, ts_loader_wait_seconds(t->loader));
+}
+
+static int train(run *r) {
+    const int64_t steps = r->config->train.steps;
+    bool done = r->trainer->step >= steps || time_is_up(r);  // as restored: alike on all ranks
+    if (done && ts_path_is_folder(r->model)) {
+        TS_INFO("%s: trained already, the model is in %s; raise train.steps or train.minutes to go on", r->config->out,
+                r->model);
+        return TS_OK;
+    }
+    while (!done) {
+        ts_step_result result;
+        TS_TRY(timed_step(r, &result));
+        if (result.stop == TS_STOP_SIGNAL) {
+            TS_TRY(checkpoint(r));
+            TS_INFO("stopped by a signal after step %" PRId64 ", checkpoint written; run the same command to go on",
+                    r->trainer->step);
+            return TS_FAIL(TS_ESTOPPED, "stopped by a signal after step %" PRId64, r->trainer->step);
+        }
+        done = r->trainer->step == steps || result.stop == TS_STOP_TIME;
+        if (!done) {
+            TS_TRY(after_step(r, false));
+        }
+    }
+    TS_TRY(after_step(r, true));
+    TS_TRY(export_model(r));
+    TS_INFO("trained %" PRId64 " steps; the model is in %s", r->trainer->step, r->model);
+    return TS_OK;
+}
+
+int ts_train_run(const ts_train_config *config, ts_arena *arena, ts_comm *world) {
+    run r = {.config = config, .world = world, .config_json = ts_options_to_json(ts_train_options, config, arena)};
+    int status = ts_agree(world, r.config_json ? ts_signal_catch() : TS_ERESOURCE);
+    TS_TRY_GOTO(status, status, done);
+    TS_TRY_GOTO(status, open_run(&r), done);
+    status = train(&r);
+done:
+    ts_report_close(&r.report);
+    ts_trainer_close(&r.trainer);
+    ts_log_set_file(NULL);
+    return status;
+}
