@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+// TEST: ranks=1,2,3 timeout=120
+// The pca codec: exact on data of low rank, orthonormal, scaled as promised, and fitted to the same bits on any number
+// of ranks.
+#include "core/model/codec.h"
+
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/rng.h"
+#include "core/model/codec/codec_pca.h"
+#include "core/model/codec/eigen.h"
+#include "ts_test.h"
+
+enum { FRAMES = 9, HEIGHT = 24, WIDTH = 40, CLIP_BYTES = FRAMES * HEIGHT * WIDTH * 3, CLIPS = 24 };
+
+static ts_comm *world, *self;
+static char folder[64] = "/tmp/ts-codec-XXXXXX";
+
+static uint32_t draw(uint64_t index, uint32_t lane) {
+    return ts_philox_draw(7, TS_RNG_TEST, index, lane).word[0];
+}
+
+// A soft coloured blob that moves over a gradient, with a little noise.
+static void make_clip(int64_t clip, uint8_t *pixels) {
+    const double x0 = draw((uint64_t)clip, 1) % WIDTH, y0 = draw((uint64_t)clip, 2) % HEIGHT;
+    const double speed = (double)(draw((uint64_t)clip, 3) % 5) - 2;
+    for (int64_t i = 0; i < CLIP_BYTES; i++) {
+        const int64_t c = i % 3, x = i / 3 % WIDTH, y = i / 3 / WIDTH % HEIGHT, t = i / 3 / WIDTH / HEIGHT;
+        const double dx = (double)x - x0 - speed * (double)t, dy = (double)y - y0;
+        const double blob = exp(-(dx * dx + dy * dy) / 60) * (double)(draw((uint64_t)clip, (uint32_t)(4 + c)) % 150);
+        pixels[i] = (uint8_t)(20 + (double)x + blob + draw((uint64_t)clip, (uint32_t)(i + 10)) % 4);
+    }
+}
+
+// Adds the clips first, first + step, ... < CLIPS, the last one first when `backwards`.
+static void fit_clips(ts_codec_fit *fit, int64_t first, int64_t step, bool backwards) {
+    static uint8_t pixels[CLIP_BYTES];
+    for (int64_t i = first; i < CLIPS; i += step) {
+        make_clip(backwards ? CLIPS - 1 - i : i, pixels);
+        CHECK_OK(ts_codec_fit_add(fit, pixels, FRAMES, HEIGHT, WIDTH));
+    }
+}
+
+static ts_codec *fit_all(int64_t channels, double power) {
+    ts_codec_fit *fit;
+    ts_codec *codec;
+    CHECK_OK(ts_codec_fit_open(&fit, channels, power));
+    fit_clips(fit, 0, 1, false);
+    CHECK_OK(ts_codec_fit_finish(fit, self, &codec));
+    ts_codec_fit_close(&fit);
+    return codec;
+}
+
+// ---- eigenvectors ------------------------------------------------------------------------------------------------
+
+static void test_eigen(int64_t n, int64_t rank) {
+    double *x = malloc((size_t)(n * rank) * sizeof *x), *a = calloc((size_t)(n * n), sizeof *a);
+    double *used = malloc((size_t)(n * n) * sizeof *used), *value = malloc((size_t)n * sizeof *value);
+    double *vector = malloc((size_t)(n * n) * sizeof *vector);
+    for (int64_t i = 0; i < n * rank; i++) {
+        x[i] = (double)(draw(99, (uint32_t)i) % 1000) / 100 - 5;
+    }
+    for (int64_t r = 0; r < rank; r++) {
+        for (int64_t i = 0; i < n * n; i++) {
+            a[i] += x[r * n + i / n] * x[r * n + i % n];
+        }
+    }
+    memcpy(used, a, (size_t)(n * n) * sizeof *a);
+    CHECK_OK(ts_eigen_symmetric(used, n, value, vector));
+    double residual = 0, skew = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double *v = vector + i * n;
+        CHECK(i == 0 || value[i] <= value[i - 1]);
+        for (int64_t row = 0; row < n; row++) {
+            double product = 0, dot = 0;
+            for (int64_t k = 0; k < n; k++) {
+                product += a[row * n + k] * v[k];
+                dot += vector[row * n + k] * v[k];
+            }
+            residual = fmax(residual, fabs(product - value[i] * v[row]));
+            skew = fmax(skew, fabs(dot - (row == i)));
+        }
+    }
+    CHECK(residual <= 1e-13 * (double)n * value[0] && skew <= 1e-13 * (double)(n + 1));
+    if (rank < n) {
+        CHECK_NEAR(value[rank], 0, 1e-12 * value[0]);
+    }
+    free(x);
+    free(a);
+    free(used);
+    free(value);
+    free(vector);
+}
+
+// ---- properties --------------------------------------------------------------------------------------------------
+
+static void test_orthonormal(const ts_codec *codec) {
+    const ts_codec_transform *both[2] = {&codec->first, &codec->later};
+    for (int b = 0; b < 2; b++) {
+        for (int64_t i = 0; i < codec->channels; i++) {
+            for (int64_t j = 0; j <= i; j++) {
+                double dot = 0;
+                for (int64_t d = 0; d < both[b]->dims; d++) {
+                    dot += (double)both[b]->axes[i * both[b]->dims + d] * (double)both[b]->axes[j * both[b]->dims + d];
+                }
+                CHECK_NEAR(dot, i == j, 1e-6);
+            }
+        }
+    }
+}
+
+// Over the clips of the fit, latents have mean 0 and mean variance 1, and what decoding loses is what was said.
+static void test_scale_and_loss(const ts_codec *codec) {
+    static uint8_t pixels[CLIP_BYTES], back[CLIP_BYTES];
+    const int64_t positions = 3 * 3 * 5, n = positions * codec->channels;
+    float *latent = malloc((size_t)n * sizeof *latent);
+    double sum = 0, square = 0, error = 0, *pixel_sum = calloc(2 * TS_CODEC_LATER_DIMS, sizeof(double)), spread = 0;
+    for (int64_t clip = 0; clip < CLIPS; clip++) {
+        make_clip(clip, pixels);
+        CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, latent));
+        CHECK_OK(ts_codec_decode(codec, latent, 3, 3, 5, back));
+        for (int64_t i = 0; i < n; i++) {
+            sum += (double)latent[i];
+            square += (double)latent[i] * (double)latent[i];
+        }
+        for (int64_t i = 0; i < CLIP_BYTES; i++) {
+            const int64_t c = i % 3, x = i / 3 % WIDTH % 8, y = i / 3 / WIDTH % HEIGHT % 8, t = i / 3 / WIDTH / HEIGHT;
+            const ts_codec_transform *transform = t ? &codec->later : &codec->first;
+            const int64_t d = (((t ? (t - 1) % 4 : 0) * 8 + y) * 8 + x) * 3 + c;
+            const double off = (double)pixels[i] - (double)transform->mean[d];
+            spread += off * off;
+            error += pow((double)pixels[i] - (double)back[i], 2);
+        }
+    }
+    CHECK_NEAR(sum / (double)(n * CLIPS), 0, 1e-4);
+    CHECK_NEAR(square / (double)(n * CLIPS), 1, 1e-4);
+    const double rounding = 1.0 / 12 * CLIP_BYTES * CLIPS / spread;  // decoding rounds to whole numbers
+    CHECK_NEAR(error / spread, 1 - codec->explained + rounding, 0.5 * rounding);
+    CHECK(codec->explained > 0.8 && codec->explained < 0.9999);
+    free(latent);
+    free(pixel_sum);
+}
+
+// Blocks of the form 128 + a u + b v: three channels are more than enough, and nothing may be lost.
+static void test_low_rank(void) {
+    enum { SIDE = 16, LENGTH = 9, BYTES = LENGTH * SIDE * SIDE * 3 };
+    static uint8_t pixels[BYTES], back[BYTES];
+    float latent[3 * 2 * 2 * 3];
+    ts_codec_fit *fit;
+    ts_codec *codec;
+    CHECK_OK(ts_codec_fit_open(&fit, 3, 0.5));
+    for (uint64_t clip = 0; clip < 20; clip++) {
+        for (int64_t i = 0; i < BYTES; i++) {
+            const int64_t x = i / 3 % SIDE, y = i / 3 / SIDE % SIDE, t = i / 3 / SIDE / SIDE;
+            const int64_t block = ((t + 3) / 4 * 2 + y / 8) * 2 + x / 8;
+            const int a = (int)(draw(clip, (uint32_t)(2 * block)) % 41) - 20;
+            const int b = (int)(draw(clip, (uint32_t)(2 * block + 1)) % 41) - 20;
+            const int u = x % 8 < 4 ? 1 : -1, v = i % 3 == 0 && y % 8 > 2 ? 2 : 1;
+            pixels[i] = (uint8_t)(128 + a * u + b * v);
+        }
+        CHECK_OK(ts_codec_fit_add(fit, pixels, LENGTH, SIDE, SIDE));
+    }
+    CHECK_OK(ts_codec_fit_finish(fit, self, &codec));
+    CHECK_NEAR(ts_codec_get_info(codec).explained, 1, 1e-12);
+    CHECK_OK(ts_codec_encode(codec, pixels, LENGTH, SIDE, SIDE, latent));
+    CHECK_OK(ts_codec_decode(codec, latent, 3, 2, 2, back));
+    CHECK(!memcmp(pixels, back, sizeof pixels));
+    ts_codec_fit_close(&fit);
+    ts_codec_close(&codec);
+}
+
+// A scene that stands still: the first frame's leading channels agree with the later ones'.
+static void test_alignment(void) {
+    static uint8_t pixels[CLIP_BYTES];
+    ts_codec_fit *fit;
+    ts_codec *codec;
+    CHECK_OK(ts_codec_fit_open(&fit, 8, 0.5));
+    for (int64_t clip = 0; clip < CLIPS; clip++) {
+        make_clip(clip, pixels);
+        for (int64_t t = 1; t < FRAMES; t++) {
+            memcpy(pixels + t * HEIGHT * WIDTH * 3, pixels, HEIGHT * WIDTH * 3);
+        }
+        CHECK_OK(ts_codec_fit_add(fit, pixels, FRAMES, HEIGHT, WIDTH));
+    }
+    CHECK_OK(ts_codec_fit_finish(fit, self, &codec));
+    float latent[3 * 3 * 5 * 8];
+    CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, latent));
+    double worst = 0;
+    for (int i = 0; i < 3 * 5 * 8; i++) {
+        worst = fmax(worst, fabs((double)latent[i] - (double)latent[i + 3 * 5 * 8]));
+    }
+    CHECK_NEAR(worst, 0, 1e-3);
+    ts_codec_fit_close(&fit);
+    ts_codec_close(&codec);
+}
+
+// ---- ranks, files, refusals --------------------------------------------------------------------------------------
+
+static void test_ranks(const ts_codec *alone) {
+    ts_codec_fit *fit;
+    ts_codec *shared;
+    CHECK_OK(ts_codec_fit_open(&fit, alone->channels, alone->scale_power));
+    if (ts_comm_size(world) == 1 || ts_comm_rank(world) != 0) {  // rank 0 of several gives nothing
+        const int64_t givers = ts_comm_size(world) == 1 ? 1 : ts_comm_size(world) - 1;
+        fit_clips(fit, ts_comm_size(world) == 1 ? 0 : ts_comm_rank(world) - 1, givers, true);
+    }
+    CHECK_OK(ts_codec_fit_finish(fit, world, &shared));
+    CHECK(ts_codec_get_info(shared).fingerprint == ts_codec_get_info(alone).fingerprint);
+    CHECK(shared->explained == alone->explained);
+    ts_codec_fit_close(&fit);
+    ts_codec_close(&shared);
+    CHECK_OK(ts_codec_fit_open(&fit, 4, 0.5));
+    CHECK_FAILS(ts_codec_fit_finish(fit, world, &shared), TS_EINPUT, "no clips to fit");
+    CHECK(shared == NULL);
+    ts_codec_fit_close(&fit);
+}
+
+static void test_files(const ts_codec *codec) {
+    static uint8_t pixels[CLIP_BYTES];
+    char path[4096];
+    float before[3 * 3 * 5 * 16], after[3 * 3 * 5 * 16];
+    ts_codec *back;
+    CHECK_OK(ts_codec_save(codec, folder));
+    CHECK_OK(ts_codec_load(&back, folder));
+    CHECK(ts_codec_get_info(back).fingerprint == codec->fingerprint && back->channels == codec->channels);
+    CHECK(back->scale_power == codec->scale_power && back->explained == codec->explained);
+    make_clip(3, pixels);
+    CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, before));
+    CHECK_OK(ts_codec_encode(back, pixels, FRAMES, HEIGHT, WIDTH, after));
+    CHECK(!memcmp(before, after, sizeof before));
+    ts_codec_close(&back);
+
+    ts_codec *other = fit_all(16, 0.25);
+    char *weights;
+    size_t bytes;
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    CHECK_OK(ts_file_read(path, 1 << 20, &weights, &bytes));
+    CHECK_OK(ts_codec_save(other, folder));
+    CHECK_OK(ts_file_write_atomic(path, weights, bytes));  // the first one's config beside the second one's matrices
+    CHECK_FAILS(ts_codec_load(&back, folder), TS_EINPUT, "do not belong together");
+    CHECK(back == NULL);
+    CHECK_OK(ts_file_write_atomic(path, "{\"kind\":\"vae\"}", 14));
+    CHECK_FAILS(ts_codec_load(&back, folder), TS_EINPUT, "config.json: \"kind\" is \"vae\"");
+    CHECK_FAILS(ts_codec_load(&back, "/nowhere"), TS_EINPUT, "/nowhere/config.json");
+    ts_codec_close(&other);
+    free(weights);
+}
+
+static void test_refusals(const ts_codec *codec) {
+    ts_codec_fit *fit;
+    ts_codec *none;
+    uint8_t pixels[8 * 8 * 3] = {0};
+    float latent[192];
+    CHECK_FAILS(ts_codec_fit_open(&fit, 0, 0.5), TS_EUSAGE, "0 channels");
+    CHECK_FAILS(ts_codec_fit_open(&fit, 193, 0.5), TS_EUSAGE, "193 channels");
+    CHECK_FAILS(ts_codec_fit_open(&fit, 4, (double)NAN), TS_EUSAGE, "scale power");
+    CHECK_FAILS(ts_codec_encode(codec, pixels, 2, 8, 8, latent), TS_EUSAGE, "2 frames");
+    CHECK_FAILS(ts_codec_encode(codec, pixels, 1, 8, 9, latent), TS_EUSAGE, "9 x 8 pixels");
+    CHECK_FAILS(ts_codec_encode(codec, pixels, 1, 0, 8, latent), TS_EUSAGE, "8 x 0 pixels");
+    CHECK_FAILS(ts_codec_decode(codec, latent, INT64_MAX / 2, 1, 1, pixels), TS_EUSAGE, "cannot be decoded");
+    CHECK_FAILS(ts_codec_decode(codec, latent, 1 << 20, 1 << 10, 1 << 10, pixels), TS_EUSAGE, "2^31");
+    CHECK_OK(ts_codec_encode(codec, pixels, 1, 8, 8, latent));  // a picture is a clip
+    for (int i = 0; i < 16; i++) {
+        latent[i] = i ? 1e30f : NAN;
+    }
+    CHECK_OK(ts_codec_decode(codec, latent, 1, 1, 1, pixels));  // clamped, no trap
+    CHECK_OK(ts_codec_fit_open(&fit, 4, 0.5));
+    CHECK_OK(ts_codec_fit_add(fit, pixels, 1, 8, 8));
+    CHECK_FAILS(ts_codec_fit_finish(fit, self, &none), TS_EINPUT, "single frame");
+    ts_codec_fit_close(&fit);
+    static uint8_t still[5 * 8 * 8 * 3];
+    CHECK_OK(ts_codec_fit_open(&fit, 4, 0.5));
+    CHECK_OK(ts_codec_fit_add(fit, still, 5, 8, 8));
+    CHECK_FAILS(ts_codec_fit_finish(fit, self, &none), TS_EINPUT, "one still colour");
+    ts_codec_fit_close(&fit);
+}
+
+int main(int argc, char **argv) {
+    ts_mesh mesh;
+    CHECK_OK(ts_world_open(&world, &argc, &argv));
+    const int degree[TS_AXIS_COUNT] = {ts_comm_size(world), 1, 1, 1, ts_comm_size(world)};
+    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    self = mesh.axis[TS_AXIS_TENSOR];
+    CHECK(ts_comm_size(self) == 1);
+    CHECK(mkdtemp(folder) != NULL);
+    ts_codec *codec = fit_all(16, 0.5);
+    test_ranks(codec);
+    if (ts_comm_rank(world) == 0) {
+        test_eigen(1, 1);
+        test_eigen(2, 3);
+        test_eigen(7, 3);
+        test_eigen(96, 200);
+        test_eigen(100, 5);
+        test_orthonormal(codec);
+        test_scale_and_loss(codec);
+        test_low_rank();
+        test_alignment();
+        test_files(codec);
+        test_refusals(codec);
+    }
+    ts_codec_close(&codec);
+    ts_mesh_close(&mesh);
+    CHECK_OK(ts_folder_remove(folder));
+    const int failed = ts_test_end();
+    ts_world_close(&world, 0);
+    return failed;
+}
