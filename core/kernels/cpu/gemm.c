@@ -5,6 +5,7 @@
 // is a pass of our own over C: oneDNN's fused one costs more than that pass.
 #include "core/base/status.h"
 #include "core/kernels/cpu/cpu.h"
+#include "core/kernels/cpu/gemm_amx.h"
 #include "core/kernels/cpu/onednn.h"
 
 static int check_gemm(const ts_gemm *p) {
@@ -90,6 +91,9 @@ int ts_cpu_gemm(const ts_gemm *p) {
     TS_TRY(check_gemm(p));
     if (p->m == 0 || p->n == 0) {
         return 0;
+    }
+    if (p->dtype_ab == TS_BF16 && ts_cpu_isa() >= TS_ISA_AMX) {
+        return ts_amx_gemm(p);
     }
     if (!p->gelu) {
         return product(p);
