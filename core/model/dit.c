@@ -241,6 +241,9 @@ ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in)
     ts_tape_probe(tape, temb, "temb");
     ts_tape_probe(tape, modulation, "timestep_proj");
     ts_tape_probe(tape, text, "context");
+    if (image) {
+        ts_tape_probe(tape, image, "context_img");
+    }
 
     ts_var *x = token_embedding(tape, dit, in->latent, positions);
     for (int i = 0; i < (int)dit->config.layers; i++) {

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// `tessera check`: does what we compute equal what it should?
+//
+//   tessera check parity --model DIR --io FILE [--grads FILE]     a component against tensors of its reference
+//
+// DIR is a component's folder in diffusers' or transformers' layout; config.json tells which. FILE holds its inputs and
+// any of its outputs and intermediates under the names of the probes (see dit.h and text.h), in the reference's layouts
+// ([B, C, T, H, W] for video). One row is printed for each tensor compared.
+#ifndef TS_MODEL_PARITY_H
+#define TS_MODEL_PARITY_H
+
+#include "core/comm/comm.h"
+
+// TS_EINPUT when a tensor exceeds the tolerance. Collective over `world`.
+int ts_command_check(ts_comm *world, int argc, char **argv);
+
+#endif
