@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1,2,4 timeout=60
+// TEST: ranks=1,2,4 timeout=180
 // One rank's error becomes everyone's; a rank that fails alone ends the job with its exit code and one line.
 #include "core/comm/comm.h"
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
+#include "core/base/rng.h"
 #include "tests/ts_test.h"
 
 typedef struct settings {
@@ -180,6 +181,32 @@ static void test_large_attacks(void) {
     CHECK_FAILS(ts_options_read_yaml(table, &s, arena, path), TS_EINPUT, "more than the 1048576");
 }
 
+// Damaged files: read or refused with the file's name, never a crash.
+static void test_mutants(void) {
+    static const char original[] = "train:\n  steps: 10_000\n  rate: 2.5e-4\n  noise: {shift: -7}\nnote: \"x\\n\"\n"
+                                   "sample:\n  prompts:\n    - a\n    - 'b'\nsize: 64x64\nprecision: fp32\n";
+    static const char interesting[] = "[]{}&*!%|>'\":-?#,\n\t \\~@`0\xff\xc3";
+    enum { LENGTH = sizeof original - 1 };
+    ts_arena *scratch = NULL;
+    CHECK_OK(ts_arena_open(&scratch, "mutants", 1 << 20, false));
+    for (uint32_t trial = 0; trial < 2000; trial++) {
+        char text[LENGTH];
+        memcpy(text, original, LENGTH);
+        for (uint32_t change = 0; change <= trial % 4; change++) {
+            const uint64_t where = ts_rng_below(5, TS_RNG_TEST, trial, 2 * change, LENGTH);
+            text[where] = interesting[ts_rng_below(5, TS_RNG_TEST, trial, 2 * change + 1, sizeof interesting)];
+        }
+        write_bytes(text, trial % 5 ? LENGTH : ts_rng_below(5, TS_RNG_TEST, trial, 99, LENGTH));
+        settings s;
+        CHECK_OK(ts_options_default(table, &s, scratch));
+        const int status = ts_options_read_yaml(table, &s, scratch, path);
+        CHECK(status == TS_OK || strncmp(ts_error_text(), path, strlen(path)) == 0);
+        CHECK(status == TS_OK || status == TS_EUSAGE || status == TS_EINPUT);
+        ts_arena_reset(scratch);
+    }
+    ts_arena_close(&scratch);
+}
+
 static int read_args(settings *s, int count, const char *const *arguments, bool *help) {
     const char *rest[2];
     int rest_count = 2;
@@ -343,6 +370,7 @@ int main(void) {
     test_yaml_mistakes();
     test_yaml_attacks();
     test_large_attacks();
+    test_mutants();
     test_args();
     test_round_trip();
     test_help();

@@ -12,6 +12,10 @@
 enum { HOST_BYTES = 64 };
 static const double patience = 3;  // seconds that a failed rank waits for the others before it ends the job
 
+static bool is_failure(int status) {
+    return status != TS_OK && status != TS_ESTOPPED;
+}
+
 // Open MPI's stand-alone start forks a daemon and needs a network and an ssh client; a program without a launcher needs
 // none of it. These are the variables that mpirun, srun and the other launchers set for each process; TESSERA_MPI=1
 // is for one that sets none of them.
@@ -56,7 +60,7 @@ int ts_world_open(ts_comm **out, int *argc, char ***argv) {
 // All ranks come here, unless one failed alone: then the others are still inside the command, waiting for it. Returns
 // the lowest failing rank, or `size` when none failed, or -1 when the others did not come.
 static int meet(ts_comm *world, int status) {
-    int lowest = status ? world->rank : world->size, arrived = 0;
+    int lowest = is_failure(status) ? world->rank : world->size, arrived = 0;
     MPI_Request request;
     if (MPI_Iallreduce(MPI_IN_PLACE, &lowest, 1, MPI_INT, MPI_MIN, world->mpi, &request)) {
         return -1;
@@ -69,7 +73,7 @@ static int meet(ts_comm *world, int status) {
         if (arrived) {
             return lowest;
         }
-        if (status && ts_clock_seconds() - start > patience) {
+        if (is_failure(status) && ts_clock_seconds() - start > patience) {
             return -1;
         }
         usleep(500);
@@ -85,7 +89,7 @@ void ts_world_close(ts_comm **world, int status) {
     if (speaker < 0) {
         ts_comm_abort(*world, status ? status : TS_EPEER);
     }
-    if (status && status != TS_ESTOPPED && speaker == (*world)->rank) {
+    if (is_failure(status) && speaker == (*world)->rank) {
         ts_log_set_rank(0, 1);  // the text names the rank where that matters
         TS_ERROR("%s (%s)", ts_error_text(), ts_error_place());
     }
