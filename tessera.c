@@ -1,8 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program: a table of subcommands.
 #include <stdio.h>
+#include <string.h>
 
-int main(void) {
-    puts("tessera");
-    return 0;
+#include "core/base/log.h"
+#include "core/base/status.h"
+#include "core/comm/comm.h"
+#include "core/model/parity.h"
+#include "data/world.h"
+#include "infer/generate.h"
+#include "train/train.h"
+
+typedef struct command {
+    const char *name, *help;
+    int (*run)(ts_comm *world, int argc, char **argv);
+} command;
+
+static const command commands[] = {
+    {"world", "make a captioned corpus of real video files", ts_command_world},
+    {"train", "train a model on a data set", ts_command_train},
+    {"generate", "prompts to videos", ts_command_generate},
+    {"check", "compare a model with golden files", ts_command_check},
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void print_usage(FILE *out) {
+    fprintf(out, "Tessera trains and serves video diffusion transformers.\n\n"
+                 "usage: tessera COMMAND [options]      alone, or under mpirun -n N\n"
+                 "       tessera COMMAND --help\n\n");
+    for (int i = 0; i < COMMANDS; i++) {
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    }
+    fprintf(out, "\nExit codes: 0 done, 2 wrong use, 3 bad input, 4 resource exhausted, 5 peer or device failed,\n"
+                 "            6 internal error, 75 stopped by a signal after a checkpoint (run again to go on).\n");
+}
+
+static const command *find_command(const char *name) {
+    for (int i = 0; i < COMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+static int dispatch(ts_comm *world, int argc, char **argv) {
+    const bool wants_help = argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0);
+    if (argc < 2 || wants_help) {
+        if (ts_comm_rank(world) == 0) {
+            print_usage(wants_help ? stdout : stderr);
+        }
+        return wants_help ? TS_OK : TS_FAIL(TS_EUSAGE, "no command given");
+    }
+    const command *chosen = find_command(argv[1]);
+    if (!chosen) {
+        return TS_FAIL(TS_EUSAGE, "\"%s\" is not a command; see tessera --help", argv[1]);
+    }
+    return chosen->run(world, argc - 1, argv + 1);
+}
+
+int main(int argc, char **argv) {
+    ts_comm *world = NULL;
+    int status = ts_world_open(&world, &argc, &argv);
+    if (status) {
+        TS_ERROR("%s", ts_error_text());
+        return ts_exit_code(status);
+    }
+    status = dispatch(world, argc, argv);
+    // Every rank has the same status here (commands end in ts_agree), so one line is enough.
+    if (status && status != TS_ESTOPPED && ts_comm_rank(world) == 0) {
+        TS_ERROR("%s (%s)", ts_error_text(), ts_error_place());
+    }
+    ts_world_close(&world, status);
+    return ts_exit_code(status);
 }
