@@ -67,10 +67,6 @@ int main(int argc, char **argv) {
         return ts_exit_code(status);
     }
     status = dispatch(world, argc, argv);
-    // Every rank has the same status here (commands end in ts_agree), so one line is enough.
-    if (status && status != TS_ESTOPPED && ts_comm_rank(world) == 0) {
-        TS_ERROR("%s (%s)", ts_error_text(), ts_error_place());
-    }
-    ts_world_close(&world, status);
+    ts_world_close(&world, status);  // prints the error, once for all ranks
     return ts_exit_code(status);
 }
