@@ -430,7 +430,7 @@ int ts_command_generate(ts_comm *world, int argc, char **argv) {
     TS_TRY(ts_arena_open(&arena, "options", 1 << 16, false));
     int status = ts_options_default(table, &o, arena);
     if (!status) {
-        status = ts_options_read_args(table, &o, arena, argc - 1, argv + 1, rest, &rest_count, &help);
+        status = ts_options_read_args(table, &o, arena, argc, argv, rest, &rest_count, &help);
     }
     if (!status && help) {
         if (ts_comm_rank(world) == 0) {
