@@ -156,10 +156,20 @@ int ts_shard_writer_add(ts_shard_writer *w, const float *latent, const ts_clip_r
 
 // ---- the HDF5 file -----------------------------------------------------------------------------------------------
 
+// A creation list without time stamps: equal clips make equal files.
+static hid_t untimed(hid_t kind) {
+    const hid_t create = H5Pcreate(kind);
+    if (create >= 0 && H5Pset_obj_track_times(create, false) < 0) {
+        H5Pclose(create);
+        return H5I_INVALID_HID;
+    }
+    return create;
+}
+
 // A contiguous data set, allocated at once so that it has an offset; written when data is given.
 static bool put_dataset(hid_t file, const char *name, hid_t type, int rank, const hsize_t *dims, const void *data,
                         haddr_t *offset) {
-    const hid_t create = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(rank, dims, NULL);
+    const hid_t create = untimed(H5P_DATASET_CREATE), space = H5Screate_simple(rank, dims, NULL);
     bool good = H5Pset_layout(create, H5D_CONTIGUOUS) >= 0 && H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY) >= 0 &&
                 H5Pset_fill_time(create, H5D_FILL_TIME_NEVER) >= 0;
     const hid_t set = good ? H5Dcreate2(file, name, type, space, H5P_DEFAULT, create, H5P_DEFAULT) : H5I_INVALID_HID;
@@ -188,7 +198,9 @@ static bool put_attribute(hid_t file, const char *name, hid_t type, const void *
 }
 
 static bool put_group(hid_t file, const char *name) {
-    const hid_t group = H5Gcreate2(file, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    const hid_t create = untimed(H5P_GROUP_CREATE);
+    const hid_t group = H5Gcreate2(file, name, H5P_DEFAULT, create, H5P_DEFAULT);
+    H5Pclose(create);
     return group >= 0 && H5Gclose(group) >= 0;
 }
 
@@ -281,16 +293,19 @@ static int lay_out(const ts_shard_writer *w, layout *l) {
                                                    .udata_copy = same_data,
                                                    .udata_free = keep_data,
                                                    .udata = l};
-    const hid_t access = ts_shard_access();
+    const hid_t access = ts_shard_access(), create = untimed(H5P_FILE_CREATE);
     hid_t file = H5I_INVALID_HID;
     hsize_t bytes = 0;
-    if (access >= 0 && H5Pset_fapl_core(access, IMAGE_STEP, false) >= 0 &&
+    if (access >= 0 && create >= 0 && H5Pset_fapl_core(access, IMAGE_STEP, false) >= 0 &&
         H5Pset_file_image_callbacks(access, (H5FD_file_image_callbacks_t *)(uintptr_t)&callbacks) >= 0) {
-        file = H5Fcreate(w->path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+        file = H5Fcreate(w->path, H5F_ACC_TRUNC, create, access);
     }
     bool good = file >= 0 && put_all(file, w, &l->latents) && H5Fget_filesize(file, &bytes) >= 0;
     if (file >= 0) {
         good = H5Fclose(file) >= 0 && good;
+    }
+    if (create >= 0) {
+        H5Pclose(create);
     }
     if (access >= 0) {
         H5Pclose(access);
