@@ -45,8 +45,24 @@ static int skip(collector *c, const char *path, const char *kind, const char *re
     return record.path && record.reason ? TS_OK : TS_ERESOURCE;
 }
 
+static bool is_utf8(const char *text, size_t bytes) {
+    for (size_t i = 0; i < bytes;) {
+        utf8proc_int32_t code;
+        const utf8proc_ssize_t step =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(bytes - i), &code);
+        if (step < 1 || code == 0) {
+            return false;
+        }
+        i += (size_t)step;
+    }
+    return true;
+}
+
 // A path must stay inside the folder. `place` is "file:line".
 static int check_path(const char *path, const char *place) {
+    if (!is_utf8(path, strlen(path))) {
+        return TS_FAIL(TS_EINPUT, "%s: the name of a video is not UTF-8; rename it", place);
+    }
     bool leaves = *path == '/' || *path == '\0';
     for (const char *part = path; part && !leaves; part = strchr(part, '/')) {
         part += *part == '/';
@@ -64,16 +80,7 @@ static const char *caption_fault(const char *caption, size_t bytes) {
     if (bytes > TS_MAX_PROMPT_BYTES) {
         return "its caption is longer than 8 KiB";
     }
-    for (size_t i = 0; i < bytes;) {
-        utf8proc_int32_t code;
-        const utf8proc_ssize_t step =
-            utf8proc_iterate((const utf8proc_uint8_t *)caption + i, (utf8proc_ssize_t)(bytes - i), &code);
-        if (step < 1 || code == 0) {
-            return "its caption is not UTF-8 text";
-        }
-        i += (size_t)step;
-    }
-    return NULL;
+    return is_utf8(caption, bytes) ? NULL : "its caption is not UTF-8 text";
 }
 
 static bool is_file(const char *folder, const char *name) {
@@ -272,9 +279,14 @@ static bool has_video(char *const *names, int64_t count, int64_t at) {
 
 static int read_pairs(collector *c, char *const *names, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
-        if (is_video_name(names[i])) {
+        const bool video = is_video_name(names[i]);
+        if (!video && strcmp(extension(names[i]), "txt") != 0) {
+            continue;
+        }
+        TS_TRY(check_path(names[i], c->folder));
+        if (video) {
             TS_TRY(add_pair(c, names[i]));
-        } else if (strcmp(extension(names[i]), "txt") == 0 && !has_video(names, count, i)) {
+        } else if (!has_video(names, count, i)) {
             TS_TRY(skip(c, names[i], "missing", "there is no video beside this text file"));
         }
     }

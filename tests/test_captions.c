@@ -104,6 +104,7 @@ static void test_csv(void) {
                {"path,text\na.mp4,x\nb.mkv\n", "videos.csv:3: 1 columns"},
                {"path,text\na.mp4,\"x\n\n", "videos.csv:2: a quote is not closed"},
                {"path,text\na.mp4,\"x\" y\n", "videos.csv:2: text behind"},
+               {"path,text\na\xff.mp4,x\n", "videos.csv:2: the name of a video is not UTF-8"},
                {"path,text\n\"a.mp4\",\"x\ny\"\n../b.mkv,x\n", "videos.csv:4: \"../b.mkv\""}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         write_text("videos.csv", bad[i].text);
