@@ -7,6 +7,7 @@
 #include "core/base/status.h"
 #include "core/comm/comm.h"
 #include "core/model/parity.h"
+#include "data/ingest.h"
 #include "data/world.h"
 #include "infer/generate.h"
 #include "train/train.h"
@@ -18,6 +19,7 @@ typedef struct command {
 
 static const command commands[] = {
     {"world", "make a captioned corpus of real video files", ts_command_world},
+    {"ingest", "turn a folder of captioned videos into a data set", ts_command_ingest},
     {"train", "train a model on a data set", ts_command_train},
     {"generate", "prompts to videos", ts_command_generate},
     {"check", "compare a model with golden files", ts_command_check},
