@@ -184,20 +184,31 @@ static void pack_operands(const pass *p) {
 
 // ---- results -------------------------------------------------------------------------------------------------------
 
-TS_INLINE __m512 load_result(const float *from, __mmask16 lanes) {
-    return _mm512_maskz_loadu_ps(lanes, from);
+// A row of a micro-block: 32 floats.
+typedef struct line {
+    __m512 low, high;
+} line;
+
+TS_INLINE line line_load(const float *from, __mmask32 lanes) {
+    return (line){_mm512_maskz_loadu_ps((__mmask16)lanes, from),
+                  _mm512_maskz_loadu_ps((__mmask16)(lanes >> 16), from + 16)};
 }
 
-TS_INLINE void store_result(void *c, ts_dtype dtype, int64_t at, __mmask16 lanes, __m512 v) {
+TS_INLINE line line_add(line a, line b) {
+    return (line){_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)};
+}
+
+TS_INLINE void line_store(void *c, ts_dtype dtype, int64_t at, __mmask32 lanes, line v) {
     if (dtype == TS_BF16) {
-        _mm256_mask_storeu_epi16((uint16_t *)c + at, lanes, (__m256i)_mm512_cvtneps_pbh(v));
+        _mm512_mask_storeu_epi16((uint16_t *)c + at, lanes, (__m512i)_mm512_cvtne2ps_pbh(v.high, v.low));
     } else {
-        _mm512_mask_storeu_ps((float *)c + at, lanes, v);
+        _mm512_mask_storeu_ps((float *)c + at, (__mmask16)lanes, v.low);
+        _mm512_mask_storeu_ps((float *)c + at + 16, (__mmask16)(lanes >> 16), v.high);
     }
 }
 
-// gelu(x) within 2e-4 of itself, for results that are rounded to bf16: x / (1 + 2^z), z = -2u / ln 2, and 2^z by a polynomial in z's
-// fraction. Twice as fast as vec_gelu.
+// gelu(x) within 2e-4 of itself, for results that are rounded to bf16: x / (1 + 2^z), z = -2u / ln 2, and 2^z by a
+// polynomial in z's fraction. Twice as fast as vec_gelu.
 TS_INLINE __m512 gelu_for_bf16(__m512 x) {
     const __m512 slope =
         _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.10294324f), _mm512_set1_ps(-2.3022082f));
@@ -210,30 +221,9 @@ TS_INLINE __m512 gelu_for_bf16(__m512 x) {
     return _mm512_mul_ps(x, _mm512_rcp14_ps(sum));
 }
 
-// 16 results of one row, starting at column `column`.
-TS_INLINE void finish_vector(const pass *p, const float *sums, int64_t row, int64_t column, __mmask16 lanes) {
-    const ts_gemm *g = p->g;
-    const int64_t at = row * g->ldc + column, partial_at = row * p->partial_row + column;
-    __m512 v = _mm512_load_ps(sums);
-    if (!p->first) {
-        v = _mm512_add_ps(v, load_result(p->partial + partial_at, lanes));
-    } else if (g->accumulate) {
-        v = _mm512_add_ps(v, load_result((const float *)g->c + at, lanes));
-    }
-    if (!p->last) {
-        _mm512_mask_storeu_ps(p->partial + partial_at, lanes, v);
-        return;
-    }
-    if (g->bias) {
-        v = _mm512_add_ps(v, load_result(g->bias + column, lanes));
-    }
-    if (g->before_gelu) {
-        store_result(g->before_gelu, g->dtype_c, at, lanes, v);
-    }
-    if (g->gelu) {
-        v = g->dtype_c == TS_BF16 ? gelu_for_bf16(v) : (__m512)vec_gelu((vec)v);
-    }
-    store_result(g->c, g->dtype_c, at, lanes, v);
+TS_INLINE line line_gelu(line v, ts_dtype dtype) {
+    return dtype == TS_BF16 ? (line){gelu_for_bf16(v.low), gelu_for_bf16(v.high)}
+                            : (line){(__m512)vec_gelu((vec)v.low), (__m512)vec_gelu((vec)v.high)};
 }
 
 // A finished micro-block whose results are still in the buffer.
@@ -244,8 +234,26 @@ typedef struct pending {
 } pending;
 
 TS_INLINE void finish_row(const pass *p, const pending *done, int64_t i) {
-    finish_vector(p, done->sums + i * EDGE, done->row + i, done->column, (__mmask16)done->lanes);
-    finish_vector(p, done->sums + i * EDGE + 16, done->row + i, done->column + 16, (__mmask16)(done->lanes >> 16));
+    const ts_gemm *g = p->g;
+    const int64_t row = done->row + i, at = row * g->ldc + done->column;
+    const int64_t partial_at = row * p->partial_row + done->column;
+    line v = line_load(done->sums + i * EDGE, 0xffffffffu);
+    if (!p->first) {
+        v = line_add(v, line_load(p->partial + partial_at, done->lanes));
+    } else if (g->accumulate) {
+        v = line_add(v, line_load((const float *)g->c + at, done->lanes));
+    }
+    if (!p->last) {
+        line_store(p->partial, TS_F32, partial_at, done->lanes, v);
+        return;
+    }
+    if (g->bias) {
+        v = line_add(v, line_load(g->bias + done->column, done->lanes));
+    }
+    if (g->before_gelu) {
+        line_store(g->before_gelu, g->dtype_c, at, done->lanes, v);
+    }
+    line_store(g->c, g->dtype_c, at, done->lanes, g->gelu ? line_gelu(v, g->dtype_c) : v);
 }
 
 // ---- multiplication ------------------------------------------------------------------------------------------------
