@@ -128,7 +128,7 @@ ts_var *ts_nn_cast(ts_tape *tape, ts_var *x, ts_dtype dtype) {
     if (!y) {
         return NULL;
     }
-    y->grad_dtype = x->grad_dtype;  // so that it passes through as it is
+    y->grad_dtype = TS_F32;  // rounding the value is no reason to round the gradient
     ts_tape_try(tape, TS_KERNEL(tape, cast, x->value.data, x->value.dtype, y->value.data, dtype, count_of(x)));
     unary_call *c = ts_tape_note(tape, y, cast_backward, sizeof *c);
     if (c) {

@@ -69,6 +69,8 @@ int ts_grad_begin(ts_tape *tape, ts_columns x, ts_dtype dtype, bool can_accumula
     }
     TS_TRY(ts_grad_allocate(tape, var));
     slot->data = (char *)var->grad + (size_t)x.first * ts_dtype_bytes(dtype);
+    // From now on, not from the end: a call that takes one variable twice must not give its memory out twice.
+    var->grad_written = true;
     return 0;
 }
 

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tape and the parameter set: sums over consumers, frozen parameters, sticky errors, memory, scopes.
+// TEST: ranks=1 timeout=60
+#include "core/base/rng.h"
+#include "core/nn/activation.h"
+#include "core/nn/layer.h"
+#include "core/nn/linear.h"
+#include "core/nn/residual.h"
+#include "tests/ts_test.h"
+
+enum { ROWS = 3, D = 32 };
+
+static const ts_kernels *kernels;
+
+static ts_tape *open_tape(ts_tape_mode mode, ts_dtype dtype) {
+    ts_tape *tape = NULL;
+    CHECK_OK(ts_tape_open(&tape, kernels, mode, dtype));
+    return tape;
+}
+
+static ts_tensor rows_of(float *data) {
+    return (ts_tensor){TS_F32, TS_SHAPE(ROWS, D), data};
+}
+
+// ---- parameters ------------------------------------------------------------------------------------------------------
+
+static void test_params(void) {
+    ts_params *params;
+    char name[32];
+    CHECK_OK(ts_params_open(&params));
+    CHECK(ts_params_find(params, "p0") == NULL);
+    for (int i = 0; i < 300; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        CHECK(ts_params_add(params, name, TS_SHAPE(i % 50 + 1), i % 2) != NULL);
+    }
+    CHECK(ts_params_add(params, "p7", TS_SHAPE(2), false) == NULL);
+    CHECK(strstr(ts_error_text(), "p7"));
+    CHECK_OK(ts_params_allocate(params, TS_BF16, true));
+    for (int i = 0; i < 300; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        const ts_param *p = ts_params_find(params, name);
+        CHECK(p && p->count == i % 50 + 1 && p->offset % 32 == 0 && p->value == params->value + p->offset);
+        CHECK(p && strcmp(p->name, name) == 0 && p->operand == params->operand + p->offset);
+    }
+    CHECK(ts_params_find(params, "p300") == NULL);
+    ts_param *p = ts_params_find(params, "p40");
+    ts_param_init_normal(p, 9, 2.0f);
+    const float first = p->value[0];
+    ts_param_init_constant(p, 0.1f);
+    ts_params_refresh_operands(params);
+    CHECK(((uint16_t *)p->operand)[5] == ts_f32_to_bf16(0.1f));
+    ts_param_init_normal(p, 9, 2.0f);
+    CHECK(p->value[0] == first && first != 0.0f);
+    CHECK(p->value[p->count] == 0.0f);  // padding stays zero
+    ts_params_close(&params);
+    CHECK(params == NULL);
+}
+
+// ---- gradients -------------------------------------------------------------------------------------------------------
+
+// d/dx of sum over 3 uses of x: x + silu(x) + x, with d_output = 1.
+static void test_consumers(void) {
+    ts_tape *tape = open_tape(TS_TAPE_RECORD, TS_F32);
+    float data[ROWS * D], ones[ROWS * D];
+    for (int i = 0; i < ROWS * D; i++) {
+        data[i] = 0.1f * (float)(i - 40);
+        ones[i] = 1.0f;
+    }
+    for (int round = 0; round < 2; round++) {
+        ts_tape_reset(tape);
+        ts_var *x = ts_tape_input(tape, rows_of(data), true);
+        ts_var *y = ts_nn_residual(tape, ts_nn_residual(tape, x, ts_nn_silu(tape, x)), x);
+        CHECK_OK(ts_tape_backward(tape, y, ones));
+        for (int i = 0; i < ROWS * D; i++) {
+            const double s = 1 / (1 + exp(-(double)data[i]));
+            CHECK_NEAR(((float *)x->grad)[i], 2 + s * (1 + data[i] * (1 - s)), 1e-5);
+        }
+    }
+    CHECK(data[0] == -4.0f);
+    ts_tape_close(&tape);
+}
+
+// A bf16 variable with many consumers sums their gradients in f32: 64 times 1 + 1/128 is exact, in bf16 it is not.
+static void test_bf16_sum(void) {
+    ts_tape *tape = open_tape(TS_TAPE_RECORD, TS_BF16);
+    float data[ROWS * D] = {0}, d_out[ROWS * D];
+    for (int i = 0; i < ROWS * D; i++) {
+        d_out[i] = 1.0f + 1.0f / 128;
+    }
+    ts_var *x = ts_tape_input(tape, rows_of(data), true);
+    ts_var *narrow = ts_nn_cast(tape, x, TS_BF16), *sum = ts_tape_input(tape, rows_of(data), false);
+    for (int i = 0; i < 64; i++) {
+        sum = ts_nn_residual(tape, sum, narrow);
+    }
+    CHECK_OK(ts_tape_backward(tape, sum, d_out));
+    CHECK(((float *)x->grad)[5] == 64.5f);
+    ts_tape_close(&tape);
+}
+
+static void test_frozen(void) {
+    ts_params *params;
+    ts_linear linear;
+    CHECK_OK(ts_params_open(&params));
+    CHECK_OK(ts_linear_open(&linear, params, "", "a", D, D, true));
+    CHECK_OK(ts_params_allocate(params, TS_F32, false));
+    ts_linear_init(&linear, 1, 1.0);
+    float data[ROWS * D] = {1, 2, 3};
+    ts_tape *tape = open_tape(TS_TAPE_RECORD, TS_F32);
+    ts_var *x = ts_tape_input(tape, rows_of(data), false);
+    ts_var *y = ts_nn_linear(tape, &linear, x, TS_F32);
+    CHECK(y && !y->needs_grad);
+    CHECK_OK(ts_tape_backward(tape, y, data));  // nothing to do
+    ts_tape_reset(tape);
+    x = ts_tape_input(tape, rows_of(data), true);
+    y = ts_nn_linear(tape, &linear, x, TS_F32);
+    CHECK_OK(ts_tape_backward(tape, y, data));
+    CHECK(x->grad_written);
+    ts_tape_close(&tape);
+    ts_params_close(&params);
+}
+
+// ---- errors ----------------------------------------------------------------------------------------------------------
+
+static void test_missing_kernel(void) {
+    ts_kernels some = *kernels;
+    some.silu_forward = NULL;
+    some.name = "half";
+    ts_tape *tape;
+    CHECK_OK(ts_tape_open(&tape, &some, TS_TAPE_RUN, TS_F32));
+    float data[ROWS * D] = {0};
+    ts_var *x = ts_tape_input(tape, rows_of(data), false);
+    CHECK(ts_nn_silu(tape, x) == NULL);
+    CHECK_FAILS(ts_tape_status(tape), TS_EUSAGE, "silu_forward is not supported on half");
+    CHECK(ts_nn_gelu_erf(tape, NULL) == NULL && ts_nn_residual(tape, NULL, x) == NULL);
+    CHECK(ts_tape_input(tape, rows_of(data), false) == NULL);
+    ts_tape_reset(tape);
+    CHECK(ts_tape_status(tape) == 0);
+    ts_tape_close(&tape);
+}
+
+// ---- scopes and memory -----------------------------------------------------------------------------------------------
+
+typedef struct scope_counter {
+    int calls;
+} scope_counter;
+
+// x + silu(x) + silu(y)
+static ts_var *block(ts_tape *tape, const void *context, ts_var *const *inputs) {
+    ((scope_counter *)(uintptr_t)context)->calls++;
+    ts_var *x = ts_nn_residual(tape, inputs[0], ts_nn_silu(tape, inputs[0]));
+    return ts_nn_residual(tape, x, ts_nn_silu(tape, inputs[1]));
+}
+
+static void test_scopes(void) {
+    float data[ROWS * D], other[ROWS * D], d_out[ROWS * D], kept[2][ROWS * D];
+    ts_rng_normal_fill(data, ROWS * D, 1, TS_RNG_TEST, 1, 0);
+    ts_rng_normal_fill(other, ROWS * D, 1, TS_RNG_TEST, 2, 0);
+    ts_rng_normal_fill(d_out, ROWS * D, 1, TS_RNG_TEST, 3, 0);
+    scope_counter counter = {0};
+    for (int recompute = 0; recompute < 2; recompute++) {
+        ts_tape *tape = open_tape(TS_TAPE_RECORD, TS_F32);
+        ts_var *x = ts_tape_input(tape, rows_of(data), true), *y = ts_tape_input(tape, rows_of(other), true);
+        ts_var *z = x;
+        for (int i = 0; i < 3; i++) {
+            ts_var *inputs[] = {z, y, NULL};
+            z = ts_tape_scope(tape, block, &counter, inputs, 3, recompute);
+        }
+        CHECK_OK(ts_tape_backward(tape, z, d_out));
+        if (recompute) {
+            CHECK(!memcmp(kept[0], x->grad, sizeof kept[0]) && !memcmp(kept[1], y->grad, sizeof kept[1]));
+        }
+        memcpy(kept[0], x->grad, sizeof kept[0]);
+        memcpy(kept[1], y->grad, sizeof kept[1]);
+        ts_tape_close(&tape);
+    }
+    CHECK(counter.calls == 3 + 6);
+}
+
+// A run keeps one block's memory, overwrites no input, and asks the system for memory once.
+static void test_run_memory(void) {
+    float data[ROWS * D], other[ROWS * D] = {0};
+    scope_counter counter = {0};
+    ts_rng_normal_fill(data, ROWS * D, 1, TS_RNG_TEST, 1, 0);
+    const float before = data[4];
+    uint64_t peak[2], calls = 0;
+    for (int depth = 1; depth <= 2; depth++) {
+        ts_tape *tape = open_tape(TS_TAPE_RUN, TS_F32);
+        for (int step = 0; step < 3; step++) {
+            ts_tape_reset(tape);
+            ts_var *x = ts_tape_input(tape, rows_of(data), false), *y = ts_tape_input(tape, rows_of(other), false);
+            for (int i = 0; i < 4 * depth; i++) {
+                ts_var *inputs[] = {x, y};
+                x = ts_tape_scope(tape, block, &counter, inputs, 2, false);
+            }
+            CHECK(x && isfinite(((float *)x->value.data)[0]));
+            CHECK(step < 2 || ts_arena_system_calls(ts_tape_arena(tape)) == calls);
+            calls = ts_arena_system_calls(ts_tape_arena(tape));
+        }
+        peak[depth - 1] = ts_tape_get_stats(tape).peak_bytes;
+        ts_tape_close(&tape);
+    }
+    CHECK(peak[0] == peak[1]);
+    CHECK(data[4] == before);
+}
+
+static void count_probe(void *user, const char *name, const ts_var *var) {
+    *(int *)user += strcmp(name, "x.3") == 0 && var->value.dtype == TS_F32;
+}
+
+static void test_probe(void) {
+    int seen = 0;
+    float data[ROWS * D] = {0};
+    for (int counting = 0; counting < 2; counting++) {
+        ts_tape *tape = open_tape(TS_TAPE_RUN, TS_F32);
+        CHECK_OK(ts_tape_set_mode(tape, counting ? TS_TAPE_COUNT_RUN : TS_TAPE_RUN));
+        ts_tape_set_probe(tape, count_probe, &seen);
+        ts_tape_probe(tape, ts_tape_input(tape, rows_of(data), false), "x.%d", 3);
+        CHECK(seen == 1);  // values exist only when something is computed
+        ts_tape_close(&tape);
+    }
+}
+
+int main(void) {
+    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
+    test_params();
+    test_consumers();
+    test_bf16_sum();
+    test_frozen();
+    test_missing_kernel();
+    test_scopes();
+    test_run_memory();
+    test_probe();
+    return ts_test_end();
+}
