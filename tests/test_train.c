@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// TEST: ranks=1,2,4 timeout=120
+// Training on any number of ranks: the same losses as one rank, which fall; no allocation inside a step.
+#include "core/base/log.h"
+#include "tests/tiny_config.h"
+#include "tests/tiny_dataset.h"
+#include "tests/ts_test.h"
+#include "train/trainer.h"
+
+enum { STEPS = 50 };
+
+// The first STEPS losses, and the validation before and after.
+typedef struct losses {
+    double step[STEPS];
+    ts_validation_result before, after;
+    double level[2][8];
+} losses;
+
+static void keep_levels(ts_validation_result *result, double *level) {
+    memcpy(level, result->level_loss, (size_t)result->levels * sizeof *level);
+    result->level_loss = level;
+}
+
+static void run(const ts_train_config *config, ts_comm *comm, losses *out) {
+    ts_trainer *trainer = NULL;
+    CHECK_OK(ts_trainer_open(&trainer, config, comm));
+    if (!trainer) {
+        return;
+    }
+    CHECK_OK(ts_trainer_validate(trainer, &out->before));
+    keep_levels(&out->before, out->level[0]);
+    uint64_t system_calls = 0;
+    for (int i = 0; i < STEPS; i++) {
+        ts_step_result result;
+        CHECK_OK(ts_trainer_step(trainer, TS_STOP_NONE, &result));
+        out->step[i] = result.loss;
+        CHECK(result.finite && result.grad_norm > 0 && result.samples == config->train.batch);
+        CHECK(result.stop == TS_STOP_NONE && result.tokens == config->train.batch * 12);
+        if (i == 1) {
+            system_calls = ts_arena_system_calls(ts_tape_arena(trainer->tape));
+        }
+    }
+    CHECK(ts_arena_system_calls(ts_tape_arena(trainer->tape)) == system_calls);
+    CHECK(trainer->step == STEPS && trainer->cursor.samples == STEPS * config->train.batch);
+    CHECK_OK(ts_trainer_validate(trainer, &out->after));
+    keep_levels(&out->after, out->level[1]);
+    ts_trainer_close(&trainer);
+}
+
+static double mean(const double *x, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        sum += x[i] / n;
+    }
+    return sum;
+}
+
+static void check_learning(const losses *l) {
+    CHECK(mean(l->step + STEPS - 10, 10) < 0.9 * mean(l->step, 10));
+    CHECK(l->after.loss < 0.9 * l->before.loss);
+    CHECK(l->after.constant > 1 && l->after.constant == l->before.constant);
+    CHECK_NEAR(l->after.share, l->after.loss / l->after.constant, 1e-12);
+    CHECK_NEAR(mean(l->after.level_loss, 4), l->after.loss, 1e-12);
+    // A fresh model predicts about nothing, which is about the constant prediction.
+    CHECK_NEAR(l->before.share, 1, 0.25);
+}
+
+static void check_equal(const losses *one, const losses *many) {
+    for (int i = 0; i < STEPS; i++) {
+        CHECK_NEAR(many->step[i] / one->step[i], 1, 1e-5);
+    }
+    CHECK_NEAR(many->after.loss / one->after.loss, 1, 1e-5);
+    CHECK_NEAR(many->after.constant / one->after.constant, 1, 1e-9);
+}
+
+// One rank that wants to stop is heard by all, in the same step.
+static void check_stop(const ts_train_config *config, ts_comm *world) {
+    ts_trainer *trainer = NULL;
+    ts_step_result result;
+    const bool last = ts_comm_rank(world) == ts_comm_size(world) - 1;
+    CHECK_OK(ts_trainer_open(&trainer, config, world));
+    CHECK_OK(ts_trainer_step(trainer, last ? TS_STOP_TIME : TS_STOP_NONE, &result));
+    CHECK(result.stop == TS_STOP_TIME);
+    CHECK_OK(ts_trainer_step(trainer, last ? TS_STOP_SIGNAL : TS_STOP_TIME, &result));
+    CHECK(result.stop == TS_STOP_SIGNAL);
+    ts_trainer_close(&trainer);
+}
+
+// Gradients that are not numbers leave the weights as they were.
+static void check_not_finite(ts_train_config config, ts_comm *world) {
+    ts_trainer *trainer = NULL;
+    ts_step_result result;
+    CHECK_OK(ts_trainer_open(&trainer, &config, world));
+    ts_param *bias = ts_params_find(trainer->model->params, "transformer.proj_out.bias");
+    CHECK(bias);
+    bias->value[0] = NAN;
+    const float kept = trainer->model->params->item[0]->value[0];
+    CHECK_OK(ts_trainer_step(trainer, TS_STOP_NONE, &result));
+    CHECK(!result.finite && trainer->step == 0 && trainer->model->params->item[0]->value[0] == kept);
+    ts_trainer_close(&trainer);
+}
+
+int main(int argc, char **argv) {
+    ts_comm *world = NULL;
+    CHECK_OK(ts_world_open(&world, &argc, &argv));
+    ts_log_set_level(TS_LOG_WARN);
+    const int degree[TS_AXIS_COUNT] = {
+        [TS_AXIS_DATA] = ts_comm_size(world), [TS_AXIS_CFG] = 1, [TS_AXIS_SEQUENCE] = 1, [TS_AXIS_TENSOR] = 1};
+    ts_mesh mesh;
+    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    ts_comm *solo = mesh.axis[TS_AXIS_TENSOR];
+    char folder[64];
+    CHECK_OK(tiny_dataset_make(folder, world, solo));
+    ts_arena *arena = NULL;
+    ts_train_config config;
+    CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
+    CHECK_OK(tiny_config(&config, arena, folder, "run"));
+
+    static losses many, one;
+    run(&config, world, &many);
+    if (ts_comm_rank(world) == 0) {
+        check_learning(&many);
+        run(&config, solo, &one);
+        check_equal(&one, &many);
+    }
+    // The parts of a micro-batch add up to the same step.
+    config.train.micro_batch = 2;
+    run(&config, world, &one);
+    check_equal(&one, &many);
+    config.train.micro_batch = 0;
+    check_stop(&config, world);
+    check_not_finite(config, world);
+
+    CHECK_OK(ts_barrier(world));
+    if (ts_comm_rank(world) == 0) {
+        CHECK_OK(ts_folder_remove(folder));
+    }
+    ts_arena_close(&arena);
+    ts_mesh_close(&mesh);
+    ts_world_close(&world, 0);
+    return ts_test_end();
+}
