@@ -16,7 +16,7 @@
 #include "core/base/status.h"
 #include "core/store/shard.h"
 
-enum { COPY_BLOCK = 4 << 20, IMAGE_STEP = 1 << 20 };
+enum { COPY_BLOCK = 4 << 20, IMAGE_STEP = 4096 };
 
 // Texts one after the other; `end` has the end of each.
 typedef struct heap {
