@@ -35,7 +35,9 @@ int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(check(T2V "transformer", T2V "io.safetensors", T2V "grads.safetensors", NULL, "f32", "1e-4"));
     CHECK_OK(check(T2V "transformer_sharded", T2V "io.safetensors", T2V "grads.safetensors", NULL, "f32", "1e-4"));
-    CHECK_OK(check(T2V "transformer_bf16", T2V "io.safetensors", NULL, T2V "transformer/config.json", "f32", "3e-2"));
+    CHECK_OK(check(T2V "transformer", T2V "io.safetensors", T2V "grads.safetensors", NULL, "bf16", "3e-2"));
+    CHECK_OK(check(T2V "transformer_bf16", T2V "io.safetensors", T2V "grads.safetensors", T2V "transformer/config.json",
+                   "f32", "3e-2"));
     CHECK_OK(check("wan_ti2v_tiny/transformer", "wan_ti2v_tiny/io.safetensors", NULL, NULL, "f32", "1e-4"));
     CHECK_OK(check("wan_i2v21_tiny/transformer", "wan_i2v21_tiny/io.safetensors", NULL, NULL, "f32", "1e-4"));
     CHECK_OK(check("wan_flf2v_tiny/transformer", "wan_flf2v_tiny/io.safetensors", NULL, NULL, "f32", "1e-4"));

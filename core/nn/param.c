@@ -154,8 +154,11 @@ ts_param *ts_params_find(const ts_params *params, const char *name) {
 }
 
 void ts_params_zero_grad(ts_params *params) {
-    if (params->grad) {
-        memset(params->grad, 0, (size_t)params->total * sizeof(float));
+    const int64_t total = params->grad ? params->total : 0;
+    float *grad = params->grad;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < total; i++) {
+        grad[i] = 0.0f;
     }
 }
 
