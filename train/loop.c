@@ -47,12 +47,15 @@ static int write_config(const run *r) {
     return status;
 }
 
-static int open_folder(run *r) {
+static int name_folders(run *r) {
+    TS_TRY(ts_path_join(r->checkpoints, sizeof r->checkpoints, r->config->out, "checkpoints"));
+    return ts_path_join(r->model, sizeof r->model, r->config->out, "model");
+}
+
+static int open_folder(const run *r) {
     char name[32], path[4096];
     snprintf(name, sizeof name, "log-%d.txt", ts_comm_rank(r->world));
     TS_TRY(ts_folder_make(r->config->out));
-    TS_TRY(ts_path_join(r->checkpoints, sizeof r->checkpoints, r->config->out, "checkpoints"));
-    TS_TRY(ts_path_join(r->model, sizeof r->model, r->config->out, "model"));
     TS_TRY(ts_path_join(path, sizeof path, r->config->out, name));
     return ts_log_set_file(path);
 }
@@ -68,20 +71,22 @@ static int open_report(run *r, double peak) {
                                                           .minutes_left = limit > 0 ? limit - used : 0});
 }
 
+// The folder is touched last, so that a run that cannot start leaves nothing behind.
 static int open_run(run *r) {
     bool restored = false;
     double peak = 0;
-    TS_TRY(ts_agree(r->world, open_folder(r)));
+    TS_TRY(ts_agree(r->world, name_folders(r)));
     TS_TRY(ts_trainer_open(&r->trainer, r->config, r->world));
     TS_TRY(ts_state_restore(r->trainer, r->checkpoints, r->config_json, &restored));
     r->saved_step = restored ? r->trainer->step : -1;
     TS_TRY(ts_peak_measure(r->trainer->kernels, r->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16, r->world,
                            &peak));
+    TS_TRY(ts_agree(r->world, open_folder(r)));
     TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_report(r, peak) : TS_OK));
     const ts_params *params = r->trainer->model->params;
-    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks%s",
+    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks",
             r->config->out, 1e-6 * (double)params->total, ts_dataset_clips(r->trainer->dataset), r->config->train.steps,
-            r->config->train.batch, ts_comm_size(r->world), restored ? ", going on" : "");
+            r->config->train.batch, ts_comm_size(r->world));
     if (restored) {
         TS_INFO("resumed after step %" PRId64, r->trainer->step);
     }
@@ -146,24 +151,30 @@ static ts_stop wish(const run *r) {
     return ts_signal_pending() ? TS_STOP_SIGNAL : time_is_up(r) ? TS_STOP_TIME : TS_STOP_NONE;
 }
 
+static int not_finite(const ts_trainer *t, const ts_step_result *result) {
+    return TS_FAIL(TS_EUSAGE,
+                   "step %" PRId64 ": loss %g, gradient norm %g; nothing was updated; lower train.lr or train.clip and "
+                   "start anew or from an earlier checkpoint",
+                   t->step + 1, result->loss, result->grad_norm);
+}
+
 // One step with its time; a rank that fails alone ends the job, since the others wait for it inside a collective.
 static int timed_step(run *r, ts_step_result *result) {
     ts_trainer *t = r->trainer;
     const double start = ts_clock_seconds();
-    const int status = ts_trainer_step(t, wish(r), result);
+    int status = ts_trainer_step(t, wish(r), result);
+    const double seconds = ts_clock_seconds() - start;
+    t->seconds += seconds;
+    if (!status && !result->finite) {
+        return not_finite(t, result);  // alike on all ranks
+    }
+    if (!status) {
+        status = ts_report_step(r->report, t->step, result, seconds, ts_loader_wait_seconds(t->loader));
+    }
     if (status && ts_comm_size(r->world) > 1) {
         ts_comm_abort(r->world, status);
     }
-    TS_TRY(status);
-    const double seconds = ts_clock_seconds() - start;
-    t->seconds += seconds;
-    if (!result->finite) {
-        return TS_FAIL(TS_EUSAGE,
-                       "step %" PRId64 ": loss %g, gradient norm %g; nothing was updated; lower train.lr or train.clip "
-                       "and start anew or from an earlier checkpoint",
-                       t->step + 1, result->loss, result->grad_norm);
-    }
-    return ts_report_step(r->report, t->step, result, seconds, ts_loader_wait_seconds(t->loader));
+    return status;
 }
 
 static int train(run *r) {
