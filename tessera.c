@@ -10,6 +10,7 @@
 #include "data/ingest.h"
 #include "data/world.h"
 #include "infer/generate.h"
+#include "tests/bench/bench.h"
 #include "train/train.h"
 
 typedef struct command {
@@ -23,6 +24,7 @@ static const command commands[] = {
     {"train", "train a model on a data set", ts_command_train},
     {"generate", "prompts to videos", ts_command_generate},
     {"check", "compare a model with golden files", ts_command_check},
+    {"bench", "measure this machine and what share of it the kernels reach", ts_command_bench},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -141,8 +141,11 @@ static void gemm_cases(const ts_kernels *k) {
     }
 }
 
-// The same bits on one, two and three threads.
+// The same bits on one, two and three threads, where the product is ours (oneDNN cuts k up by threads).
 static void thread_cases(const ts_kernels *k) {
+    if (strcmp(ts_kernels_cpu_instruction_set(), "amx") != 0) {
+        return;
+    }
     const int most = omp_get_max_threads();
     static const shape shapes[] = {{200, 384, 1100}, {384, 128, 2560}, {1100, 130, 96}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

@@ -431,9 +431,9 @@ static void thread_cases(const ts_kernels *k) {
 
 int main(void) {
     test_close_can_fail();
-    test_levels("avx512", layer_norm_cases);
-    test_levels("avx512", rms_norm_cases);
-    test_levels("avx512", row_cases);
-    test_levels("avx512", thread_cases);
+    test_levels("avx512bf16", layer_norm_cases);
+    test_levels("avx512bf16", rms_norm_cases);
+    test_levels("avx512bf16", row_cases);
+    test_levels("avx512bf16", thread_cases);
     return ts_test_end();
 }

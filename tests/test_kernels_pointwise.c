@@ -53,12 +53,12 @@ static void gelu_check(const ts_kernels *k, ts_dtype dtype, int64_t n) {
     CHECK_OK(k->gelu_backward(x, d_y, d_x, dtype, n));
     CHECK_OK(k->gated_gelu_forward(x, b, z, dtype, n));
     CHECK_OK(k->gated_gelu_backward(x, b, d_y, d_a, d_b, dtype, n));
-    const double relative = 2 * test_epsilon(dtype) + 1e-6;
-    CHECK(test_close("gelu", y, dtype, want[0], n, 2e-6, relative));
-    CHECK(test_close("gelu d_x", d_x, dtype, want[1], n, 2e-6, relative));
-    CHECK(test_close("gated_gelu", z, dtype, want[2], n, 4e-6, relative));
-    CHECK(test_close("gated_gelu d_a", d_a, dtype, want[3], n, 4e-6, relative));
-    CHECK(test_close("gated_gelu d_b", d_b, dtype, want[4], n, 4e-6, relative));
+    const double relative = 2 * test_epsilon(dtype) + 1e-6, size = dtype == TS_BF16 ? 1e-3 : 4e-6;
+    CHECK(test_close("gelu", y, dtype, want[0], n, size / 2, relative));
+    CHECK(test_close("gelu d_x", d_x, dtype, want[1], n, size / 2, relative));
+    CHECK(test_close("gated_gelu", z, dtype, want[2], n, size, relative));
+    CHECK(test_close("gated_gelu d_a", d_a, dtype, want[3], n, size, relative));
+    CHECK(test_close("gated_gelu d_b", d_b, dtype, want[4], n, size, relative));
     CHECK_OK(k->gelu_forward(x, x, dtype, n));  // in place
     CHECK(memcmp(x, y, bytes) == 0);
 }
@@ -128,8 +128,10 @@ static void cast_check(const ts_kernels *k, int64_t n) {
     CHECK_OK(k->cast(x, TS_F32, h, TS_BF16, n));
     CHECK_OK(k->cast(h, TS_BF16, back, TS_F32, n));
     for (int64_t i = 0; i < n; i++) {
-        CHECK(h[i] == ts_f32_to_bf16(x[i]));
-        CHECK(ts_f32_to_bf16(back[i]) == h[i]);
+        const bool flushed = fabsf(x[i]) < 0x1p-126f && (h[i] & 0x7fff) == 0;  // subnormal numbers may become 0
+        const bool quiet = isnan(x[i]) && isnan(back[i]);                      // and NaN another NaN
+        CHECK(h[i] == ts_f32_to_bf16(x[i]) || flushed || quiet);
+        CHECK(ts_f32_to_bf16(back[i]) == h[i] || quiet);
     }
 }
 
@@ -372,11 +374,11 @@ static void choice_cases(void) {
 int main(void) {
     choice_cases();
     test_close_can_fail();
-    test_levels("avx512", activation_cases);
-    test_levels("avx512", softmax_cases);
-    test_levels("avx512", vector_cases);
-    test_levels("avx512", mse_cases);
-    test_levels("avx512", adamw_cases);
+    test_levels("avx512bf16", activation_cases);
+    test_levels("avx512bf16", softmax_cases);
+    test_levels("avx512bf16", vector_cases);
+    test_levels("avx512bf16", mse_cases);
+    test_levels("avx512bf16", adamw_cases);
     test_levels("generic", embedding_cases);
     test_levels("generic", sinusoid_cases);
     test_levels("generic", patch_cases);

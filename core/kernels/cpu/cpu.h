@@ -41,6 +41,7 @@ void *ts_cpu_scratch(ts_scratch use, size_t bytes);
 void ts_cpu_fill_generic(ts_kernels *kernels);
 void ts_cpu_fill_avx2(ts_kernels *kernels);
 void ts_cpu_fill_avx512(ts_kernels *kernels);
+void ts_cpu_fill_avx512bf16(ts_kernels *kernels);
 // The table of the level in use.
 const ts_kernels *ts_cpu_table(void);
 

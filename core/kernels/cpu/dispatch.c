@@ -31,7 +31,9 @@ const ts_kernels *ts_cpu_table(void) {
     ts_kernels *k = &tables[ts_cpu_isa()];
     if (!k->name) {
         ts_cpu_fill_plain(k);
-        if (ts_cpu_isa() >= TS_ISA_AVX512) {
+        if (ts_cpu_isa() >= TS_ISA_AVX512BF16) {
+            ts_cpu_fill_avx512bf16(k);
+        } else if (ts_cpu_isa() == TS_ISA_AVX512) {
             ts_cpu_fill_avx512(k);
         } else if (ts_cpu_isa() == TS_ISA_AVX2) {
             ts_cpu_fill_avx2(k);

@@ -207,23 +207,8 @@ TS_INLINE void line_store(void *c, ts_dtype dtype, int64_t at, __mmask32 lanes, 
     }
 }
 
-// gelu(x) within 2e-4 of itself, for results that are rounded to bf16: x / (1 + 2^z), z = -2u / ln 2, and 2^z by a
-// polynomial in z's fraction. Twice as fast as vec_gelu.
-TS_INLINE __m512 gelu_for_bf16(__m512 x) {
-    const __m512 slope =
-        _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.10294324f), _mm512_set1_ps(-2.3022082f));
-    const __m512 z = _mm512_mul_ps(x, slope);
-    const __m512 f = _mm512_reduce_ps(z, _MM_FROUND_TO_NEG_INF);
-    __m512 power = _mm512_fmadd_ps(f, _mm512_set1_ps(0.07896726f), _mm512_set1_ps(0.22469316f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.69632477f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.99990029f));
-    const __m512 sum = _mm512_add_ps(_mm512_scalef_ps(power, z), _mm512_set1_ps(1));
-    return _mm512_mul_ps(x, _mm512_rcp14_ps(sum));
-}
-
 TS_INLINE line line_gelu(line v, ts_dtype dtype) {
-    return dtype == TS_BF16 ? (line){gelu_for_bf16(v.low), gelu_for_bf16(v.high)}
-                            : (line){(__m512)vec_gelu((vec)v.low), (__m512)vec_gelu((vec)v.high)};
+    return (line){(__m512)vec_gelu_of(dtype, (vec)v.low), (__m512)vec_gelu_of(dtype, (vec)v.high)};
 }
 
 // A finished micro-block whose results are still in the buffer.
@@ -258,8 +243,9 @@ TS_INLINE void finish_row(const pass *p, const pending *done, int64_t i) {
 
 // ---- multiplication ------------------------------------------------------------------------------------------------
 
-// Tiles 0 to 3 accumulate the micro-block, 4 and 5 are A, 6 and 7 are B; all 16 rows of 64 bytes. Constant data: GCC's
-// intrinsic does not tell the optimizer that all 64 bytes are read.
+// Tiles 0 to 3 accumulate the micro-block, 4 and 5 are A, 6 and 7 are B; all 16 rows of 64
+// bytes. Constant data: GCC's intrinsic does not tell the optimizer that all 64 bytes are
+// read.
 static const struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
@@ -270,7 +256,8 @@ static const struct {
     .rows = {16, 16, 16, 16, 16, 16, 16, 16},
 };
 
-// Where the tiles of a micro-block's operands lie: the first of A, its second half of rows, row stride, and step.
+// Where the tiles of a micro-block's operands lie: the first of A, its second half of rows,
+// row stride, and step.
 typedef struct operands {
     const char *a;
     int64_t a_second, a_stride, a_step;
@@ -287,7 +274,8 @@ TS_INLINE operands operands_of(const pass *p, int64_t block, int64_t panel) {
     return (operands){(const char *)a, 16 * stride, stride, 64, b};
 }
 
-// out [32, 32] = the sum of all steps; meanwhile the vector units finish the micro-block before.
+// out [32, 32] = the sum of all steps; meanwhile the vector units finish the micro-block
+// before.
 static void multiply(const pass *p, float *out, operands o, const pending *done) {
     const int64_t quota = divide_up(done->rows, p->steps);
     int64_t finished = 0;
@@ -316,7 +304,8 @@ static void multiply(const pass *p, float *out, operands o, const pending *done)
     _tile_stored(3, out + 16 * EDGE + 16, EDGE * sizeof *out);
 }
 
-// Micro-blocks in the order group of panels, row block, panel; each thread takes a stretch of them.
+// Micro-blocks in the order group of panels, row block, panel; each thread takes a stretch
+// of them.
 static void compute(const pass *p) {
     const int64_t total = p->row_blocks * p->panels, threads = omp_get_num_threads(), me = omp_get_thread_num();
     const int64_t begin = total * me / threads, end = total * (me + 1) / threads;

@@ -9,7 +9,8 @@ TS_INLINE int check_operand(ts_dtype dtype, const char *entry) {
 
 static int gelu_forward(const void *x, void *y, ts_dtype dtype, int64_t n) {
     TS_TRY(check_operand(dtype, "gelu"));
-    TS_BY_DTYPE(dtype, TS_FOR_ELEMENTS(n, vec_store(y, type, i, count, vec_gelu(vec_load(x, type, i, count)))));
+    TS_BY_DTYPE(dtype,
+                TS_FOR_ELEMENTS(n, vec_store(y, type, i, count, vec_gelu_of(type, vec_load(x, type, i, count)))));
     return 0;
 }
 
@@ -17,23 +18,23 @@ static int gelu_backward(const void *x, const void *d_y, void *d_x, ts_dtype dty
     TS_TRY(check_operand(dtype, "gelu"));
     TS_BY_DTYPE(dtype, TS_FOR_ELEMENTS(n, vec_store(d_x, type, i, count,
                                                     vec_load(d_y, type, i, count) *
-                                                        vec_gelu_derivative(vec_load(x, type, i, count)))));
+                                                        vec_gelu_derivative_of(type, vec_load(x, type, i, count)))));
     return 0;
 }
 
 static int gated_gelu_forward(const void *a, const void *b, void *y, ts_dtype dtype, int64_t n) {
     TS_TRY(check_operand(dtype, "gated_gelu"));
-    TS_BY_DTYPE(dtype,
-                TS_FOR_ELEMENTS(n, vec_store(y, type, i, count,
-                                             vec_gelu(vec_load(a, type, i, count)) * vec_load(b, type, i, count))));
+    TS_BY_DTYPE(dtype, TS_FOR_ELEMENTS(
+                           n, vec_store(y, type, i, count,
+                                        vec_gelu_of(type, vec_load(a, type, i, count)) * vec_load(b, type, i, count))));
     return 0;
 }
 
 TS_INLINE void gated_gelu_gradient(const void *a, const void *b, const void *d_y, void *d_a, void *d_b, ts_dtype type,
                                    int64_t i, int64_t count) {
     const vec va = vec_load(a, type, i, count), vb = vec_load(b, type, i, count), d = vec_load(d_y, type, i, count);
-    vec_store(d_a, type, i, count, d * vb * vec_gelu_derivative(va));
-    vec_store(d_b, type, i, count, d * vec_gelu(va));
+    vec_store(d_a, type, i, count, d * vb * vec_gelu_derivative_of(type, va));
+    vec_store(d_b, type, i, count, d * vec_gelu_of(type, va));
 }
 
 static int gated_gelu_backward(const void *a, const void *b, const void *d_y, void *d_a, void *d_b, ts_dtype dtype,

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bench command: options, the table of targets, and the clock.
+#include "tests/bench/bench.h"
+
+#include <omp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/base/clock.h"
+#include "core/base/status.h"
+#include "core/config/option.h"
+
+static const ts_bench_target targets[] = {
+    {"kernels", "every kernel at the shapes of the models, against the machine's peak", ts_bench_kernels},
+};
+enum { TARGETS = sizeof targets / sizeof *targets, MAX_RUNS = 1000 };
+
+#define FIELD(name) offsetof(ts_bench_params, name)
+static const ts_option options[] = {
+    {.name = "runs",
+     .type = TS_OPTION_INT,
+     .offset = FIELD(runs),
+     .otherwise = "9",
+     .min = 1,
+     .max = MAX_RUNS,
+     .help = "measurements of each item; the median and the least are reported"},
+    {.name = "threads",
+     .type = TS_OPTION_INT,
+     .offset = FIELD(threads),
+     .otherwise = "0",
+     .min = 0,
+     .max = 4096,
+     .help = "OpenMP threads; 0 keeps OMP_NUM_THREADS"},
+    {.name = "filter", .type = TS_OPTION_STRING, .offset = FIELD(filter), .help = "only names that contain this text"},
+    {.name = "instruction-set",
+     .type = TS_OPTION_STRING,
+     .offset = FIELD(instruction_set),
+     .otherwise = "auto",
+     .help = "auto, amx, avx512bf16, avx512, avx2 or generic"},
+    {.name = "cpu-time",
+     .type = TS_OPTION_BOOL,
+     .offset = FIELD(cpu_time),
+     .help = "count the time this process was given instead of elapsed time: for a machine that others use"},
+    {.name = "json", .type = TS_OPTION_BOOL, .offset = FIELD(json), .help = "print one JSON object instead of tables"},
+    {0}};
+
+// ---- the clock -----------------------------------------------------------------------------------------------------
+
+static bool counts_cpu_time;
+
+double ts_bench_seconds(void) {
+    if (!counts_cpu_time) {
+        return ts_clock_seconds();
+    }
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return ((double)now.tv_sec + 1e-9 * (double)now.tv_nsec) / omp_get_max_threads();
+}
+
+static int time_calls(int (*call)(const void *context), const void *context, int64_t calls, double *seconds) {
+    const double begin = ts_bench_seconds();
+    for (int64_t i = 0; i < calls; i++) {
+        TS_TRY(call(context));
+    }
+    *seconds = ts_bench_seconds() - begin;
+    return 0;
+}
+
+static int compare(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+int ts_bench_measure(int (*call)(const void *context), const void *context, int64_t runs, ts_bench_time *out) {
+    const double enough = 2e-3;
+    double seconds, sample[MAX_RUNS];
+    TS_TRY(time_calls(call, context, 1, &seconds));
+    int64_t calls = 1;
+    for (;; calls *= 2) {
+        TS_TRY(time_calls(call, context, calls, &seconds));
+        if (seconds >= enough) {
+            break;
+        }
+    }
+    for (int64_t run = 0; run < runs; run++) {
+        TS_TRY(time_calls(call, context, calls, &sample[run]));
+    }
+    qsort(sample, (size_t)runs, sizeof *sample, compare);
+    *out = (ts_bench_time){sample[runs / 2] / (double)calls, sample[0] / (double)calls};
+    return 0;
+}
+
+// ---- the command ---------------------------------------------------------------------------------------------------
+
+static json_t *peak_report(const ts_bench_peak *peak) {
+    return json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "instruction_set", ts_kernels_cpu_instruction_set(),
+                     "threads", omp_get_max_threads(), "f32_gflops", peak->f32 * 1e-9, "bf16_dot_gflops",
+                     peak->bf16_dot * 1e-9, "bf16_tiles_gflops", peak->bf16_tiles * 1e-9, "bf16_gflops",
+                     peak->bf16 * 1e-9, "triad_gb_per_s", peak->triad * 1e-9);
+}
+
+static void print_peak(const ts_bench_peak *peak) {
+    printf("Peak of %d thread%s with %s, GFLOP/s: f32 %.0f, bf16 dot products %.0f, bf16 tiles %.0f. "
+           "Memory: %.1f GB/s.\n",
+           omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s", ts_kernels_cpu_instruction_set(),
+           peak->f32 * 1e-9, peak->bf16_dot * 1e-9, peak->bf16_tiles * 1e-9, peak->triad * 1e-9);
+}
+
+static int run_target(ts_comm *world, const ts_bench_target *target, ts_bench_params *params) {
+    int status = ts_kernels_cpu(&params->kernels, params->instruction_set);
+    if (params->threads) {
+        omp_set_num_threads((int)params->threads);
+    }
+    counts_cpu_time = params->cpu_time;
+    params->prints = !params->json && ts_comm_rank(world) == 0;
+    ts_bench_peak peak;
+    status = status ? status : ts_bench_peak_measure(&peak);
+    TS_TRY(ts_agree(world, status));
+    if (params->prints) {
+        print_peak(&peak);
+    }
+    json_t *report = json_object();
+    json_object_set_new(report, "peak", peak_report(&peak));
+    status = ts_agree(world, target->run(world, params, &peak, report));
+    if (!status && params->json && ts_comm_rank(world) == 0) {
+        json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(5));
+        putchar('\n');
+    }
+    json_decref(report);
+    return status;
+}
+
+static int find_target(const char *name, const ts_bench_target **out) {
+    for (int i = 0; name && i < TARGETS; i++) {
+        if (strcmp(targets[i].name, name) == 0) {
+            *out = &targets[i];
+            return 0;
+        }
+    }
+    return TS_FAIL(TS_EUSAGE, "bench %s: not a target; see tessera bench --help", name ? name : "");
+}
+
+static void print_help(void) {
+    puts("tessera bench TARGET [options]\n");
+    for (int i = 0; i < TARGETS; i++) {
+        printf("  %-10s %s\n", targets[i].name, targets[i].help);
+    }
+    putchar('\n');
+    ts_options_print_help(options, stdout);
+}
+
+static int read_params(ts_bench_params *params, const ts_bench_target **target, ts_arena *arena, int argc, char **argv,
+                       bool *help) {
+    const char *rest[2] = {0};
+    int rest_count = 2;
+    TS_TRY(ts_options_default(options, params, arena));
+    TS_TRY(ts_options_read_args(options, params, arena, argc, argv, rest, &rest_count, help));
+    return *help ? 0 : find_target(rest_count == 1 ? rest[0] : NULL, target);
+}
+
+int ts_command_bench(ts_comm *world, int argc, char **argv) {
+    ts_arena *arena;
+    TS_TRY(ts_arena_open(&arena, "bench", 1 << 16, false));
+    ts_bench_params params = {0};
+    const ts_bench_target *target = NULL;
+    bool help = false;
+    int status = ts_agree(world, read_params(&params, &target, arena, argc, argv, &help));
+    if (!status && help && ts_comm_rank(world) == 0) {
+        print_help();
+    } else if (!status && !help) {
+        status = run_target(world, target, &params);
+    }
+    ts_arena_close(&arena);
+    return status;
+}

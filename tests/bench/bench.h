@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// tessera bench: how fast this machine is, and what share of that the code reaches.
+//
+// A target measures and reports: a table on standard output, or members of one JSON object with --json. Every rank
+// measures (so that ranks disturb each other as in a real run); rank 0 prints.
+#ifndef TS_BENCH_BENCH_H
+#define TS_BENCH_BENCH_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/comm/comm.h"
+#include "core/kernels/kernels.h"
+
+typedef struct ts_bench_params {
+    int64_t runs, threads;  // threads 0: as OpenMP has it
+    const char *filter;     // part of the names to run, or NULL
+    const char *instruction_set;
+    bool json, cpu_time;
+    // set by the command
+    bool prints;  // this rank writes the table
+    const ts_kernels *kernels;
+} ts_bench_params;
+
+// FLOP/s and bytes/s of all threads of this process together; 0 where the instruction set lacks the operation.
+typedef struct ts_bench_peak {
+    double f32;         // fused multiply-adds in registers
+    double bf16_dot;    // VDPBF16PS in registers
+    double bf16_tiles;  // TDPBF16PS in tiles
+    double bf16;        // the greatest of all three
+    double triad;       // a = b + s c through memory, three streams counted
+} ts_bench_peak;
+
+typedef struct ts_bench_target {
+    const char *name, *help;
+    // Adds its results to `report`. Collective.
+    int (*run)(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
+} ts_bench_target;
+
+int ts_command_bench(ts_comm *world, int argc, char **argv);
+
+int ts_bench_peak_measure(ts_bench_peak *out);
+int ts_bench_kernels(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
+
+// Times `call(context)`: median and least seconds of one call over `runs` runs, each of as many calls as take at least
+// 2 ms. The first call is not counted.
+typedef struct ts_bench_time {
+    double median, least;
+} ts_bench_time;
+// The clock of all measurements: elapsed seconds, or with --cpu-time those that this process was given, per thread:
+// what the machine would do if nobody else used it.
+double ts_bench_seconds(void);
+int ts_bench_measure(int (*call)(const void *context), const void *context, int64_t runs, ts_bench_time *out);
+
+#endif
