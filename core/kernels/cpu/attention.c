@@ -2,10 +2,8 @@
 // Fused attention: checks, the choice of engine, and how the work is shared out.
 #include <omp.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <xmmintrin.h>
 
-#include "core/base/arena.h"
 #include "core/base/status.h"
 #include "core/kernels/cpu/attention.h"
 #include "core/kernels/cpu/cpu.h"
@@ -60,18 +58,6 @@ static const ts_attention_engine *engine_for(const ts_attention *p) {
                                 : &ts_attention_generic;
 }
 
-// The calling thread's scratch: grown when a larger call comes, kept until the thread ends.
-static void *thread_scratch(size_t bytes) {
-    static _Thread_local void *scratch;
-    static _Thread_local size_t scratch_bytes;
-    if (bytes > scratch_bytes) {
-        free(scratch);
-        scratch = ts_aligned_alloc(bytes);
-        scratch_bytes = scratch ? bytes : 0;
-    }
-    return scratch;
-}
-
 typedef struct thread_state {
     void *scratch;
     unsigned rounding;  // of the SSE unit as found
@@ -79,7 +65,7 @@ typedef struct thread_state {
 
 // Probabilities underflow to zero: subnormal numbers, slow on most processors, would carry nothing.
 static thread_state thread_begin(const ts_attention_engine *engine, size_t bytes) {
-    const thread_state state = {thread_scratch(bytes), _mm_getcsr()};
+    const thread_state state = {ts_cpu_scratch(TS_SCRATCH_ATTENTION, bytes), _mm_getcsr()};
     _mm_setcsr(state.rounding | 0x8040u);  // flush to zero, subnormals are zero
     if (engine->thread_begin) {
         engine->thread_begin();
@@ -101,12 +87,12 @@ static int out_of_memory(const ts_attention *p, size_t bytes) {
 
 // Heads are cut into slices of queries only as far as the threads need it: each slice packs K and V anew. The result
 // of a query does not depend on the slice it is in.
+enum { SLICE_UNIT = 96 };  // whole query blocks of every engine
+
 static int64_t slices_per_head(const ts_attention *p) {
-    enum { SMALLEST_SLICE = 96 };
     const int64_t pairs = p->batch * p->heads, threads = omp_get_max_threads();
     int64_t slices = 1;
-    while (pairs * slices % threads != 0 && pairs * slices < 4 * threads &&
-           p->queries >= (slices + 1) * SMALLEST_SLICE) {
+    while (pairs * slices % threads != 0 && pairs * slices < 4 * threads && p->queries >= (slices + 1) * SLICE_UNIT) {
         slices++;
     }
     return slices;
@@ -117,7 +103,7 @@ int ts_cpu_attention_forward(const ts_attention *p) {
     const ts_attention_engine *engine = engine_for(p);
     const size_t bytes = engine->forward_bytes(p);
     const int64_t slices = slices_per_head(p), units = p->batch * p->heads * slices;
-    const int64_t slice = (p->queries + slices - 1) / slices;
+    const int64_t slice = attention_round_up((p->queries + slices - 1) / slices, SLICE_UNIT);
     atomic_bool failed = false;
 #pragma omp parallel if (units > 1)
     {

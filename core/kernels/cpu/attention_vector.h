@@ -2,6 +2,8 @@
 // Template of the attention engine in f32 arithmetic. Included once by the file of each instruction set, which defines
 //   LANES        floats in a vector
 //   ROWS         rows of a register tile; ROWS x 2 vectors of sums must fit the registers
+//   VEC_MAX      VEC_MAX(a, b): a where it is greater, else b; so a NaN in b stays
+//   max_lanes    float max_lanes(vector): the greatest lane
 //   ENGINE_NAME  the engine defined here
 // Vectors are the compiler's own (GCC and clang), so the arithmetic is written once for all widths.
 #include <float.h>
@@ -30,12 +32,7 @@ static inline void vec_store(float *to, vec v) {
     memcpy(to, &v, sizeof v);
 }
 static inline vec vec_set(float f) {
-    return (vec){0} + f;
-}
-// a where it is greater, else b: a NaN in b stays.
-static inline vec vec_max(vec a, vec b) {
-    const ivec greater = a > b;
-    return (vec)(((ivec)a & greater) | ((ivec)b & ~greater));
+    return f - (vec){0};  // a plain broadcast: f - 0 is f, while 0 + f is not when f is -0
 }
 static inline float vec_sum_lanes(vec v) {
     float sum = 0;
@@ -44,27 +41,18 @@ static inline float vec_sum_lanes(vec v) {
     }
     return sum;
 }
-static inline float vec_max_lanes(vec v) {
-    float max = v[0];
-    for (int i = 1; i < LANES; i++) {
-        max = v[i] > max ? v[i] : max;
-    }
-    return max;
-}
-
-// exp(x) for x <= 88, relative error 2e-7; exactly 0 below -87.7. x = n ln 2 + f, exp(x) = 2^n e^f with Taylor's series
-// on |f| <= ln 2 / 2. Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the mantissa.
+// exp(x) for x <= 88, relative error 2e-7; exactly 0 below -87.7. With n the integer nearest to x / ln 2 and f the
+// rest, exp(x) = 2^n 2^f, and a polynomial of least relative error gives 2^f. Adding 1.5 * 2^23 leaves n in the low
+// bits of the mantissa.
 static inline vec vec_exp(vec x) {
-    const vec round = vec_set(0x1.8p23f);
-    x = vec_max(vec_set(-88.0f), x);
-    const vec shifted = x * 0x1.715476p0f + round;
-    const vec n = shifted - round;
-    const vec f = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-    vec e = f * (1.0f / 720) + 1.0f / 120;
-    e = e * f + 1.0f / 24;
-    e = e * f + 1.0f / 6;
-    e = e * f + 0.5f;
-    e = e * f + 1.0f;
+    const vec round = vec_set(0x1.8p23f), log2_e = vec_set(0x1.715476p0f);
+    x = VEC_MAX(vec_set(-88.0f), x);
+    const vec shifted = x * log2_e + round;
+    const vec f = x * log2_e - (shifted - round);
+    vec e = f * 0x1.5c08e6p-10f + 0x1.3d0c54p-7f;
+    e = e * f + 0x1.c6b6e4p-5f;
+    e = e * f + 0x1.ebf918p-3f;
+    e = e * f + 0x1.62e428p-1f;
     e = e * f + 1.0f;
     const ivec power = ((ivec)shifted - (ivec)round + 127) << 23;
     return e * (vec)power;
@@ -209,12 +197,13 @@ static const float *bias_row(const ts_attention *p, int64_t head, int64_t query,
 // ---------------------------------------------------------------------------------------------------------
 
 typedef struct forward_scratch {
-    int64_t padded;        // head_dim rounded up to LANES
-    float *k_transposed;   // blocks [head_dim, KEY_BLOCK]
-    float *k, *v;          // [keys, padded]
-    float *q, *out;        // [QUERY_BLOCK, padded]
-    float *scores;         // [QUERY_BLOCK, KEY_BLOCK], then probabilities
-    float *maximum, *sum;  // [QUERY_BLOCK]
+    int64_t padded;       // head_dim rounded up to LANES
+    float *k_transposed;  // blocks [head_dim, KEY_BLOCK]
+    float *k, *v;         // [keys, padded]
+    float *q, *out;       // [QUERY_BLOCK, padded]
+    float *scores;        // [QUERY_BLOCK, KEY_BLOCK], then probabilities
+    float *maximum;       // [QUERY_BLOCK]
+    float *sum;           // [QUERY_BLOCK, LANES], not yet added across lanes
 } forward_scratch;
 
 static size_t forward_layout(const ts_attention *p, forward_scratch *w, void *scratch) {
@@ -229,7 +218,7 @@ static size_t forward_layout(const ts_attention *p, forward_scratch *w, void *sc
     w->out = attention_carve(&cursor, QUERY_BLOCK * padded, sizeof(float));
     w->scores = attention_carve(&cursor, QUERY_BLOCK * KEY_BLOCK, sizeof(float));
     w->maximum = attention_carve(&cursor, QUERY_BLOCK, sizeof(float));
-    w->sum = attention_carve(&cursor, QUERY_BLOCK, sizeof(float));
+    w->sum = attention_carve(&cursor, QUERY_BLOCK * LANES, sizeof(float));
     return cursor - (uintptr_t)scratch;
 }
 
@@ -243,24 +232,24 @@ static size_t forward_bytes(const ts_attention *p) {
 static void online_softmax(float *scores, int64_t keys, float *maximum, float *sum, float *out, int64_t padded) {
     vec top = vec_load(scores);
     for (int64_t j = LANES; j < keys; j += LANES) {
-        top = vec_max(vec_load(scores + j), top);
+        top = VEC_MAX(vec_load(scores + j), top);
     }
-    const float peak = fmaxf(vec_max_lanes(top), *maximum);
-    vec total = vec_set(0);
-    for (int64_t j = 0; j < keys; j += LANES) {
-        const vec e = vec_exp(vec_load(scores + j) - peak);
-        vec_store(scores + j, e);
-        total += e;
-    }
+    const float peak = fmaxf(max_lanes(top), *maximum);
+    vec total = vec_load(sum);
     if (peak > *maximum) {
         const float fade = exp_one(*maximum - peak);
         for (int64_t i = 0; i < padded; i += LANES) {
             vec_store(out + i, vec_load(out + i) * fade);
         }
-        *sum *= fade;
+        total *= fade;
         *maximum = peak;
     }
-    *sum += vec_sum_lanes(total);
+    for (int64_t j = 0; j < keys; j += LANES) {
+        const vec e = vec_exp(vec_load(scores + j) - peak);
+        vec_store(scores + j, e);
+        total += e;
+    }
+    vec_store(sum, total);
 }
 
 // Queries [first, first + count), at most QUERY_BLOCK.
@@ -273,7 +262,7 @@ static void forward_block(const ts_attention *p, const forward_scratch *w, int64
     memset(w->out, 0, (size_t)(QUERY_BLOCK * padded) * sizeof *w->out);
     for (int64_t i = 0; i < QUERY_BLOCK; i++) {
         w->maximum[i] = -FLT_MAX;
-        w->sum[i] = 0;
+        vec_store(w->sum + i * LANES, vec_set(0));
     }
     for (int64_t key = 0; key < keys; key += KEY_BLOCK) {
         const int64_t n = attention_min(KEY_BLOCK, keys - key);
@@ -282,17 +271,18 @@ static void forward_block(const ts_attention *p, const forward_scratch *w, int64
         for (int64_t i = 0; i < count; i++) {
             float *scores = w->scores + i * KEY_BLOCK;
             finish_scores(scores, bias_row(p, head, first + i, key), n);
-            online_softmax(scores, n, w->maximum + i, w->sum + i, w->out + i * padded, padded);
+            online_softmax(scores, n, w->maximum + i, w->sum + i * LANES, w->out + i * padded, padded);
         }
         multiply(count, padded, n, (matrix){w->scores, KEY_BLOCK, 1}, w->v + key * padded, padded, w->out, padded,
                  true);
     }
     const int64_t out_at = attention_offset(p, batch, head, p->out_batch) + first * p->out_row;
     for (int64_t i = 0; i < count; i++) {
+        const float sum = vec_sum_lanes(vec_load(w->sum + i * LANES));
         unpack_rows(attention_at_mutable(p->out, p->dtype, out_at + i * p->out_row), p->dtype, p->out_row,
-                    w->out + i * padded, padded, 1, p->head_dim, 1.0f / w->sum[i]);
+                    w->out + i * padded, padded, 1, p->head_dim, 1.0f / sum);
         if (p->lse) {
-            p->lse[(batch * p->heads + head) * p->queries + first + i] = w->maximum[i] + logf(w->sum[i]);
+            p->lse[(batch * p->heads + head) * p->queries + first + i] = w->maximum[i] + logf(sum);
         }
     }
 }
