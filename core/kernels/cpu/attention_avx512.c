@@ -7,7 +7,7 @@ static inline float max_lanes(__m512 v) {
 }
 
 #define LANES       16
-#define ROWS        8
+#define ROWS        12
 #define VEC_MAX     _mm512_max_ps
 #define ENGINE_NAME ts_attention_avx512
 #include "core/kernels/cpu/attention_vector.h"
