@@ -5,7 +5,9 @@
 //
 // Scores are computed transposed, S^T = K Q^T: rows are keys. P^T and dS^T then leave the vector registers as left
 // operands of dV and dK, and dS^T, its rows interleaved by pairs, as right operand of dQ^T = K^T dS^T. A step takes
-// SPAN x SPAN blocks of scores; the products of one step run between the blocks of the next.
+// SPAN x SPAN blocks of scores, then all their products: deeper ones would carry their sums less often, but overflow
+// the first cache. (Running the products between the blocks of scores, for the sake of overlap, was a quarter slower on
+// Sapphire Rapids.)
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -23,17 +25,16 @@ typedef struct backward_state {
     uint16_t *query, *d_out;                 // right [query_blocks][wide], depth head_dim
     uint16_t *query_rows, *d_out_rows;       // right [query_blocks][wide], depth queries
     float *lse, *delta;                      // [query_blocks][EDGE]; lse in powers of two
-    float *scores, *d_p;                     // [2] blocks
-    uint16_t *p_left, *ds_left;              // left [2][SPAN keys][SPAN queries], depth queries
-    uint16_t *ds_right;                      // right [2][SPAN queries][SPAN keys], depth keys
+    float *scores, *d_p;                     // one block
+    uint16_t *p_left, *ds_left;              // left [SPAN][SPAN], depth queries
+    uint16_t *ds_right;                      // right [SPAN][SPAN], depth keys
     float *d_key, *d_value;                  // [SPAN][wide] blocks
     float *d_query;                          // [query_blocks][wide] blocks, transposed
 } backward_state;
 
-// Blocks of scores [first_key, + keys) x [first_query, + queries), and how many of their products are done.
+// Blocks of scores [first_key, + keys) x [first_query, + queries).
 typedef struct backward_step {
-    int64_t first_key, keys, first_query, queries, done;
-    int64_t parity;
+    int64_t first_key, keys, first_query, queries;
 } backward_step;
 
 static size_t backward_layout(const ts_attention *p, backward_state *s, void *scratch) {
@@ -51,11 +52,11 @@ static size_t backward_layout(const ts_attention *p, backward_state *s, void *sc
     s->d_out_rows = attention_carve(&cursor, query_size, sizeof(uint16_t));
     s->lse = attention_carve(&cursor, query_blocks * EDGE, sizeof(float));
     s->delta = attention_carve(&cursor, query_blocks * EDGE, sizeof(float));
-    s->scores = attention_carve(&cursor, 2 * BLOCK, sizeof(float));
-    s->d_p = attention_carve(&cursor, 2 * BLOCK, sizeof(float));
-    s->p_left = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
-    s->ds_left = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
-    s->ds_right = attention_carve(&cursor, 2 * SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->scores = attention_carve(&cursor, BLOCK, sizeof(float));
+    s->d_p = attention_carve(&cursor, BLOCK, sizeof(float));
+    s->p_left = attention_carve(&cursor, SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->ds_left = attention_carve(&cursor, SPAN * SPAN * BLOCK, sizeof(uint16_t));
+    s->ds_right = attention_carve(&cursor, SPAN * SPAN * BLOCK, sizeof(uint16_t));
     s->d_key = attention_carve(&cursor, SPAN * wide * BLOCK, sizeof(float));
     s->d_value = attention_carve(&cursor, SPAN * wide * BLOCK, sizeof(float));
     s->d_query = attention_carve(&cursor, query_size, sizeof(float));
@@ -111,10 +112,10 @@ static void backward_pack(const backward_state *s) {
     prepare_statistics(s, &out, &d_out);
 }
 
-// S^T and dP^T of key block j and query block i, number t of the call. Rows behind the last key get probability 0.
-static void backward_scores(const backward_state *s, int64_t t, int64_t j, int64_t i) {
+// S^T and dP^T of key block j and query block i. Rows behind the last key get probability 0.
+static void backward_scores(const backward_state *s, int64_t j, int64_t i) {
     const int64_t wide = s->wide;
-    float *scores = s->scores + (t & 1) * BLOCK, *d_p = s->d_p + (t & 1) * BLOCK;
+    float *scores = s->scores, *d_p = s->d_p;
     multiply_block(s->key + j * wide * BLOCK, BLOCK, s->query + i * wide * BLOCK, BLOCK, wide, scores, false);
     multiply_block(s->value + j * wide * BLOCK, BLOCK, s->d_out + i * wide * BLOCK, BLOCK, wide, d_p, false);
     for (int64_t r = attention_min(EDGE, s->keys - j * EDGE); r < EDGE; r++) {
@@ -124,9 +125,9 @@ static void backward_scores(const backward_state *s, int64_t t, int64_t j, int64
 }
 
 // P^T and dS^T of one block from S^T and dP^T.
-static void backward_softmax(const backward_state *s, int64_t t, int64_t i, uint16_t *p_left, uint16_t *ds_left,
+static void backward_softmax(const backward_state *s, int64_t i, uint16_t *p_left, uint16_t *ds_left,
                              uint16_t *ds_right) {
-    const float *scores = s->scores + (t & 1) * BLOCK, *d_p = s->d_p + (t & 1) * BLOCK;
+    const float *scores = s->scores, *d_p = s->d_p;
     const __m512 log2_scale = _mm512_set1_ps(s->p->scale * (float)M_LOG2E);
     const __m512 lse[2] = {_mm512_load_ps(s->lse + i * EDGE), _mm512_load_ps(s->lse + i * EDGE + LANES)};
     const __m512 delta[2] = {_mm512_load_ps(s->delta + i * EDGE), _mm512_load_ps(s->delta + i * EDGE + LANES)};
@@ -149,31 +150,26 @@ static void backward_softmax(const backward_state *s, int64_t t, int64_t i, uint
     }
 }
 
-// Goes on with the products of a step up to number `until`: first `wide` for each key block of dV, then of dK, then for
-// each query block of dQ.
-static void run_products_backward(const backward_state *s, backward_step *g, int64_t until) {
-    const int64_t wide = s->wide, step_blocks = g->parity * SPAN * SPAN * BLOCK;
-    for (; g->done < until; g->done++) {
-        const int64_t row = g->done / wide, e = g->done % wide;
-        if (row < 2 * g->keys) {
-            const bool value = row < g->keys;
-            const int64_t j = value ? row : row - g->keys;
-            const uint16_t *left = (value ? s->p_left : s->ds_left) + step_blocks + j * SPAN * BLOCK;
-            const uint16_t *right = (value ? s->d_out_rows : s->query_rows) + (g->first_query * wide + e) * BLOCK;
-            float *to = (value ? s->d_value : s->d_key) + (j * wide + e) * BLOCK;
-            multiply_block(left, BLOCK, right, wide * BLOCK, g->queries, to, g->first_query > 0);
-        } else {
-            const int64_t i = row - 2 * g->keys;
-            const uint16_t *left = s->key_transposed + (e * s->key_blocks + g->first_key) * BLOCK;
-            const uint16_t *right = s->ds_right + step_blocks + i * SPAN * BLOCK;
-            float *to = s->d_query + ((g->first_query + i) * wide + e) * BLOCK;
-            multiply_block(left, BLOCK, right, BLOCK, g->keys, to, g->first_key > 0);
+// dV (of P) or dK (of dS) of the step's keys += left^T times the rows of dO or Q.
+static void key_products(const backward_state *s, const backward_step *g, const uint16_t *left, const uint16_t *right,
+                         float *to) {
+    for (int64_t j = 0; j < g->keys; j++) {
+        for (int64_t e = 0; e < s->wide; e++) {
+            multiply_block(left + j * SPAN * BLOCK, BLOCK, right + (g->first_query * s->wide + e) * BLOCK,
+                           s->wide * BLOCK, g->queries, to + (j * s->wide + e) * BLOCK, g->first_query > 0);
         }
     }
 }
 
-static int64_t products_of(const backward_state *s, const backward_step *g) {
-    return (2 * g->keys + g->queries) * s->wide;
+// dQ^T of the step's queries += K^T dS^T.
+static void query_products(const backward_state *s, const backward_step *g) {
+    for (int64_t i = 0; i < g->queries; i++) {
+        for (int64_t e = 0; e < s->wide; e++) {
+            multiply_block(s->key_transposed + (e * s->key_blocks + g->first_key) * BLOCK, BLOCK,
+                           s->ds_right + i * SPAN * BLOCK, BLOCK, g->keys,
+                           s->d_query + ((g->first_query + i) * s->wide + e) * BLOCK, g->first_key > 0);
+        }
+    }
 }
 
 // Rows [32 i, 32 i + 32) of a gradient from their [wide] blocks.
@@ -205,60 +201,37 @@ static void transpose_block(float *block) {
     }
 }
 
-// A step's products are complete: after the last queries the key blocks' gradients are written.
-static void end_step(const backward_state *s, backward_step *g) {
-    if (g->keys == 0) {
-        return;
+static void backward_span(const backward_state *s, const backward_step *g) {
+    for (int64_t j = 0; j < g->keys; j++) {
+        for (int64_t i = 0; i < g->queries; i++) {
+            const int64_t left = (j * SPAN + i) * BLOCK;
+            backward_scores(s, g->first_key + j, g->first_query + i);
+            backward_softmax(s, g->first_query + i, s->p_left + left, s->ds_left + left,
+                             s->ds_right + (i * SPAN + j) * BLOCK);
+        }
     }
-    run_products_backward(s, g, products_of(s, g));
-    if (g->first_query + g->queries < s->query_blocks) {
-        return;
-    }
+    key_products(s, g, s->p_left, s->d_out_rows, s->d_value);
+    key_products(s, g, s->ds_left, s->query_rows, s->d_key);
+    query_products(s, g);
+}
+
+// All queries for SPAN blocks of keys at a time, whose gradients are then complete.
+static void backward_steps(const backward_state *s) {
     const ts_attention *p = s->p;
     uint16_t *d_k = (uint16_t *)p->d_k + attention_offset(p, s->batch, s->head, p->k_batch);
     uint16_t *d_v = (uint16_t *)p->d_v + attention_offset(p, s->batch, s->head, p->v_batch);
-    for (int64_t j = 0; j < g->keys; j++) {
-        const int64_t at = j * s->wide * BLOCK;
-        store_rows(p, d_k, p->k_row, s->keys, g->first_key + j, s->d_key + at, s->wide, p->scale);
-        store_rows(p, d_v, p->v_row, s->keys, g->first_key + j, s->d_value + at, s->wide, 1.0f);
-    }
-}
-
-// The blocks of scores of one step, with the previous step's products between them. `t` counts blocks of the call.
-static int64_t backward_span(const backward_state *s, const backward_step *g, backward_step *previous, int64_t t) {
-    const int64_t count = g->keys * g->queries, products = products_of(s, previous);
-    backward_scores(s, t, g->first_key, g->first_query);
-    for (int64_t n = 0; n < count; n++, t++) {
-        const int64_t j = n / g->queries, i = n % g->queries, next = n + 1;
-        if (next < count) {
-            backward_scores(s, t + 1, g->first_key + next / g->queries, g->first_query + next % g->queries);
-        }
-        const int64_t base = g->parity * SPAN * SPAN, left = (base + j * SPAN + i) * BLOCK;
-        backward_softmax(s, t, g->first_query + i, s->p_left + left, s->ds_left + left,
-                         s->ds_right + (base + i * SPAN + j) * BLOCK);
-        run_products_backward(s, previous, next * products / count);
-    }
-    end_step(s, previous);
-    return t;
-}
-
-static void backward_steps(const backward_state *s) {
-    backward_step previous = {0};
-    int64_t t = 0;
     for (int64_t j = 0; j < s->key_blocks; j += SPAN) {
+        const int64_t keys = attention_min(SPAN, s->key_blocks - j);
         for (int64_t i = 0; i < s->query_blocks; i += SPAN) {
-            const backward_step step = {
-                .first_key = j,
-                .keys = attention_min(SPAN, s->key_blocks - j),
-                .first_query = i,
-                .queries = attention_min(SPAN, s->query_blocks - i),
-                .parity = 1 - previous.parity,
-            };
-            t = backward_span(s, &step, &previous, t);
-            previous = step;
+            const int64_t queries = attention_min(SPAN, s->query_blocks - i);
+            backward_span(s, &(backward_step){j, keys, i, queries});
+        }
+        for (int64_t n = 0; n < keys; n++) {
+            const int64_t at = n * s->wide * BLOCK;
+            store_rows(p, d_k, p->k_row, s->keys, j + n, s->d_key + at, s->wide, p->scale);
+            store_rows(p, d_v, p->v_row, s->keys, j + n, s->d_value + at, s->wide, 1.0f);
         }
     }
-    end_step(s, &previous);
 }
 
 static void zero_rows(uint16_t *to, int64_t stride, int64_t first, int64_t last, int64_t width) {
