@@ -298,7 +298,10 @@ static int lay_out(const ts_shard_writer *w, layout *l) {
     hsize_t bytes = 0;
     if (access >= 0 && create >= 0 && H5Pset_fapl_core(access, IMAGE_STEP, false) >= 0 &&
         H5Pset_file_image_callbacks(access, (H5FD_file_image_callbacks_t *)(uintptr_t)&callbacks) >= 0) {
-        file = H5Fcreate(w->path, H5F_ACC_TRUNC, create, access);
+        // Of a file of this name HDF5 would first read all into memory, and lose it: a folder's name is never one.
+        char folder[TS_SHARD_PATH_BYTES];
+        snprintf(folder, sizeof folder, "%.*s/", TS_SHARD_PATH_BYTES - 8, w->path);
+        file = H5Fcreate(folder, H5F_ACC_TRUNC, create, access);
     }
     bool good = file >= 0 && put_all(file, w, &l->latents) && H5Fget_filesize(file, &bytes) >= 0;
     if (file >= 0) {
