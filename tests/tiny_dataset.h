@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A data set of a few moving squares, made without video files, for tests of what comes after ingest.
+// A data set of a few moving squares in two lengths, made without video files, for tests of what comes after ingest.
 #ifndef TS_TEST_TINY_DATASET_H
 #define TS_TEST_TINY_DATASET_H
 
@@ -15,7 +15,14 @@
 #include "core/model/tokenizer.h"
 #include "core/store/dataset.h"
 
-enum { TINY_CLIPS = 48, TINY_SIDE = 32, TINY_FRAMES = 9, TINY_CHANNELS = 8 };
+enum {
+    TINY_CLIPS = 48,
+    TINY_SHORT_CLIPS = 16,
+    TINY_SIDE = 32,
+    TINY_FRAMES = 9,
+    TINY_SHORT_FRAMES = 5,
+    TINY_CHANNELS = 8
+};
 
 static const char *const TINY_COLOURS[3] = {"red", "green", "blue"};
 
@@ -34,16 +41,23 @@ static void tiny_pixels(int i, uint8_t *rgb, char caption[64]) {
     }
 }
 
-static int tiny_encode(const ts_codec *codec, ts_shard_writer *writer) {
+// One shard: the first `frames` frames of the first `clips` clips.
+static int tiny_shard(const char *folder, const ts_codec *codec, int64_t frames, int clips, ts_shard_info *shard) {
     static uint8_t rgb[TINY_FRAMES * TINY_SIDE * TINY_SIDE * 3];
     static float latent[3 * 4 * 4 * TINY_CHANNELS];
-    char caption[64];
-    for (int i = 0; i < TINY_CLIPS; i++) {
+    char caption[64], path[4096];
+    ts_shard_writer *writer = NULL;
+    shard->shape = TS_SHAPE(1 + (frames - 1) / 4, TINY_SIDE / 8, TINY_SIDE / 8, TINY_CHANNELS);
+    TS_TRY(ts_path_join(path, sizeof path, folder, shard->name));
+    TS_TRY(ts_shard_writer_open(&writer, path, shard->shape, ts_codec_get_info(codec).fingerprint));
+    for (int i = 0; i < clips; i++) {
         tiny_pixels(i, rgb, caption);
-        TS_TRY(ts_codec_encode(codec, rgb, TINY_FRAMES, TINY_SIDE, TINY_SIDE, latent));
+        TS_TRY(ts_codec_encode(codec, rgb, frames, TINY_SIDE, TINY_SIDE, latent));
         TS_TRY(ts_shard_writer_add(
             writer, latent, &(ts_clip_record){.source = "tiny", .caption = caption, .start = 0, .end = 1, .fps = 8}));
     }
+    TS_TRY(ts_shard_writer_commit(&writer, &shard->count, &shard->sum));
+    shard->bytes = ts_path_bytes(path);
     return TS_OK;
 }
 
@@ -77,8 +91,7 @@ static int tiny_dataset_write(const char *folder, ts_comm *solo) {
     char path[4096];
     ts_codec *codec = NULL;
     ts_tokenizer *tokenizer = NULL;
-    ts_shard_writer *writer = NULL;
-    ts_shard_info shard = {.name = "shard-0.h5", .shape = TS_SHAPE(3, 4, 4, TINY_CHANNELS)};
+    ts_shard_info shard[2] = {{.name = "shard-0.h5"}, {.name = "shard-1.h5"}};
     TS_TRY(tiny_fit(solo, &codec));
     TS_TRY(tiny_tokenizer(&tokenizer));
     TS_TRY(ts_path_join(path, sizeof path, folder, "codec"));
@@ -87,15 +100,12 @@ static int tiny_dataset_write(const char *folder, ts_comm *solo) {
     TS_TRY(ts_path_join(path, sizeof path, folder, "tokenizer"));
     TS_TRY(ts_folder_make(path));
     TS_TRY(ts_tokenizer_save(tokenizer, path));
-    TS_TRY(ts_path_join(path, sizeof path, folder, shard.name));
-    TS_TRY(ts_shard_writer_open(&writer, path, shard.shape, ts_codec_get_info(codec).fingerprint));
-    TS_TRY(tiny_encode(codec, writer));
-    TS_TRY(ts_shard_writer_commit(&writer, &shard.count, &shard.sum));
-    shard.bytes = ts_path_bytes(path);
+    TS_TRY(tiny_shard(folder, codec, TINY_FRAMES, TINY_CLIPS, &shard[0]));
+    TS_TRY(tiny_shard(folder, codec, TINY_SHORT_FRAMES, TINY_SHORT_CLIPS, &shard[1]));
     const ts_manifest manifest = {.codec_fingerprint = ts_codec_get_info(codec).fingerprint,
                                   .tokenizer_fingerprint = ts_tokenizer_fingerprint(tokenizer),
-                                  .shard_count = 1,
-                                  .shard = &shard,
+                                  .shard_count = 2,
+                                  .shard = shard,
                                   .latent_variance = 1};
     ts_codec_close(&codec);
     ts_tokenizer_close(&tokenizer);
