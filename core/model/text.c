@@ -109,6 +109,10 @@ static int open_block(text_block *b, const ts_text_config *c, ts_params *params,
     TS_TRY(ts_linear_open(&b->gate, params, at, "DenseReluDense.wi_0", D, c->ffn_dim, false));
     TS_TRY(ts_linear_open(&b->up, params, at, "DenseReluDense.wi_1", D, c->ffn_dim, false));
     TS_TRY(ts_linear_open(&b->down, params, at, "DenseReluDense.wo", c->ffn_dim, D, false));
+    ts_linear *const hidden[] = {&b->qkv, &b->out, &b->gate, &b->up, &b->down};
+    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++) {
+        ts_linear_mark_hidden(hidden[i]);
+    }
     return declare(&b->norm_ffn, params, at, "layer_norm.weight", TS_SHAPE(D));
 }
 

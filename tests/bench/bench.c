@@ -12,9 +12,12 @@
 #include "core/base/clock.h"
 #include "core/base/status.h"
 #include "core/config/option.h"
+#include "tests/bench/step.h"
 
 static const ts_bench_target targets[] = {
     {"kernels", "every kernel at the shapes of the models, against the machine's peak", ts_bench_kernels},
+    {"train", "one training step of the transformer of --config", ts_bench_train},
+    {"infer", "one forward pass of the transformer of --config", ts_bench_infer},
 };
 enum { TARGETS = sizeof targets / sizeof *targets, MAX_RUNS = 1000 };
 
@@ -35,6 +38,10 @@ static const ts_option options[] = {
      .max = 4096,
      .help = "OpenMP threads; 0 keeps OMP_NUM_THREADS"},
     {.name = "filter", .type = TS_OPTION_STRING, .offset = FIELD(filter), .help = "only names that contain this text"},
+    {.name = "config",
+     .type = TS_OPTION_STRING,
+     .offset = FIELD(config),
+     .help = "YAML with the sizes that train and infer time; without it those of configs/bench.yaml"},
     {.name = "instruction-set",
      .type = TS_OPTION_STRING,
      .offset = FIELD(instruction_set),

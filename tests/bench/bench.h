@@ -17,6 +17,7 @@ typedef struct ts_bench_params {
     int64_t runs, threads;  // threads 0: as OpenMP has it
     const char *filter;     // part of the names to run, or NULL
     const char *instruction_set;
+    const char *config;  // sizes of `train` and `infer`
     bool json, cpu_time;
     // set by the command
     bool prints;  // this rank writes the table

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/bench/step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/arena.h"
+#include "core/base/rng.h"
+#include "core/base/status.h"
+#include "core/config/option.h"
+#include "core/model/dit.h"
+#include "core/nn/loss.h"
+#include "train/optimizer.h"
+
+typedef struct bench_shape {
+    int64_t heads, head_dim, ffn_dim, layers, freq_dim, channels, frames, height, width, text_rows, text_dim, batch;
+} bench_shape;
+
+#define FIELD(name) offsetof(bench_shape, name)
+// clang-format off
+static const ts_option shape_options[] = {
+    {"heads", TS_OPTION_INT, FIELD(heads), "6", "attention heads", 1, 512, NULL, false},
+    {"head_dim", TS_OPTION_INT, FIELD(head_dim), "64", "width of a head", 8, 512, NULL, false},
+    {"ffn_dim", TS_OPTION_INT, FIELD(ffn_dim), "1536", "width of the feed-forward", 1, 1 << 20, NULL, false},
+    {"layers", TS_OPTION_INT, FIELD(layers), "6", "transformer blocks", 1, 1000, NULL, false},
+    {"freq_dim", TS_OPTION_INT, FIELD(freq_dim), "256", "width of the sinusoid of the noise level", 2, 4096, NULL, false},
+    {"channels", TS_OPTION_INT, FIELD(channels), "16", "latent channels", 1, 1024, NULL, false},
+    {"frames", TS_OPTION_INT, FIELD(frames), "4", "latent frames", 1, 1024, NULL, false},
+    {"height", TS_OPTION_INT, FIELD(height), "32", "latent height, even", 2, 1024, NULL, false},
+    {"width", TS_OPTION_INT, FIELD(width), "32", "latent width, even", 2, 1024, NULL, false},
+    {"text_rows", TS_OPTION_INT, FIELD(text_rows), "64", "rows of the text context", 1, 4096, NULL, false},
+    {"text_dim", TS_OPTION_INT, FIELD(text_dim), "512", "width of the text context", 1, 16384, NULL, false},
+    {"batch", TS_OPTION_INT, FIELD(batch), "1", "samples of a step", 1, 4096, NULL, false},
+    {0},
+};
+// clang-format on
+#undef FIELD
+
+typedef struct bench {
+    const ts_kernels *kernels;
+    bool train;
+    ts_shape latent_shape, context_shape;
+    ts_params *params;
+    ts_dit *dit;
+    ts_tape *tape;
+    ts_optimizer *optimizer;
+    float *latent, *context, *target;
+    float *timestep;
+    int64_t steps;  // optimizer steps taken
+} bench;
+
+static float *random_numbers(ts_shape shape, uint64_t index) {
+    const int64_t n = ts_shape_count(shape);
+    float *out = ts_aligned_alloc((size_t)n * sizeof *out);
+    if (out) {
+        ts_rng_normal_fill(out, n, 1, TS_RNG_TEST, index, 0);
+    }
+    return out;
+}
+
+static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels, ts_dtype dtype, bool train) {
+    const ts_dit_config config = {
+        .patch = {1, 2, 2},
+        .heads = s->heads,
+        .head_dim = s->head_dim,
+        .in_channels = s->channels,
+        .out_channels = s->channels,
+        .text_dim = s->text_dim,
+        .freq_dim = s->freq_dim,
+        .ffn_dim = s->ffn_dim,
+        .layers = s->layers,
+        .rope_max_positions = 1024,
+        .text_rows = s->text_rows,
+        .eps = 1e-6,
+        .cross_attention_norm = true,
+    };
+    const ts_optimizer_params adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
+    *b = (bench){.kernels = kernels, .train = train};
+    b->latent_shape = TS_SHAPE(s->batch, s->frames, s->height, s->width, s->channels);
+    b->context_shape = TS_SHAPE(s->batch, s->text_rows, s->text_dim);
+    TS_TRY(ts_params_open(&b->params));
+    TS_TRY(ts_dit_open(&b->dit, &config, b->params, ""));
+    TS_TRY(ts_params_allocate(b->params, dtype, train));
+    ts_dit_init(b->dit, 1);
+    ts_params_refresh_operands(b->params);
+    TS_TRY(ts_tape_open(&b->tape, kernels, train ? TS_TAPE_RECORD : TS_TAPE_RUN, dtype));
+    if (train) {
+        TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
+    }
+    b->latent = random_numbers(b->latent_shape, 1);
+    b->target = random_numbers(b->latent_shape, 2);
+    b->context = random_numbers(b->context_shape, 3);
+    b->timestep = ts_calloc((size_t)s->batch, sizeof *b->timestep);
+    if (!b->latent || !b->target || !b->context || !b->timestep) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < s->batch; i++) {
+        b->timestep[i] = 500.0f;
+    }
+    return TS_OK;
+}
+
+static void bench_close(bench *b) {
+    ts_optimizer_close(&b->optimizer);
+    ts_tape_close(&b->tape);
+    ts_dit_close(&b->dit);
+    ts_params_close(&b->params);
+    free(b->latent);
+    free(b->target);
+    free(b->context);
+    free(b->timestep);
+}
+
+static int one_call(const void *context) {
+    bench *b = *(bench *const *)context;
+    ts_tape_reset(b->tape);
+    if (b->train) {
+        ts_params_zero_grad(b->params);
+    }
+    const ts_dit_input input = {
+        .latent = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->latent_shape, b->latent}, false),
+        .context = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->context_shape, b->context}, false),
+        .timestep = b->timestep,
+        .timesteps_per_sample = 1,
+    };
+    ts_var *v = ts_dit_forward(b->tape, b->dit, &input);
+    if (!b->train) {
+        return ts_tape_status(b->tape);
+    }
+    double loss = 0.0;
+    const ts_velocity_loss mse = {
+        .target = b->target,
+        .rows = b->latent_shape.dim[0],
+        .scale = 1.0 / (double)ts_shape_count(b->latent_shape),
+        .loss = &loss,
+    };
+    TS_TRY(ts_nn_velocity_loss(b->tape, v, &mse));
+    TS_TRY(ts_tape_backward(b->tape, v, NULL));
+    return ts_optimizer_step(b->optimizer, 0, b->params->total, ++b->steps, 1e-4, 1.0, 0.999);
+}
+
+// ---- the targets
+
+static const struct {
+    const char *name;
+    ts_dtype dtype;
+} precisions[] = {{"bf16", TS_BF16}, {"f32", TS_F32}};
+
+static int report_step(const ts_bench_params *params, const bench *b, const bench_shape *shape, int precision,
+                       ts_bench_time time, double peak, uint64_t growths, json_t *report) {
+    const double forward = ts_dit_flops(ts_dit_get_config(b->dit), shape->frames, shape->height, shape->width);
+    const double flops = (b->train ? 3.0 : 1.0) * forward * (double)shape->batch;
+    const double rate = flops / time.median;
+    json_t *item =
+        json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "median_ms", 1e3 * time.median, "least_ms", 1e3 * time.least,
+                  "model_gflops", 1e-9 * rate, "share_of_peak", rate / peak, "memory_requests_in_timed_steps",
+                  (json_int_t)growths, "activation_bytes", (json_int_t)ts_tape_get_stats(b->tape).peak_bytes);
+    json_object_set_new(report, precisions[precision].name, item);
+    if (params->prints) {
+        printf(
+            "%-5s %-4s  %8.2f ms median  %8.2f ms least  %7.1f model GFLOP/s  %4.1f %% of peak  %llu memory requests\n",
+            b->train ? "train" : "infer", precisions[precision].name, 1e3 * time.median, 1e3 * time.least, 1e-9 * rate,
+            100.0 * rate / peak, (unsigned long long)growths);
+    }
+    return TS_OK;
+}
+
+static int time_precision(const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
+                          int precision, bool train, json_t *report) {
+    bench b, *context = &b;
+    ts_bench_time time;
+    int status = bench_open(&b, shape, params->kernels, precisions[precision].dtype, train);
+    for (int warm_up = 0; warm_up < 2 && !status; warm_up++) {  // the second merges what the first allocated
+        status = one_call(&context);
+    }
+    if (!status) {
+        const uint64_t before = ts_arena_system_calls(ts_tape_arena(b.tape));
+        status = ts_bench_measure(one_call, &context, params->runs, &time);
+        const uint64_t growths = ts_arena_system_calls(ts_tape_arena(b.tape)) - before;
+        const double top = precisions[precision].dtype == TS_BF16 ? peak->bf16 : peak->f32;
+        status = status ? status : report_step(params, &b, shape, precision, time, top, growths, report);
+    }
+    bench_close(&b);
+    return status;
+}
+
+static int run_step(const ts_bench_params *params, const ts_bench_peak *peak, bool train, json_t *report) {
+    bench_shape shape;
+    ts_arena *arena = NULL;
+    TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
+    int status = ts_options_default(shape_options, &shape, arena);
+    if (!status && params->config) {
+        status = ts_options_read_yaml(shape_options, &shape, arena, params->config);
+    }
+    for (int i = 0; i < 2 && !status; i++) {
+        if (!params->filter || strstr(precisions[i].name, params->filter)) {
+            status = time_precision(params, peak, &shape, i, train, report);
+        }
+    }
+    ts_arena_close(&arena);
+    return status;
+}
+
+int ts_bench_train(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+    (void)world;
+    return run_step(params, peak, true, report);
+}
+
+int ts_bench_infer(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+    (void)world;
+    return run_step(params, peak, false, report);
+}
