@@ -7,6 +7,8 @@
 #include "core/kernels/cpu/cpu.h"
 #include "tests/ts_test.h"
 
+static const ts_kernels *kernels;
+
 typedef struct shape {
     const char *what;
     int64_t batch, heads, head_dim, queries, keys;
@@ -262,8 +264,8 @@ static void check_shape(const shape *s, ts_dtype dtype, const char *isa) {
     make_problem(&x, s, dtype);
     make_reference(&x);
     const ts_attention *c = &x.call;
-    CHECK_OK(ts_cpu_attention_forward(c));
-    CHECK_OK(ts_cpu_attention_backward(c));
+    CHECK_OK(kernels->attention_forward(c));
+    CHECK_OK(kernels->attention_backward(c));
     // Gradients of flat and of sharp softmaxes vanish, by cancellation of terms of the size of q and k.
     const double floor = 0.1 * sqrt(1 + (double)s->spread);
     double lse = 0, bias = 0, bias_size = 1;
@@ -299,8 +301,8 @@ static char *results(const shape *s, ts_dtype dtype, int threads, size_t *bytes)
     const ts_attention *c = &x.call;
     const int before = omp_get_max_threads();
     omp_set_num_threads(threads);
-    CHECK_OK(ts_cpu_attention_forward(c));
-    CHECK_OK(ts_cpu_attention_backward(c));
+    CHECK_OK(kernels->attention_forward(c));
+    CHECK_OK(kernels->attention_backward(c));
     omp_set_num_threads(before);
     const size_t e = element_bytes(dtype);
     const struct {
@@ -350,7 +352,7 @@ static void check_edges(ts_dtype dtype) {
     const ts_attention *c = &x.call;
     put(x.q_block, dtype, 0, NAN);
     put(c->out, dtype, c->out_row - 1, 77.0f);
-    CHECK_OK(ts_cpu_attention_forward(c));
+    CHECK_OK(kernels->attention_forward(c));
     CHECK(isnan(get(c->out, dtype, 0)));
     CHECK(!isnan(get(c->out, dtype, c->out_row)));
     CHECK_NEAR(get(c->out, dtype, c->out_row - 1), 77.0, 1.0);
@@ -362,20 +364,20 @@ static void check_refusals(void) {
     make_problem(&x, &SHAPES[3], TS_F32);
     ts_attention c = x.call;
     c.head_dim = 257;
-    CHECK_FAILS(ts_cpu_attention_forward(&c), TS_EUSAGE, "head_dim 257");
+    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "head_dim 257");
     c = x.call;
     c.keys = 0;
-    CHECK_FAILS(ts_cpu_attention_forward(&c), TS_EUSAGE, "keys 0");
+    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "keys 0");
     c = x.call;
     c.dtype = TS_F64;
-    CHECK_FAILS(ts_cpu_attention_forward(&c), TS_EUSAGE, "F64");
+    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "F64");
     c = x.call;
     c.key_count = (const int32_t[]){13, 14};
-    CHECK_FAILS(ts_cpu_attention_forward(&c), TS_EUSAGE, "key_count[1] = 14");
+    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "key_count[1] = 14");
     c = x.call;
     c.lse = NULL;
-    CHECK_OK(ts_cpu_attention_forward(&c));
-    CHECK_FAILS(ts_cpu_attention_backward(&c), TS_EUSAGE, "lse");
+    CHECK_OK(kernels->attention_forward(&c));
+    CHECK_FAILS(kernels->attention_backward(&c), TS_EUSAGE, "lse");
     free_problem(&x);
 }
 
@@ -383,7 +385,7 @@ int main(void) {
     static const char *const LEVELS[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
     static const ts_dtype DTYPES[] = {TS_F32, TS_BF16};
     for (int level = 0; level <= (int)ts_cpu_isa_available(); level++) {
-        ts_cpu_isa_set((ts_isa)level);
+        CHECK_OK(ts_kernels_cpu(&kernels, LEVELS[level]));
         for (int t = 0; t < 2; t++) {
             for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
                 check_shape(&SHAPES[i], DTYPES[t], LEVELS[level]);
