@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/base/signal.h"
+#include "core/model/model.h"
 #include "core/store/checkpoint.h"
 #include "tests/same_checkpoint.h"
 #include "tests/tiny_config.h"
@@ -71,6 +72,22 @@ static void check_metrics(const char *out) {
     free(text);
 }
 
+// The run folder after the last step: sample videos, their sheet, and a model that opens.
+static void check_outputs(const char *out) {
+    static const char *const files[] = {"config.yaml", "samples/step-00000040-1.mp4", "samples/step-00000040.png"};
+    char path[4096];
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ts_path_join(path, sizeof path, out, files[i]));
+        CHECK(ts_path_bytes(path) > 100);
+    }
+    ts_model *model = NULL;
+    CHECK_OK(ts_path_join(path, sizeof path, out, "model"));
+    CHECK_OK(ts_model_load(&model, path, TS_F32, false));
+    CHECK(model && model->defaults.frames == TINY_FRAMES && model->defaults.width == TINY_SIDE);
+    CHECK(model && model->defaults.fps == 8 && model->defaults.guidance == 3);
+    ts_model_close(&model);
+}
+
 static void check_refusals(ts_train_config config, ts_arena *arena, ts_comm *world) {
     config.train.lr *= 2;
     CHECK_FAILS(ts_train_run(&config, arena, world), TS_EUSAGE, "train.lr");
@@ -84,62 +101,80 @@ static void check_refusals(ts_train_config config, ts_arena *arena, ts_comm *wor
     CHECK_OK(ts_train_run(&config, arena, world));
 }
 
-int main(int argc, char **argv) {
-    ts_comm *world = NULL;
-    CHECK_OK(ts_world_open(&world, &argc, &argv));
-    ts_log_set_level(TS_LOG_WARN);
-    const int degree[TS_AXIS_COUNT] = {
-        [TS_AXIS_DATA] = ts_comm_size(world), [TS_AXIS_CFG] = 1, [TS_AXIS_SEQUENCE] = 1, [TS_AXIS_TENSOR] = 1};
-    ts_mesh mesh;
-    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+// Runs to the end through stops at random moments of a run that takes `whole` seconds; returns how many there were.
+static int run_with_stops(const ts_train_config *config, ts_arena *arena, ts_comm *world, double whole, uint64_t seed,
+                          int round) {
+    enum { MOST = 50 };
+    int status = TS_ESTOPPED, stops = -1;
+    for (uint32_t start = 0; status == TS_ESTOPPED && start < MOST; start++, stops++) {
+        // Only the last rank gets the signal; the others learn of it.
+        if (ts_comm_rank(world) == ts_comm_size(world) - 1) {
+            arm(0.7 * whole * (double)ts_rng_uniform(seed, TS_RNG_TEST, (uint64_t)round, start));
+        }
+        status = ts_train_run(config, arena, world);
+        arm(0);
+        ts_signal_release();
+        CHECK_OK(ts_signal_catch());
+    }
+    CHECK_OK(status);
+    return stops;
+}
+
+static void remove_folder(const char *folder, ts_comm *world) {
+    CHECK_OK(ts_barrier(world));
+    if (ts_comm_rank(world) == 0) {
+        CHECK_OK(ts_folder_remove(folder));
+    }
+    CHECK_OK(ts_barrier(world));
+}
+
+static void test(ts_comm *world, ts_comm *solo, ts_arena *arena) {
     char folder[64], reference[4096], resumed[4096];
-    CHECK_OK(tiny_dataset_make(folder, world, mesh.axis[TS_AXIS_TENSOR]));
-    ts_arena *arena = NULL;
     ts_train_config config;
-    CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
+    CHECK_OK(tiny_dataset_make(folder, world, solo));
     CHECK_OK(tiny_config(&config, arena, folder, "whole"));
     config.train.steps = STEPS;
     config.log.every = 2;
     config.checkpoint.every = 9;
+    config.sample.every = STEPS;
+    config.sample.steps = 2;
     const double start = ts_clock_seconds();
     CHECK_OK(ts_train_run(&config, arena, world));
     const double whole = ts_clock_seconds() - start;
     newest(config.out, world, reference);
+    check_outputs(config.out);
+    config.sample.every = 0;
     check_refusals(config, arena, world);
 
-    CHECK_OK(ts_signal_catch());
     const uint64_t seed = (uint64_t)ts_clock_unix_seconds();
     int stops = 0;
-    config.name = "stopped";
     config.out = ts_arena_printf(arena, "%s/stopped", folder);
+    CHECK_OK(ts_signal_catch());
     for (int round = 0; round < ROUNDS; round++) {
-        int status = TS_ESTOPPED;
-        // Only the last rank gets the signal; the others learn of it.
-        for (int start_number = 0; status == TS_ESTOPPED && start_number < 50; start_number++) {
-            if (ts_comm_rank(world) == ts_comm_size(world) - 1) {
-                arm(whole * (double)ts_rng_uniform(seed, TS_RNG_TEST, (uint64_t)(round * 50 + start_number), 0));
-            }
-            status = ts_train_run(&config, arena, world);
-            arm(0);
-            ts_signal_release();
-            CHECK_OK(ts_signal_catch());
-            stops += status == TS_ESTOPPED;
-        }
-        CHECK_OK(status);
+        stops += run_with_stops(&config, arena, world, whole, seed, round);
         newest(config.out, world, resumed);
         check_same_state(reference, resumed);
         check_metrics(config.out);
-        CHECK_OK(ts_barrier(world));
-        if (ts_comm_rank(world) == 0) {
-            CHECK_OK(ts_folder_remove(config.out));
-        }
-        CHECK_OK(ts_barrier(world));
+        remove_folder(config.out, world);
     }
     CHECK(stops > 0);
     if (ts_comm_rank(world) == 0) {
         printf("seed %llu: %d stops in %d runs\n", (unsigned long long)seed, stops, ROUNDS);
-        CHECK_OK(ts_folder_remove(folder));
     }
+    remove_folder(folder, world);
+}
+
+int main(int argc, char **argv) {
+    ts_comm *world = NULL;
+    ts_mesh mesh;
+    ts_arena *arena = NULL;
+    CHECK_OK(ts_world_open(&world, &argc, &argv));
+    CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
+    ts_log_set_level(TS_LOG_WARN);
+    const int degree[TS_AXIS_COUNT] = {
+        [TS_AXIS_DATA] = ts_comm_size(world), [TS_AXIS_CFG] = 1, [TS_AXIS_SEQUENCE] = 1, [TS_AXIS_TENSOR] = 1};
+    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    test(world, mesh.axis[TS_AXIS_TENSOR], arena);
     ts_arena_close(&arena);
     ts_mesh_close(&mesh);
     ts_world_close(&world, 0);
