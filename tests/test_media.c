@@ -230,6 +230,31 @@ static void test_truncated(void) {
     free(bytes);
 }
 
+// Bytes changed at random, half of them in the header: frames or one line of text, nothing else.
+static void test_mutants(void) {
+    char *bytes;
+    size_t size;
+    CHECK_OK(ts_file_read(in_folder("a.mp4"), 1 << 24, &bytes, &size));
+    char *mutant = malloc(size);
+    int refused = 0;
+    for (uint64_t i = 0; i < 200; i++) {
+        memcpy(mutant, bytes, size);
+        const uint64_t zone = i % 2 ? size : 1500, changes = 1 + ts_rng_below(5, TS_RNG_TEST, i, 0, 12);
+        for (uint32_t j = 1; j <= changes; j++) {
+            mutant[ts_rng_below(5, TS_RNG_TEST, i, 2 * j, zone)] =
+                (char)ts_rng_below(5, TS_RNG_TEST, i, 2 * j + 1, 256);
+        }
+        write_text("mutant.mp4", mutant, size);
+        const int status = read_all(in_folder("mutant.mp4"), &(ts_video_limits){1 << 20, 1000, 0.5});
+        CHECK(status == TS_OK || status == TS_EINPUT);
+        CHECK(status == TS_OK || !strchr(ts_error_text(), '\n'));
+        refused += status == TS_EINPUT;
+    }
+    CHECK(refused > 10 && refused < 190);
+    free(mutant);
+    free(bytes);
+}
+
 static void test_limits(void) {
     CHECK_FAILS(read_all(in_folder("a.mp4"), &(ts_video_limits){96 * 64 - 1, 1000, 0.1}), TS_EINPUT, "max_pixels");
     CHECK_FAILS(read_all(in_folder("a.mp4"), &(ts_video_limits){96 * 64, FRAMES - 1, 0.1}), TS_EINPUT, "30 frames");
@@ -243,7 +268,7 @@ static void test_limits(void) {
     CHECK(avc1 != NULL);
     memcpy(avc1 + 4 + 24, "\xff\xdc\xff\xdc", 4);
     write_text("huge.mp4", bytes, size);
-    CHECK_OK(read_all(in_folder("huge.mp4"), NULL));  // the stream itself says 96x64, and is believed
+    CHECK_FAILS(read_all(in_folder("huge.mp4"), NULL), TS_EINPUT, "65500x65500 are above the limit");
     free(bytes);
 }
 
@@ -331,6 +356,7 @@ int main(void) {
     test_rotation();
     test_hostile();
     test_truncated();
+    test_mutants();
     test_limits();
     test_writer_errors();
     test_full_disk();

@@ -42,8 +42,10 @@ void ts_libav_init(void) {
 int ts_libav_fail(int code, int error, const char *path, const char *what, const char *remedy) {
     char words[AV_ERROR_MAX_STRING_SIZE];
     av_strerror(error, words, sizeof words);
-    const bool exhausted = error == AVERROR(ENOMEM) || error == AVERROR(ENOSPC) || error == AVERROR(EDQUOT) ||
-                           error == AVERROR(EFBIG) || error == AVERROR(EMFILE) || error == AVERROR(ENFILE);
+    // A damaged header can ask for more than LARGEST_BLOCK: while reading, that is the file's fault.
+    const bool exhausted = error == AVERROR(ENOSPC) || error == AVERROR(EDQUOT) || error == AVERROR(EFBIG) ||
+                           error == AVERROR(EMFILE) || error == AVERROR(ENFILE) ||
+                           (error == AVERROR(ENOMEM) && code != TS_EINPUT);
     return TS_FAIL(exhausted ? TS_ERESOURCE : code, "%s: %s: %s%s%s", path, what, words, remedy ? "; " : "",
                    remedy ? remedy : "");
 }

@@ -8,8 +8,8 @@
 // Sends the messages of libav* to our debug log. Call before anything else of libav*; cheap when called again.
 void ts_libav_init(void);
 
-// Fails with "path: what: libav's own words; remedy". Memory and disk errors become TS_ERESOURCE, all others `code`.
-// `remedy` may be NULL.
+// Fails with "path: what: libav's own words; remedy". A full disk, too many open files and, unless `code` is TS_EINPUT,
+// exhausted memory become TS_ERESOURCE, all others `code`. `remedy` may be NULL.
 int ts_libav_fail(int code, int error, const char *path, const char *what, const char *remedy);
 
 // "file:PATH": libav* would take "http://x", "concat:a|b" or "pipe:" for protocols otherwise. TS_EINPUT when too long.

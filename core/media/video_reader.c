@@ -80,9 +80,20 @@ static int open_container(ts_video_reader *r) {
     return TS_OK;
 }
 
+static int check_size(const ts_video_reader *r, int64_t width, int64_t height) {
+    return width <= 0 || height <= r->limits.max_pixels / width
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT,
+                         "%s: frames of %lldx%lld are above the limit of %lld pixels; raise max_pixels to read it",
+                         r->path, (long long)width, (long long)height, (long long)r->limits.max_pixels);
+}
+
 // Reads enough to know the streams. The decoders tried on the way get the limits, too.
 static int probe_streams(ts_video_reader *r) {
     const unsigned count = r->format->nb_streams;
+    for (unsigned i = 0; i < count; i++) {
+        TS_TRY(check_size(r, r->format->streams[i]->codecpar->width, r->format->streams[i]->codecpar->height));
+    }
     AVDictionary **options = ts_calloc(count ? count : 1, sizeof *options);
     if (!options) {
         return TS_ERESOURCE;
@@ -121,10 +132,7 @@ static int open_decoder(ts_video_reader *r) {
     if (p->width < 1 || p->height < 1) {
         return TS_FAIL(TS_EINPUT, "%s: its frame size cannot be read; is the file whole?", r->path);
     }
-    if ((int64_t)p->width * p->height > r->limits.max_pixels) {
-        return TS_FAIL(TS_EINPUT, "%s: frames of %dx%d are above the limit of %lld pixels; raise max_pixels to read it",
-                       r->path, p->width, p->height, (long long)r->limits.max_pixels);
-    }
+    TS_TRY(check_size(r, p->width, p->height));
     r->decoder = avcodec_alloc_context3(codec);
     r->packet = av_packet_alloc();
     r->frame = av_frame_alloc();
@@ -171,10 +179,7 @@ static int fill_info(ts_video_reader *r) {
     info->frames = s->nb_frames > 0 ? s->nb_frames : estimate < 9e15 ? llround(estimate) : INT64_MAX;
     snprintf(info->codec, sizeof info->codec, "%s", avcodec_get_name(s->codecpar->codec_id));
     snprintf(info->container, sizeof info->container, "%s", r->format->iformat->name);
-    if (info->width * info->height > r->limits.max_pixels) {
-        return TS_FAIL(TS_EINPUT, "%s: shown at %lldx%lld, above the limit of %lld pixels; raise max_pixels to read it",
-                       r->path, (long long)info->width, (long long)info->height, (long long)r->limits.max_pixels);
-    }
+    TS_TRY(check_size(r, info->width, info->height));
     if (info->frames > r->limits.max_frames) {
         return TS_FAIL(TS_EINPUT, "%s: its header claims %lld frames, above the limit of %lld; cut the file", r->path,
                        (long long)info->frames, (long long)r->limits.max_frames);
@@ -249,10 +254,7 @@ static int refuse_damaged(const ts_video_reader *r, int64_t total) {
 }
 
 // One more frame is lost. Gives up as soon as the file cannot stay within its limits.
-static int count_damaged(ts_video_reader *r, int error) {
-    if (error == AVERROR(ENOMEM)) {
-        return ts_libav_fail(TS_ERESOURCE, error, r->path, "cannot decode", NULL);
-    }
+static int count_damaged(ts_video_reader *r) {
     r->damaged++;
     if (r->damaged + r->frames > r->limits.max_frames) {
         return TS_FAIL(TS_EINPUT, "%s: more than %lld frames; cut the file", r->path, (long long)r->limits.max_frames);
@@ -273,12 +275,12 @@ static int feed(ts_video_reader *r) {
         }
         r->drained = true;
         avcodec_send_packet(r->decoder, NULL);
-        return error == AVERROR_EOF ? TS_OK : count_damaged(r, error);
+        return error == AVERROR_EOF ? TS_OK : count_damaged(r);
     }
     r->packets++;
     error = avcodec_send_packet(r->decoder, r->packet);
     av_packet_unref(r->packet);
-    return error < 0 ? count_damaged(r, error) : TS_OK;
+    return error < 0 ? count_damaged(r) : TS_OK;
 }
 
 // The index of an MP4 lists every frame, so that one cut short is known at its end. Other containers' lists are
@@ -305,9 +307,9 @@ static int decode(ts_video_reader *r) {
         } else if (error == AVERROR_EOF) {
             return at_end(r);
         } else if (error < 0) {
-            TS_TRY(count_damaged(r, error));
+            TS_TRY(count_damaged(r));
         } else if (r->frame->decode_error_flags || r->frame->flags & AV_FRAME_FLAG_CORRUPT) {
-            TS_TRY(count_damaged(r, 0));
+            TS_TRY(count_damaged(r));
         } else {
             return TS_OK;
         }
@@ -336,10 +338,7 @@ int ts_video_reader_next(ts_video_reader *r, uint8_t *rgb, double *time) {
     if (++r->frames > r->limits.max_frames) {
         return TS_FAIL(TS_EINPUT, "%s: more than %lld frames; cut the file", r->path, (long long)r->limits.max_frames);
     }
-    if ((int64_t)r->frame->width * r->frame->height > r->limits.max_pixels) {
-        return TS_FAIL(TS_EINPUT, "%s: a frame of %dx%d is above the limit of %lld pixels", r->path, r->frame->width,
-                       r->frame->height, (long long)r->limits.max_pixels);
-    }
+    TS_TRY(check_size(r, r->frame->width, r->frame->height));
     const int status = ts_frame_fit_apply(&r->fit, r->frame, r->path, rgb);
     av_frame_unref(r->frame);
     return status;
