@@ -116,11 +116,13 @@ static __attribute__((noinline)) void raise_reference(const forward_state *s, in
     b->limit[r] = reference + s->growth;
 }
 
-// Probabilities of all rows for `count` blocks of keys.
-static inline __attribute__((always_inline)) void forward_softmax(const forward_state *s, int64_t count) {
+// Probabilities of the first `row_count` rows for `count` blocks of keys; the others, behind the last query, are left
+// alone.
+static inline __attribute__((always_inline)) void forward_softmax(const forward_state *s, int64_t row_count,
+                                                                  int64_t count) {
     row_block *b = s->block;
     const __m512 log2_scale = _mm512_set1_ps(s->log2_scale);
-    for (int r = 0; r < EDGE; r++) {
+    for (int r = 0; r < row_count; r++) {
         const float *row = s->scores + r * EDGE;
         __m512 top = _mm512_max_ps(_mm512_load_ps(row), _mm512_load_ps(row + LANES));
         for (int64_t j = 1; j < count; j++) {
@@ -186,8 +188,8 @@ static void finish_rows(const forward_state *s, int64_t first) {
     }
 }
 
-// Key blocks [first, first + count) for a block of queries.
-static void forward_group(const forward_state *s, int64_t first, int64_t count) {
+// Key blocks [first, first + count) for a block of queries of which `row_count` exist.
+static void forward_group(const forward_state *s, int64_t row_count, int64_t first, int64_t count) {
     for (int64_t j = 0; j < count; j++) {
         forward_scores(s, first + j, s->scores + j * BLOCK);
     }
@@ -195,9 +197,9 @@ static void forward_group(const forward_state *s, int64_t first, int64_t count) 
         start_rows(s, count);
     }
     if (count == GROUP) {
-        forward_softmax(s, GROUP);
+        forward_softmax(s, row_count, GROUP);
     } else {
-        forward_softmax(s, count);
+        forward_softmax(s, row_count, count);
     }
     for (int64_t e = 0; e < s->wide; e++) {
         multiply_block(s->probabilities, BLOCK, s->value + (first * s->wide + e) * BLOCK, s->wide * BLOCK, count,
@@ -210,8 +212,9 @@ static void forward_queries(const forward_state *s, int64_t first) {
         for (int64_t e = 0; e < s->wide; e++) {
             pack_left(s->query + e * BLOCK, &s->q, i, e);
         }
+        const int64_t row_count = attention_min(EDGE, s->last - first - i * EDGE);
         for (int64_t j = 0; j < s->key_blocks; j += GROUP) {
-            forward_group(s, j, attention_min(GROUP, s->key_blocks - j));
+            forward_group(s, row_count, j, attention_min(GROUP, s->key_blocks - j));
         }
         finish_rows(s, first + i * EDGE);
     }

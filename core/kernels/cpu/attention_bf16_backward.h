@@ -112,26 +112,28 @@ static void backward_pack(const backward_state *s) {
     prepare_statistics(s, &out, &d_out);
 }
 
-// S^T and dP^T of key block j and query block i. Rows behind the last key get probability 0.
+// S^T and dP^T of key block j and query block i. A row behind an odd last key gets probability 0.
 static void backward_scores(const backward_state *s, int64_t j, int64_t i) {
     const int64_t wide = s->wide;
     float *scores = s->scores, *d_p = s->d_p;
     multiply_block(s->key + j * wide * BLOCK, BLOCK, s->query + i * wide * BLOCK, BLOCK, wide, scores, false);
     multiply_block(s->value + j * wide * BLOCK, BLOCK, s->d_out + i * wide * BLOCK, BLOCK, wide, d_p, false);
-    for (int64_t r = attention_min(EDGE, s->keys - j * EDGE); r < EDGE; r++) {
-        _mm512_store_ps(scores + r * EDGE, _mm512_set1_ps(-1e30f));
-        _mm512_store_ps(scores + r * EDGE + LANES, _mm512_set1_ps(-1e30f));
+    if (s->keys - j * EDGE < EDGE && s->keys % 2 == 1) {  // the last pair has one key only
+        float *row = scores + s->keys % EDGE * EDGE;
+        _mm512_store_ps(row, _mm512_set1_ps(-1e30f));
+        _mm512_store_ps(row + LANES, _mm512_set1_ps(-1e30f));
     }
 }
 
-// P^T and dS^T of one block from S^T and dP^T.
-static void backward_softmax(const backward_state *s, int64_t i, uint16_t *p_left, uint16_t *ds_left,
+// P^T and dS^T of one block, of which `row_count` keys exist, from S^T and dP^T. The rows behind are zero.
+static void backward_softmax(const backward_state *s, int64_t i, int64_t row_count, uint16_t *p_left, uint16_t *ds_left,
                              uint16_t *ds_right) {
     const float *scores = s->scores, *d_p = s->d_p;
     const __m512 log2_scale = _mm512_set1_ps(s->p->scale * (float)M_LOG2E);
     const __m512 lse[2] = {_mm512_load_ps(s->lse + i * EDGE), _mm512_load_ps(s->lse + i * EDGE + LANES)};
     const __m512 delta[2] = {_mm512_load_ps(s->delta + i * EDGE), _mm512_load_ps(s->delta + i * EDGE + LANES)};
-    for (int pair = 0; pair < LANES; pair++) {
+    const int64_t pairs = (row_count + 1) / 2;
+    for (int64_t pair = 0; pair < pairs; pair++) {
         __m512i line[2];
         for (int r = 0; r < 2; r++) {
             const int64_t at = (2 * pair + r) * EDGE;
@@ -148,6 +150,11 @@ static void backward_softmax(const backward_state *s, int64_t i, uint16_t *p_lef
         _mm512_store_si512(ds_right + pair * EDGE, interleave(line[0], line[1], 0));
         _mm512_store_si512(ds_right + HALF + pair * EDGE, interleave(line[0], line[1], 1));
     }
+    const size_t rest = (size_t)(LANES - pairs) * EDGE * sizeof(uint16_t);
+    memset(p_left + 2 * pairs * EDGE, 0, 2 * rest);
+    memset(ds_left + 2 * pairs * EDGE, 0, 2 * rest);
+    memset(ds_right + pairs * EDGE, 0, rest);
+    memset(ds_right + HALF + pairs * EDGE, 0, rest);
 }
 
 // dV (of P) or dK (of dS) of the step's keys += left^T times the rows of dO or Q.
@@ -206,8 +213,8 @@ static void backward_span(const backward_state *s, const backward_step *g) {
         for (int64_t i = 0; i < g->queries; i++) {
             const int64_t left = (j * SPAN + i) * BLOCK;
             backward_scores(s, g->first_key + j, g->first_query + i);
-            backward_softmax(s, g->first_query + i, s->p_left + left, s->ds_left + left,
-                             s->ds_right + (i * SPAN + j) * BLOCK);
+            backward_softmax(s, g->first_query + i, attention_min(EDGE, s->keys - (g->first_key + j) * EDGE),
+                             s->p_left + left, s->ds_left + left, s->ds_right + (i * SPAN + j) * BLOCK);
         }
     }
     key_products(s, g, s->p_left, s->d_out_rows, s->d_value);
