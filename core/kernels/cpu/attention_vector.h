@@ -163,13 +163,19 @@ static void zero_rows(void *to, ts_dtype dtype, int64_t stride, int64_t first, i
     }
 }
 
-// Blocks of KEY_BLOCK columns, each [head_dim, KEY_BLOCK]: to[block][i][c] = from[block * KEY_BLOCK + c][i].
+// Blocks of KEY_BLOCK columns, each [head_dim, KEY_BLOCK]: to[block][i][c] = from[block * KEY_BLOCK + c][i]. Columns
+// are filled up to a multiple of LANES.
 static void transpose_blocks(float *to, const float *from, int64_t padded, int64_t rows, int64_t head_dim) {
     for (int64_t first = 0; first < rows; first += KEY_BLOCK) {
         float *block = to + first * head_dim;
-        for (int64_t c = 0; c < KEY_BLOCK; c++) {
+        const int64_t columns = attention_min(KEY_BLOCK, attention_round_up(rows - first, LANES));
+        for (int64_t c = 0; c < columns; c += LANES) {
             for (int64_t i = 0; i < head_dim; i++) {
-                block[i * KEY_BLOCK + c] = from[(first + c) * padded + i];
+                vec column;
+                for (int lane = 0; lane < LANES; lane++) {
+                    column[lane] = from[(first + c + lane) * padded + i];
+                }
+                vec_store(block + i * KEY_BLOCK + c, column);
             }
         }
     }
@@ -287,7 +293,7 @@ static void forward_block(const ts_attention *p, const forward_scratch *w, int64
 static void forward(const ts_attention *p, int64_t batch, int64_t head, int64_t first, int64_t last, void *scratch) {
     forward_scratch w;
     forward_layout(p, &w, scratch);
-    const int64_t keys = attention_keys(p, batch), padded_keys = attention_round_up(keys, KEY_BLOCK);
+    const int64_t keys = attention_keys(p, batch), padded_keys = attention_round_up(keys, LANES);
     const int64_t k_at = attention_offset(p, batch, head, p->k_batch);
     const int64_t v_at = attention_offset(p, batch, head, p->v_batch);
     pack_rows(w.k, w.padded, padded_keys, attention_at(p->k, p->dtype, k_at), p->dtype, p->k_row, keys, p->head_dim, 1);
@@ -354,7 +360,7 @@ static void row_products(const ts_attention *p, const backward_scratch *w, int64
 // Everything of one (batch, head) that the blocks read; d_q starts from zero.
 static void backward_pack(const ts_attention *p, const backward_scratch *w, int64_t batch, int64_t head) {
     const ts_dtype dtype = p->dtype;
-    const int64_t keys = attention_keys(p, batch), padded_keys = attention_round_up(keys, KEY_BLOCK);
+    const int64_t keys = attention_keys(p, batch), padded_keys = attention_round_up(keys, LANES);
     const int64_t padded_queries = attention_round_up(p->queries, QUERY_BLOCK), d = p->head_dim;
     const void *q = attention_at(p->q, dtype, attention_offset(p, batch, head, p->q_batch));
     const void *k = attention_at(p->k, dtype, attention_offset(p, batch, head, p->k_batch));
