@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
@@ -19,6 +18,7 @@
 #include "core/config/option.h"
 #include "core/media/image.h"
 #include "core/media/video.h"
+#include "infer/prompts.h"
 #include "infer/sample.h"
 
 typedef struct options {
@@ -59,83 +59,9 @@ static const ts_option table[] = {
 // clang-format on
 #undef FIELD
 
-// ---- prompts
-// ---------------------------------------------------------------------------------------------------------
+// ---- what is asked for
 
-int ts_prompt_check(const char *prompt, const char *where) {
-    const size_t bytes = strlen(prompt);
-    if (bytes > TS_MAX_PROMPT_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%s: a prompt of %zu bytes; shorten it to %d", where, bytes, TS_MAX_PROMPT_BYTES);
-    }
-    size_t at = 0;
-    bool blank = true;
-    while (at < bytes) {
-        utf8proc_int32_t point;
-        const utf8proc_ssize_t length =
-            utf8proc_iterate((const utf8proc_uint8_t *)prompt + at, (utf8proc_ssize_t)(bytes - at), &point);
-        if (length <= 0) {
-            return TS_FAIL(TS_EINPUT, "%s: byte %zu is not UTF-8; save the prompt as UTF-8", where, at + 1);
-        }
-        blank = blank && (point == ' ' || point == '\t' || point == '\r' || point == 0xA0);
-        at += (size_t)length;
-    }
-    if (blank) {
-        return TS_FAIL(TS_EINPUT, "%s: the prompt is empty; say what the video shows", where);
-    }
-    return TS_OK;
-}
-
-typedef struct prompt_list {
-    char *text;          // the file, cut into lines
-    const char **items;  // [count]
-    int64_t count;
-} prompt_list;
-
-static void prompt_list_free(prompt_list *list) {
-    free(list->text);
-    free(list->items);
-}
-
-static int add_prompt(prompt_list *list, const char *prompt, const char *where) {
-    TS_TRY(ts_prompt_check(prompt, where));
-    const char **items = realloc(list->items, (size_t)(list->count + 1) * sizeof *items);
-    if (!items) {
-        return TS_FAIL(TS_ERESOURCE, "out of memory for %lld prompts", (long long)list->count + 1);
-    }
-    items[list->count++] = prompt;
-    list->items = items;
-    return TS_OK;
-}
-
-// One prompt a line; blank lines are passed over. At most 100,000 lines.
-static int read_prompts(prompt_list *list, const char *path) {
-    size_t bytes = 0;
-    TS_TRY(ts_file_read(path, (size_t)64 << 20, &list->text, &bytes));
-    if (memchr(list->text, '\0', bytes)) {
-        return TS_FAIL(TS_EINPUT, "%s: holds zero bytes; give a text file with one prompt a line", path);
-    }
-    int64_t number = 0;
-    for (char *line = list->text, *next; line; line = next) {
-        next = strchr(line, '\n');
-        if (next) {
-            *next++ = '\0';
-        }
-        number++;
-        if (line[strspn(line, " \t\r")] == '\0') {
-            continue;
-        }
-        line[strcspn(line, "\r")] = '\0';
-        char where[512];
-        snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
-        TS_TRY(add_prompt(list, line, where));
-        if (list->count > 100000) {
-            return TS_FAIL(TS_EINPUT, "%s: more than 100,000 prompts; split the file", path);
-        }
-    }
-    return list->count ? TS_OK : TS_FAIL(TS_EINPUT, "%s: no prompt in it; write one a line", path);
-}
-
-static int collect_prompts(prompt_list *list, const options *o) {
+static int collect_prompts(ts_prompts *list, const options *o) {
     if (!o->prompt == !o->prompts) {
         return TS_FAIL(TS_EUSAGE, "give --prompt TEXT or --prompts FILE%s", o->prompt ? ", not both" : "");
     }
@@ -144,11 +70,10 @@ static int collect_prompts(prompt_list *list, const options *o) {
             TS_TRY(ts_prompt_check(o->negative, "--negative"));
         }
     }
-    return o->prompt ? add_prompt(list, o->prompt, "--prompt") : read_prompts(list, o->prompts);
+    return o->prompt ? ts_prompts_add(list, o->prompt, "--prompt") : ts_prompts_read(list, o->prompts);
 }
 
 // ---- size
-// ------------------------------------------------------------------------------------------------------------
 
 // Latent tokens a call may ask for: beyond this a single machine cannot hold the activations.
 enum { MAX_TOKENS = 1 << 20 };
@@ -194,7 +119,6 @@ static int resolve(options *o, const ts_model *model) {
 }
 
 // ---- output
-// ------------------------------------------------------------------------------------------------------------
 
 int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t, int64_t h, int64_t w,
               uint8_t **pixels) {
@@ -261,7 +185,7 @@ static bool ends_with(const char *text, const char *end) {
 typedef struct job {
     const options *o;
     const ts_model *model;
-    const prompt_list *prompts;
+    const ts_prompts *prompts;
     int64_t t, h, w;       // latent
     const float *latents;  // [count, t, h, w, C]
 } job;
@@ -272,7 +196,7 @@ static int video_path(const job *j, int64_t i, char *path, size_t path_bytes) {
         return TS_OK;
     }
     char name[128];
-    video_name(name, sizeof name, i, j->prompts->items[i]);
+    video_name(name, sizeof name, i, j->prompts->item[i]);
     return ts_path_join(path, path_bytes, j->o->out, name);
 }
 
@@ -285,7 +209,7 @@ static int write_videos(const job *j, int64_t first, int64_t end) {
         TS_TRY(video_path(j, i, path, sizeof path));
         TS_TRY(ts_decode(j->model->codec, j->latents + i * numbers, 1, j->t, j->h, j->w, &pixels));
         const int status = ts_write_video(path, pixels, j->o->frames, j->o->size.height, j->o->size.width, j->o->fps,
-                                          j->prompts->items[i]);
+                                          j->prompts->item[i]);
         free(pixels);
         TS_TRY(status);
     }
@@ -306,8 +230,8 @@ static int write_metadata(const job *j) {
         return TS_FAIL(TS_ERESOURCE, "%s: out of memory", path);
     }
     for (int64_t i = 0; i < j->prompts->count; i++) {
-        video_name(name, sizeof name, i, j->prompts->items[i]);
-        json_t *line = json_pack("{s:s, s:s, s:I}", "file_name", name, "text", j->prompts->items[i], "seed",
+        video_name(name, sizeof name, i, j->prompts->item[i]);
+        json_t *line = json_pack("{s:s, s:s, s:I}", "file_name", name, "text", j->prompts->item[i], "seed",
                                  (json_int_t)j->o->seed);
         json_dumpf(line, lines, JSON_COMPACT | JSON_PRESERVE_ORDER);
         fputc('\n', lines);
@@ -329,7 +253,7 @@ static int write_sheet(const job *j) {
     const int64_t bytes = j->o->frames * j->o->size.height * j->o->size.width * 3;
     for (int64_t i = 0; i < n; i++) {
         rows[i] = (ts_contact_row){pixels + i * bytes, j->o->frames, j->o->size.height, j->o->size.width,
-                                   j->prompts->items[i]};
+                                   j->prompts->item[i]};
     }
     const int status = ts_contact_sheet_write(j->o->sheet, rows, n, SHEET_COLUMNS);
     free(pixels);
@@ -337,10 +261,9 @@ static int write_sheet(const job *j) {
 }
 
 // ---- the command
-// -------------------------------------------------------------------------------------------------------
 
 static int generate(ts_comm *world, const options *o, const ts_model *model, const ts_kernels *kernels,
-                    const prompt_list *prompts) {
+                    const ts_prompts *prompts) {
     const ts_codec_info codec = ts_codec_get_info(model->codec);
     job j = {.o = o, .model = model, .prompts = prompts};
     j.t = 1 + (o->frames - 1) / codec.time_factor;
@@ -363,7 +286,7 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
         .batch = o->batch,
     };
     const double start = ts_clock_seconds();
-    int status = ts_sample(model, kernels, &params, prompts->items, n, 0, world, latents);
+    int status = ts_sample(model, kernels, &params, prompts->item, n, 0, world, latents);
     j.latents = latents;
     if (!status) {
         const int rank = ts_comm_rank(world), size = ts_comm_size(world);
@@ -386,7 +309,7 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
 }
 
 // Everything that can be refused is refused here, before the model is loaded.
-static int prepare(const options *o, prompt_list *prompts, ts_comm *world) {
+static int prepare(const options *o, ts_prompts *prompts, ts_comm *world) {
     TS_TRY(ts_options_check(table, o));
     TS_TRY(collect_prompts(prompts, o));
     if (ends_with(o->out, ".mp4") && prompts->count > 1) {
@@ -406,7 +329,7 @@ static int prepare(const options *o, prompt_list *prompts, ts_comm *world) {
 }
 
 static int run(ts_comm *world, options *o) {
-    prompt_list prompts = {0};
+    ts_prompts prompts = {0};
     ts_model *model = NULL;
     const ts_kernels *kernels = NULL;
     int status;
@@ -417,7 +340,7 @@ static int run(ts_comm *world, options *o) {
     status = generate(world, o, model, kernels, &prompts);
 done:
     ts_model_close(&model);
-    prompt_list_free(&prompts);
+    ts_prompts_free(&prompts);
     return status;
 }
 

@@ -18,8 +18,4 @@ int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t,
 int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width, double fps,
                    const char *title);
 
-// Checks a prompt before anything is computed: not empty, valid UTF-8, at most TS_MAX_PROMPT_BYTES.
-// `where` ("--prompt", "prompts.txt:12") goes into the message.
-int ts_prompt_check(const char *prompt, const char *where);
-
 #endif

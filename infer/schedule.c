@@ -13,7 +13,6 @@ const char *const ts_grid_names[] = {"unipc", "wan", "euler", "euler-twice", "lt
 const char *const ts_solver_names[] = {"euler", "unipc", NULL};
 
 // ---- noise levels
-// ----------------------------------------------------------------------------------------------------
 
 static double shifted(double sigma, double shift) {
     return shift * sigma / (1.0 + (shift - 1.0) * sigma);
@@ -69,7 +68,6 @@ int ts_schedule_make(ts_schedule *out, ts_grid grid, int64_t steps, double shift
 }
 
 // ---- solvers
-// -----------------------------------------------------------------------------------------------------------
 
 struct ts_solver {
     ts_solver_kind kind;
