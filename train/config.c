@@ -66,7 +66,7 @@ const ts_option ts_train_options[] = {
          "stop after this much training time in minutes, summed over resumed runs; 0: no limit"),
     INT("train.batch", train.batch, "32", 1, 1 << 24, "samples of a step over all ranks"),
     INT("train.micro_batch", train.micro_batch, "0", 0, 1 << 24,
-        "samples computed at once on a rank, which bounds the memory; 0: all of its share"),
+        "samples computed at once on a rank, which bounds the memory; 0: about 384 tokens"),
     REAL("train.lr", train.lr, "0.001", 0, 10, "peak learning rate"),
     REAL("train.lr_text", train.lr_text, "1", 0, 100, "factor of the learning rate for the text encoder"),
     CHOICE("train.optimizer", train.optimizer, "adamw", OPTIMIZERS,

@@ -233,6 +233,22 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
     return ts_tape_backward(t->tape, velocity, NULL);
 }
 
+static int64_t tokens_of_sample(const ts_trainer *t, const ts_batch *batch) {
+    const int64_t *patch = ts_dit_get_config(t->model->dit)->patch, *dim = batch->shape.dim;
+    return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
+}
+
+// Samples computed at once. Unless told, the share is cut into equal parts of about 384 tokens: their activations stay
+// in the caches (80 tokens a sample, width 128, batch 32: a fifth less time than all at once).
+static int64_t micro_batch(const ts_trainer *t, const ts_batch *batch) {
+    enum { TOKENS = 384 };
+    if (t->config->train.micro_batch || batch->count == 0) {
+        return t->config->train.micro_batch;
+    }
+    const int64_t parts = (batch->count * tokens_of_sample(t, batch) + TOKENS - 1) / TOKENS;
+    return (batch->count + parts - 1) / parts;
+}
+
 // Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
 // sum over ranks is the gradient of the global mean.
 static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
@@ -240,7 +256,7 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const int64_t loss_frames =
         ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
-    const int64_t most = t->config->train.micro_batch ? t->config->train.micro_batch : batch->count;
+    const int64_t most = micro_batch(t, batch);
     *loss = 0;
     ts_params_zero_grad(t->model->params);
     for (int64_t first = 0, count; first < batch->count; first += count) {
@@ -286,13 +302,12 @@ static ts_cursor next_cursor(const ts_trainer *t, const ts_batch *batch) {
 }
 
 static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_result *out) {
-    const ts_dit_config *dit = ts_dit_get_config(t->model->dit);
     const int64_t *dim = batch->shape.dim;
-    const int64_t tokens = dim[0] / dit->patch[0] * (dim[1] / dit->patch[1]) * (dim[2] / dit->patch[2]);
     out->samples = batch->global_count;
-    out->tokens = batch->global_count * tokens;
+    out->tokens = batch->global_count * tokens_of_sample(t, batch);
     // The backward pass of a matrix product is two of them; recomputed work is not counted.
-    out->flops = 3.0 * (double)batch->global_count * ts_dit_flops(dit, dim[0], dim[1], dim[2]);
+    out->flops =
+        3.0 * (double)batch->global_count * ts_dit_flops(ts_dit_get_config(t->model->dit), dim[0], dim[1], dim[2]);
 }
 
 int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
