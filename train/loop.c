@@ -118,6 +118,7 @@ static int checkpoint(run *r) {
     }
     TS_TRY(ts_state_save(r->trainer, r->checkpoints, r->config_json, r->config->checkpoint.keep));
     r->saved_step = r->trainer->step;
+    ts_report_clear_line(r->report);
     TS_INFO("checkpoint after step %" PRId64, r->saved_step);
     return r->config->checkpoint.export_model ? export_model(r) : TS_OK;
 }
@@ -201,6 +202,7 @@ static int train(run *r) {
     }
     TS_TRY(after_step(r, true));
     TS_TRY(export_model(r));
+    ts_report_clear_line(r->report);
     TS_INFO("trained %" PRId64 " steps; the model is in %s", r->trainer->step, r->model);
     return TS_OK;
 }

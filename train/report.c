@@ -150,6 +150,12 @@ static int log_step(ts_report *r, int64_t step, const ts_step_result *result) {
     return ts_tfevents_flush(r->events);
 }
 
+void ts_report_clear_line(const ts_report *r) {
+    if (r && r->terminal) {
+        fputs("\r\033[K", stderr);
+    }
+}
+
 int ts_report_step(ts_report *r, int64_t step, const ts_step_result *result, double seconds, double wait) {
     if (!r) {
         return TS_OK;
@@ -187,9 +193,7 @@ int ts_report_validation(ts_report *r, int64_t step, const ts_validation_result 
     if (!r) {
         return TS_OK;
     }
-    if (r->terminal) {
-        fprintf(stderr, "\r\033[K");
-    }
+    ts_report_clear_line(r);
     TS_INFO("step %" PRId64 "  validation loss %.4f, %.1f%% of the best constant prediction's", step, result->loss,
             100.0 * result->share);
     json_t *levels = json_array();

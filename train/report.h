@@ -22,6 +22,9 @@ typedef struct ts_report_params {
 int ts_report_open(ts_report **out, const ts_report_params *params);
 void ts_report_close(ts_report **report);
 
+// Wipes the redrawn progress line, so that a log line can take its place.
+void ts_report_clear_line(const ts_report *report);
+
 // After every step: its result, its duration and the seconds this rank waited for data.
 int ts_report_step(ts_report *report, int64_t step, const ts_step_result *result, double seconds, double wait);
 int ts_report_validation(ts_report *report, int64_t step, const ts_validation_result *result);
