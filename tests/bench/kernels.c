@@ -171,9 +171,9 @@ static int measure(const session *s, const item *i, const void *context, const c
     }
     ts_bench_time time;
     TS_TRY(ts_bench_measure(i->call, context, s->params->runs, &time));
-    const double peak = !i->flops ? s->peak->triad : i->dtype == TS_BF16 ? s->peak->bf16 : s->peak->f32;
+    const double peak = i->flops == 0 ? s->peak->triad : i->dtype == TS_BF16 ? s->peak->bf16 : s->peak->f32;
     const double rate = (i->flops + i->bytes) / time.median;
-    const char *unit = i->flops ? "GFLOP/s" : "GB/s";
+    const char *unit = i->flops > 0 ? "GFLOP/s" : "GB/s";
     json_array_append_new(s->rows,
                           json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:s, s:f}", "model", s->model->name, "name",
                                     i->name, "shape", shape, "median_us", time.median * 1e6, "least_us",

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products: checks, and the way each combination of dtypes and instruction set is computed.
 //
-// oneDNN multiplies F32 -> F32 everywhere and BF16 on AVX-512 processors. What remains is converted to F32 first. GELU
-// is a pass of our own over C: oneDNN's fused one costs more than that pass.
+// BF16 operands are multiplied on AMX tiles by gemm_amx.c where there are any. Else oneDNN multiplies F32 -> F32, and
+// BF16 on AVX-512 processors; what remains is converted to F32 first. There GELU is a pass of our own over C: oneDNN's
+// fused one costs more than that pass.
 #include "core/base/status.h"
 #include "core/kernels/cpu/cpu.h"
 #include "core/kernels/cpu/gemm_amx.h"
