@@ -32,11 +32,14 @@ end() {
     exit
 }
 
-# ranks N command... : under mpirun, also as root and with more ranks than cores
+# As root too, with more ranks than cores too, and idle ranks give way.
+MPIRUN=(mpirun --allow-run-as-root --oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
+
+# ranks N command...
 ranks() {
     local count=$1
     shift
-    mpirun --allow-run-as-root --oversubscribe --bind-to none -n "$count" "$@"
+    "${MPIRUN[@]}" -n "$count" "$@"
 }
 
 # A data set that trains in a moment: tiny_data FOLDER CLIPS
