@@ -204,13 +204,6 @@ static void stop(ts_loader *l) {
 }
 
 int ts_loader_next(ts_loader *l, ts_batch *out) {
-    if (!l->batches) {
-        return TS_FAIL(
-            TS_EINPUT,
-            "loader: no latent shape has the %lld clips that a batch needs, the %lld held out aside; lower the "
-            "batch, hold out fewer or ingest more videos",
-            (long long)l->params.batch, (long long)l->validation_count);
-    }
     if (!l->running) {
         TS_TRY(start(l));
     }
@@ -337,8 +330,8 @@ static int open_all(ts_loader *l) {
                        (long long)p->batch, p->rank, p->size);
     }
     if (p->held_out < 0 || p->held_out > clips) {
-        return TS_FAIL(TS_EUSAGE, "loader: %lld clips cannot be held out of %lld; hold out fewer",
-                       (long long)p->held_out, (long long)clips);
+        return TS_FAIL(TS_EUSAGE, "%lld clips cannot be held out of %lld; hold out fewer", (long long)p->held_out,
+                       (long long)clips);
     }
     l->first = p->rank * p->batch / p->size;
     l->local = (p->rank + 1) * p->batch / p->size - l->first;
@@ -347,6 +340,12 @@ static int open_all(ts_loader *l) {
     l->order_epoch = -1;
     TS_TRY(make_room(l));
     TS_TRY(deal(l));
+    if (!l->batches) {
+        return TS_FAIL(TS_EINPUT,
+                       "no latent shape has the %lld clips that a batch needs, the %lld held out aside; lower the "
+                       "batch, hold out fewer or ingest more videos",
+                       (long long)p->batch, (long long)l->validation_count);
+    }
     l->plan = ts_malloc((size_t)(l->batches + 1) * sizeof *l->plan);
     return l->plan ? TS_OK : TS_ERESOURCE;
 }

@@ -43,7 +43,7 @@ int ts_loader_open(ts_loader **out, const ts_dataset *dataset, const ts_loader_p
 void ts_loader_close(ts_loader **loader);
 // Starts (or goes on) at `cursor`; its epoch and batch decide, samples is carried along.
 int ts_loader_seek(ts_loader *loader, ts_cursor cursor);
-// Next batch; rolls over into the next epoch. Not collective. TS_EINPUT when no bucket fills a batch.
+// Next batch; rolls over into the next epoch. Not collective.
 int ts_loader_next(ts_loader *loader, ts_batch *out);
 // Seconds spent waiting for data since the last call of this function.
 double ts_loader_wait_seconds(ts_loader *loader);

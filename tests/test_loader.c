@@ -150,11 +150,11 @@ static void test_refusals(void) {
     CHECK_FAILS(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = 0, .size = 1}), TS_EUSAGE, "batch 0");
     CHECK_FAILS(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = 1, .size = 1, .held_out = CLIPS + 1}),
                 TS_EUSAGE, "held out");
-    CHECK_OK(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = CLIPS_A + 1, .size = 1}));
-    CHECK_FAILS(ts_loader_next(loader, &batch), TS_EINPUT, "no latent shape has the 38 clips");
+    CHECK_FAILS(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = CLIPS_A + 1, .size = 1}), TS_EINPUT,
+                "no latent shape has the 38 clips");
     ts_loader_close(&loader);
-    CHECK_OK(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = INT32_MAX, .size = 1}));
-    CHECK_FAILS(ts_loader_next(loader, &batch), TS_EINPUT, "no latent shape");
+    CHECK_FAILS(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = INT32_MAX, .size = 1}), TS_EINPUT,
+                "no latent shape");
     ts_loader_close(&loader);
     CHECK_OK(ts_loader_open(&loader, dataset, &(ts_loader_params){.batch = 2, .size = 1, .text_only = true}));
     CHECK_OK(ts_loader_next(loader, &batch));

@@ -125,6 +125,17 @@ static int open_model(ts_trainer *t) {
     return TS_OK;
 }
 
+static int open_loader(ts_trainer *t) {
+    const ts_train_config *c = t->config;
+    const int status = ts_loader_open(&t->loader, t->dataset,
+                                      &(ts_loader_params){.batch = c->train.batch,
+                                                          .seed = (uint64_t)c->seed,
+                                                          .rank = ts_comm_rank(t->data),
+                                                          .size = ts_comm_size(t->data),
+                                                          .held_out = c->validate.clips});
+    return status ? ts_fail_context(status, "%s", c->data) : TS_OK;
+}
+
 // Everything that needs no other rank.
 static int open_parts(ts_trainer *t) {
     const ts_train_config *c = t->config;
@@ -133,12 +144,7 @@ static int open_parts(ts_trainer *t) {
     if (ts_dataset_clips(t->dataset) == 0) {
         return TS_FAIL(TS_EINPUT, "%s: holds no clips; ingest a corpus first", c->data);
     }
-    TS_TRY(ts_loader_open(&t->loader, t->dataset,
-                          &(ts_loader_params){.batch = c->train.batch,
-                                              .seed = (uint64_t)c->seed,
-                                              .rank = ts_comm_rank(t->data),
-                                              .size = ts_comm_size(t->data),
-                                              .held_out = c->validate.clips}));
+    TS_TRY(open_loader(t));
     TS_TRY(open_model(t));
     TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels,
                              &(ts_optimizer_params){.beta1 = c->train.beta1,
