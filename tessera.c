@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program: a table of subcommands.
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -65,6 +66,7 @@ static int dispatch(ts_comm *world, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     ts_comm *world = NULL;
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is then an error of write(), with a message and a code
     int status = ts_world_open(&world, &argc, &argv);
     if (status) {
         TS_ERROR("%s", ts_error_text());

@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/arena.h"
 #include "core/base/clock.h"
@@ -49,12 +50,14 @@ static int is_empty_folder(const char *folder, bool *empty) {
 }
 
 // Begins the data set in a new or empty folder, or finds that one begun with the same options and files goes on.
-static int prepare_folder(const ts_ingest_config *config, const json_t *state) {
+static int prepare_folder(const ts_ingest_config *config, const json_t *state, int *lock) {
+    const double patience = 15;  // the ranks of an ingest that was killed may need a moment to find that out
     char path[PATH_MAX], groups[PATH_MAX];
     if (ts_path_exists(config->out) && !ts_path_is_folder(config->out)) {
         return TS_FAIL(TS_EUSAGE, "%s: is a file; give a folder for out", config->out);
     }
     TS_TRY(ts_folder_make(config->out));
+    TS_TRY(ts_folder_lock(config->out, patience, lock));
     TS_TRY(ts_path_join(path, sizeof path, config->out, "ingest.json"));
     TS_TRY(ts_path_join(groups, sizeof groups, config->out, "groups"));
     if (ts_path_exists(path)) {
@@ -76,6 +79,21 @@ static int prepare_folder(const ts_ingest_config *config, const json_t *state) {
     TS_TRY(ts_folder_make(groups));
     TS_TRY(remove_temporary(config->out));
     return remove_temporary(groups);
+}
+
+// Removes what prepare_folder wrote, when no codec could be fitted and there is nothing to go on with.
+static void withdraw_folder(const ts_ingest_config *config) {
+    char path[PATH_MAX];
+    if (ts_path_join(path, sizeof path, config->out, "codec") || ts_path_exists(path)) {
+        return;
+    }
+    if (!ts_path_join(path, sizeof path, config->out, "ingest.json")) {
+        unlink(path);
+    }
+    if (!ts_path_join(path, sizeof path, config->out, "groups")) {
+        rmdir(path);
+    }
+    rmdir(config->out);
 }
 
 // ---- the groups -----------------------------------------------------------------------------------------------------
@@ -146,22 +164,23 @@ static int run_groups(job *j) {
 
 // ---- the command ----------------------------------------------------------------------------------------------------
 
-static int begin(const ts_ingest_config *config, ts_captions *captions, ts_arena *arena, int rank) {
+static int begin(const ts_ingest_config *config, ts_captions *captions, ts_arena *arena, int rank, int *lock) {
     TS_TRY(ts_captions_read(captions, config->source, arena));
+    if (captions->count + captions->skipped_count == 0) {
+        return TS_FAIL(TS_EINPUT, "%s: its list of captions is empty; give one line a video", config->source);
+    }
     if (captions->count == 0) {
         return TS_FAIL(TS_EINPUT,
                        "%s: nothing could be ingested: %" PRId64 " captions, but none with its video; the "
                        "first: %s: %s",
-                       config->source, captions->skipped_count,
-                       captions->skipped_count ? captions->skipped[0].path : "none",
-                       captions->skipped_count ? captions->skipped[0].reason : "the list is empty");
+                       config->source, captions->skipped_count, captions->skipped[0].path, captions->skipped[0].reason);
     }
     if (rank != 0) {
         return TS_OK;
     }
     json_t *state;
     TS_TRY(ts_ingest_state(config, captions, arena, &state));
-    const int status = prepare_folder(config, state);
+    const int status = prepare_folder(config, state, lock);
     json_decref(state);
     return status;
 }
@@ -170,8 +189,13 @@ static int ingest(const ts_ingest_config *config, ts_arena *arena, ts_comm *worl
     ts_captions captions;
     ts_codec *codec = NULL;
     const int rank = ts_comm_rank(world);
-    TS_TRY(ts_agree(world, begin(config, &captions, arena, rank)));
-    int status = ts_ingest_codec(&codec, config, &captions, world);
+    int lock = -1;
+    int status = ts_agree(world, begin(config, &captions, arena, rank, &lock));
+    TS_TRY_GOTO(status, status, done);
+    status = ts_ingest_codec(&codec, config, &captions, world);
+    if (status == TS_EINPUT && rank == 0) {
+        withdraw_folder(config);
+    }
     if (!status) {
         const int64_t size = ts_ingest_group_size(config, captions.count);
         job j = {.config = config,
@@ -186,7 +210,11 @@ static int ingest(const ts_ingest_config *config, ts_arena *arena, ts_comm *worl
             status = ts_agree(world, rank == 0 ? ts_ingest_finish(config, &captions, codec, j.groups) : TS_OK);
         }
     }
+done:
     ts_codec_close(&codec);
+    if (lock >= 0) {
+        close(lock);
+    }
     return status;
 }
 

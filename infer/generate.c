@@ -308,8 +308,22 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
     return status;
 }
 
+// Hours of sampling must not end at a folder that is not there.
+static int check_parent(const char *option, const char *path) {
+    char folder[4096];
+    const size_t length = (size_t)(ts_path_base(path) - path);
+    if (length >= sizeof folder) {
+        return TS_FAIL(TS_EINPUT, "%s %.80s...: the path is longer than %zu bytes", option, path, sizeof folder);
+    }
+    memcpy(folder, path, length);
+    folder[length] = '\0';
+    return length == 0 || ts_path_is_folder(folder)
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT, "%s %s: there is no folder %s; make it first", option, path, folder);
+}
+
 // Everything that can be refused is refused here, before the model is loaded.
-static int prepare(const options *o, ts_prompts *prompts, ts_comm *world) {
+static int prepare(const options *o, ts_prompts *prompts) {
     TS_TRY(ts_options_check(table, o));
     TS_TRY(collect_prompts(prompts, o));
     if (ends_with(o->out, ".mp4") && prompts->count > 1) {
@@ -319,13 +333,19 @@ static int prepare(const options *o, ts_prompts *prompts, ts_comm *world) {
     if (o->sheet && !ends_with(o->sheet, ".png")) {
         return TS_FAIL(TS_EUSAGE, "--sheet %s: give a name that ends in .png", o->sheet);
     }
-    if (!ends_with(o->out, ".mp4") && ts_comm_rank(world) == 0) {
-        TS_TRY(ts_folder_make(o->out));
-    }
+    TS_TRY(ends_with(o->out, ".mp4") ? check_parent("--out", o->out) : TS_OK);
     if (o->threads) {
         omp_set_num_threads((int)o->threads);
     }
     return TS_OK;
+}
+
+// The folder is touched last, so that a failed start leaves nothing behind.
+static int prepare_output(const options *o) {
+    if (!ends_with(o->out, ".mp4")) {
+        TS_TRY(ts_folder_make(o->out));
+    }
+    return o->sheet ? check_parent("--sheet", o->sheet) : TS_OK;  // it may lie in the folder made just now
 }
 
 static int run(ts_comm *world, options *o) {
@@ -333,10 +353,11 @@ static int run(ts_comm *world, options *o) {
     ts_model *model = NULL;
     const ts_kernels *kernels = NULL;
     int status;
-    TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts, world)), done);
+    TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts)), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, precision_dtypes[o->precision], false)), done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
+    TS_TRY_GOTO(status, ts_agree(world, ts_comm_rank(world) == 0 ? prepare_output(o) : TS_OK), done);
     status = generate(world, o, model, kernels, &prompts);
 done:
     ts_model_close(&model);

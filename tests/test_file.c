@@ -129,6 +129,18 @@ static void test_folders(void) {
     CHECK_OK(ts_folder_remove(at("done")));
 }
 
+static void test_lock(void) {
+    int first = -1, second = -1;
+    CHECK_OK(ts_folder_make(at("lock")));
+    CHECK_OK(ts_folder_lock(at("lock"), 0, &first));
+    CHECK_FAILS(ts_folder_lock(at("lock"), 0.05, &second), TS_EUSAGE, "another process is writing there");
+    CHECK(first >= 0 && second == -1);
+    close(first);
+    CHECK_OK(ts_folder_lock(at("lock"), 0, &second));
+    close(second);
+    CHECK_FAILS(ts_folder_lock(at("missing"), 0, &second), TS_EINPUT, "missing");
+}
+
 int main(void) {
     strcpy(folder, "/tmp/tessera-file-XXXXXX");
     CHECK(mkdtemp(folder));
@@ -138,6 +150,7 @@ int main(void) {
     test_hash();
     test_paths();
     test_folders();
+    test_lock();
     CHECK_OK(ts_folder_remove(folder));
     CHECK(!ts_path_exists(folder));
     return ts_test_end();

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
@@ -26,6 +27,7 @@ typedef struct run {
     ts_report *report;  // NULL but on rank 0
     char checkpoints[4096], model[4096];
     int64_t saved_step;  // of the newest checkpoint
+    int lock;            // on the run folder, rank 0; -1 when not held
 } run;
 
 // ---- the run folder
@@ -52,10 +54,20 @@ static int name_folders(run *r) {
     return ts_path_join(r->model, sizeof r->model, r->config->out, "model");
 }
 
-static int open_folder(const run *r) {
+// One run at a time. The ranks of one that was killed may need a moment to find that out.
+static int lock_folder(run *r) {
+    const double patience = 15;
+    if (ts_comm_rank(r->world) != 0 || r->lock >= 0 || !ts_path_is_folder(r->config->out)) {
+        return TS_OK;
+    }
+    return ts_folder_lock(r->config->out, patience, &r->lock);
+}
+
+static int open_folder(run *r) {
     char name[32], path[4096];
     snprintf(name, sizeof name, "log-%d.txt", ts_comm_rank(r->world));
     TS_TRY(ts_folder_make(r->config->out));
+    TS_TRY(lock_folder(r));
     TS_TRY(ts_path_join(path, sizeof path, r->config->out, name));
     return ts_log_set_file(path);
 }
@@ -76,6 +88,7 @@ static int open_run(run *r) {
     bool restored = false;
     double peak = 0;
     TS_TRY(ts_agree(r->world, name_folders(r)));
+    TS_TRY(ts_agree(r->world, lock_folder(r)));
     TS_TRY(ts_trainer_open(&r->trainer, r->config, r->world));
     TS_TRY(ts_state_restore(r->trainer, r->checkpoints, r->config_json, &restored));
     r->saved_step = restored ? r->trainer->step : -1;
@@ -208,7 +221,10 @@ static int train(run *r) {
 }
 
 int ts_train_run(const ts_train_config *config, ts_arena *arena, ts_comm *world) {
-    run r = {.config = config, .world = world, .config_json = ts_options_to_json(ts_train_options, config, arena)};
+    run r = {.config = config,
+             .world = world,
+             .config_json = ts_options_to_json(ts_train_options, config, arena),
+             .lock = -1};
     int status = ts_agree(world, r.config_json ? ts_signal_catch() : TS_ERESOURCE);
     TS_TRY_GOTO(status, status, done);
     TS_TRY_GOTO(status, open_run(&r), done);
@@ -217,5 +233,8 @@ done:
     ts_report_close(&r.report);
     ts_trainer_close(&r.trainer);
     ts_log_set_file(NULL);
+    if (r.lock >= 0) {
+        close(r.lock);
+    }
     return status;
 }

@@ -74,6 +74,13 @@ static ts_model_defaults model_defaults(const ts_trainer *t, const ts_codec *cod
     };
 }
 
+// A model must read the latents and words of this data set as they were written.
+static bool reads_data_set(const ts_trainer *t) {
+    const ts_manifest *manifest = ts_dataset_manifest(t->dataset);
+    return ts_codec_get_info(t->model->codec).fingerprint == manifest->codec_fingerprint &&
+           ts_tokenizer_fingerprint(t->model->tokenizer) == manifest->tokenizer_fingerprint;
+}
+
 static int new_model(ts_trainer *t) {
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
@@ -92,6 +99,10 @@ static int new_model(ts_trainer *t) {
         .seed = (uint64_t)t->config->seed,
     };
     TS_TRY_GOTO(status, ts_model_new(&t->model, &params, tokenizer, codec), failed);
+    if (!reads_data_set(t)) {
+        return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one that its manifest names; ingest again",
+                       t->config->data);
+    }
     return TS_OK;
 failed:
     ts_tokenizer_close(&tokenizer);
@@ -99,12 +110,9 @@ failed:
     return status;
 }
 
-// A model to start from must read the latents and words of this data set as they were written.
 static int load_model(ts_trainer *t) {
     TS_TRY(ts_model_load(&t->model, t->config->init, operand_dtype(t->config), true));
-    const ts_manifest *manifest = ts_dataset_manifest(t->dataset);
-    if (ts_codec_get_info(t->model->codec).fingerprint != manifest->codec_fingerprint ||
-        ts_tokenizer_fingerprint(t->model->tokenizer) != manifest->tokenizer_fingerprint) {
+    if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
                        t->config->init, t->config->data);
     }

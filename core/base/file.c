@@ -8,11 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "core/base/arena.h"
+#include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/base/status.h"
 
 enum { PATH_BYTES = 4096, HASH_BLOCK = 1 << 20, WALK_HANDLES = 32 };
@@ -33,9 +36,12 @@ static int fail_errno(const char *path, const char *what) {
         remedy = "; raise the limit of open files (ulimit -n)";
         code = TS_ERESOURCE;
         break;
+    case EFBIG:
+        remedy = "; raise the limit of file sizes (ulimit -f)";
+        code = TS_ERESOURCE;
+        break;
     case ENOMEM:
     case EIO:
-    case EFBIG:
         code = TS_ERESOURCE;
         break;
     default:
@@ -286,6 +292,28 @@ static int sync_path(const char *path, int flags) {
 
 int ts_folder_sync(const char *path) {
     return sync_path(path, O_DIRECTORY);
+}
+
+int ts_folder_lock(const char *path, double patience, int *out) {
+    const double start = ts_clock_seconds();
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        return fail_errno(path, "open");
+    }
+    while (flock(fd, LOCK_EX | LOCK_NB)) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            TS_WARN("%s: cannot be locked (%s); see that no other process writes there", path, strerror(errno));
+            break;
+        }
+        if (ts_clock_seconds() - start > patience) {
+            close(fd);
+            return TS_FAIL(TS_EUSAGE, "%s: another process is writing there; wait for it, or give another folder",
+                           path);
+        }
+        usleep(20000);
+    }
+    *out = fd;
+    return TS_OK;
 }
 
 static int remove_entry(const char *path, const struct stat *about, int kind, struct FTW *where) {

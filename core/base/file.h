@@ -31,6 +31,9 @@ const char *ts_path_base(const char *path);  // after the last '/'
 int ts_folder_make(const char *path);    // with parents
 int ts_folder_sync(const char *path);    // fsync of the directory itself
 int ts_folder_remove(const char *path);  // recursively; missing is success
+// Keeps other processes that lock it away from a folder, until this one closes *out or ends. Waits `patience` seconds
+// for another to go, then TS_EUSAGE. A file system without locks is warned about.
+int ts_folder_lock(const char *path, double patience, int *out);
 // fsyncs every file and the folder, then renames tmp to final and fsyncs the parent. `final` must not exist.
 int ts_folder_commit(const char *tmp, const char *final_path);
 // Names (not paths) of entries, sorted bytewise, "." and ".." left out. Caller frees with ts_folder_list_free.

@@ -275,8 +275,10 @@ bool ts_option_is_unset(const ts_option *option, const void *target) {
         return *TS_CONST_FIELD(int64_t, option, target) == 0;
     case TS_OPTION_REAL:
         return *TS_CONST_FIELD(double, option, target) == 0;
-    case TS_OPTION_STRING:
-        return *TS_CONST_FIELD(char *, option, target) == NULL;
+    case TS_OPTION_STRING: {
+        const char *text = *TS_CONST_FIELD(char *, option, target);
+        return !text || !*text;
+    }
     case TS_OPTION_SIZE:
         return TS_CONST_FIELD(ts_size2, option, target)->width == 0;
     case TS_OPTION_LIST:
