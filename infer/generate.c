@@ -4,7 +4,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
-#include <omp.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/status.h"
+#include "core/comm/threads.h"
 #include "core/config/option.h"
 #include "core/media/image.h"
 #include "core/media/video.h"
@@ -52,7 +52,7 @@ static const ts_option table[] = {
     {"solver", TS_OPTION_CHOICE, FIELD(solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false},
     {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
-    {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads a rank; 0: as OMP_NUM_THREADS or the processor says", 0, 1024, NULL, false},
+    {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false},
     {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
     {0},
 };
@@ -334,9 +334,6 @@ static int prepare(const options *o, ts_prompts *prompts) {
         return TS_FAIL(TS_EUSAGE, "--sheet %s: give a name that ends in .png", o->sheet);
     }
     TS_TRY(ends_with(o->out, ".mp4") ? check_parent("--out", o->out) : TS_OK);
-    if (o->threads) {
-        omp_set_num_threads((int)o->threads);
-    }
     return TS_OK;
 }
 
@@ -354,6 +351,7 @@ static int run(ts_comm *world, options *o) {
     const ts_kernels *kernels = NULL;
     int status;
     TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts)), done);
+    TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, precision_dtypes[o->precision], false)), done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
