@@ -12,6 +12,9 @@ TESSERA=${TESSERA:-$PWD/build/tessera}
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/tessera-test.XXXXXX") || exit 1
 trap 'rm -rf "$scratch"' EXIT
 failures=0 checks=0
+out=$scratch/out
+# Address space for what is expected to fail, in kB. A sanitizer maps more than any limit allows.
+memory=$( (ulimit -v 4000000 && "$TESSERA" --help) >"$scratch/check.log" 2>&1 && echo 4000000 || echo unlimited)
 
 fail() {
     printf '%s:%s: %s\n' "${BASH_SOURCE[-1]##*/}" "${BASH_LINENO[-2]}" "$*" >&2
@@ -24,6 +27,35 @@ check() {
     shift
     checks=$((checks + 1))
     "$@" >"$scratch/check.log" 2>&1 || { fail "$what: $*"; head -c 2000 "$scratch/check.log" >&2; }
+}
+
+# said 'what must hold' PATTERN: in the output of the last command that was checked
+said() {
+    checks=$((checks + 1))
+    grep -q -e "$2" "$scratch/check.log" || { fail "$1: no line with \"$2\""; head -c 2000 "$scratch/check.log" >&2; }
+}
+
+# expect_fail CODE 'text' command...: within 20 seconds and 4 GB it ends with this code and one line of ours, which
+# holds the text; what it was told to write, $out, is not there.
+expect_fail() {
+    local code=$1 text=$2 got
+    shift 2
+    checks=$((checks + 1))
+    (ulimit -v "$memory"; exec timeout -k 1 20 "$@") >"$scratch/check.log" 2>&1
+    got=$?
+    [ "$got" = "$code" ] || complain "exit code $got, wanted $code" "$@"
+    [ "$(grep -c -e '^error: ' -e '^\[rank ' "$scratch/check.log")" = 1 ] || complain 'not one error line' "$@"
+    grep -F -e 'error: ' "$scratch/check.log" | grep -qF -e "$text" || complain "no error line with \"$text\"" "$@"
+    [ ! -e "$out" ] || complain "left $(find "$out" | head -5 | tr '\n' ' ')" "$@"
+    rm -rf "$out"
+}
+
+complain() {
+    local what=$1
+    shift
+    printf '%s:%s: %s: %.300s\n' "${BASH_SOURCE[-1]##*/}" "${BASH_LINENO[-2]}" "$what" "$*" >&2
+    head -c 1500 "$scratch/check.log" >&2
+    failures=$((failures + 1))
 }
 
 end() {
