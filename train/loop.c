@@ -191,13 +191,23 @@ static int timed_step(run *r, ts_step_result *result) {
     return status;
 }
 
+// The model in the folder may be that of an earlier checkpoint, when a kill came between the last one and its export.
+static int trained_already(run *r) {
+    const bool by_clock = r->trainer->step < r->config->train.steps;
+    const bool open_end = r->config->train.schedule == TS_DECAY_CONSTANT;
+    TS_TRY(export_model(r));
+    TS_INFO("%s: trained already, the model is in %s; %s", r->config->out, r->model,
+            by_clock   ? "raise train.minutes to go on"
+            : open_end ? "raise train.steps to go on"
+                       : "its learning rate has come down, so more steps are another run: give it another name");
+    return TS_OK;
+}
+
 static int train(run *r) {
     const int64_t steps = r->config->train.steps;
     bool done = r->trainer->step >= steps || time_is_up(r);  // as restored: alike on all ranks
     if (done && ts_path_is_folder(r->model)) {
-        TS_INFO("%s: trained already, the model is in %s; raise train.steps or train.minutes to go on", r->config->out,
-                r->model);
-        return TS_OK;
+        return trained_already(r);
     }
     while (!done) {
         ts_step_result result;
