@@ -14,6 +14,7 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/status.h"
+#include "core/comm/threads.h"
 #include "data/ingest_codec.h"
 #include "data/ingest_config.h"
 #include "data/ingest_group.h"
@@ -190,6 +191,7 @@ static int ingest(const ts_ingest_config *config, ts_arena *arena, ts_comm *worl
     ts_codec *codec = NULL;
     const int rank = ts_comm_rank(world);
     int lock = -1;
+    TS_TRY(ts_threads_set(world, 0));
     int status = ts_agree(world, begin(config, &captions, arena, rank, &lock));
     TS_TRY_GOTO(status, status, done);
     status = ts_ingest_codec(&codec, config, &captions, world);
@@ -224,12 +226,7 @@ int ts_command_ingest(ts_comm *world, int argc, char **argv) {
     ts_ingest_config config;
     bool help = false;
     int status = ts_agree(world, ts_ingest_config_read(&config, arena, argc, argv, &help));
-    if (!status && help && ts_comm_rank(world) == 0) {
-        puts(
-            "tessera ingest CONFIG.yaml [--key=value ...]\n"
-            "Makes a data set of latents from a folder of captioned videos. Run it again to go on where it stopped.\n");
-        ts_options_print_help(ts_ingest_options, stdout);
-    } else if (!status && !help) {
+    if (!status && !help) {
         status = ingest(&config, arena, world);
     }
     ts_arena_close(&arena);

@@ -11,6 +11,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/status.h"
+#include "core/config/command.h"
 
 enum { CLIPS_VERSION = 1, GROUPS = 64, MAX_GROUP = 1024 };  // raise the version when clips.c or media changes pixels
 
@@ -68,24 +69,16 @@ static int parse_buckets(ts_ingest_config *c, ts_arena *arena) {
 }
 
 int ts_ingest_config_read(ts_ingest_config *out, ts_arena *arena, int argc, char **argv, bool *help) {
-    const char *file[2];
-    int files = 2;
+    static const ts_command command = {
+        .usage =
+            "tessera ingest CONFIG.yaml [--key=value ...]\n"
+            "Makes a data set of latents from a folder of captioned videos. Run it again to go on where it stopped.",
+        .table = ts_ingest_options,
+        .takes_file = true,
+    };
     *out = (ts_ingest_config){0};
-    TS_TRY(ts_options_default(ts_ingest_options, out, arena));
-    // The file first, so that the command line has the last word: its place among the arguments does not matter.
-    TS_TRY(ts_options_read_args(ts_ingest_options, out, arena, argc, argv, file, &files, help));
-    if (*help) {
-        return TS_OK;
-    }
-    if (files != 1) {
-        return TS_FAIL(TS_EUSAGE,
-                       "ingest wants one configuration file, as in tessera ingest configs/shapes-ingest.yaml");
-    }
-    TS_TRY(ts_options_read_yaml(ts_ingest_options, out, arena, file[0]));
-    files = 2;
-    TS_TRY(ts_options_read_args(ts_ingest_options, out, arena, argc, argv, file, &files, help));
-    TS_TRY(ts_options_check(ts_ingest_options, out));
-    return parse_buckets(out, arena);
+    TS_TRY(ts_command_read(&command, out, arena, argc, argv, help));
+    return *help ? TS_OK : parse_buckets(out, arena);
 }
 
 ts_clip_params ts_ingest_clip_params(const ts_ingest_config *c) {

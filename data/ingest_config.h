@@ -27,7 +27,7 @@ typedef struct ts_ingest_config {
 
 extern const ts_option ts_ingest_options[];
 
-// CONFIG.yaml, then --key=value. Strings and buckets live in `arena`.
+// CONFIG.yaml, then --key=value; --help prints. Strings and buckets live in `arena`.
 int ts_ingest_config_read(ts_ingest_config *out, ts_arena *arena, int argc, char **argv, bool *help);
 ts_clip_params ts_ingest_clip_params(const ts_ingest_config *config);
 

@@ -15,7 +15,7 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/status.h"
-#include "core/config/option.h"
+#include "core/config/command.h"
 #include "core/media/video.h"
 
 enum { KIND_SHAPES, MAX_CLIPS = 9999999, NAME_DIGITS = 7, MAX_METADATA_BYTES = 1 << 30 };
@@ -39,19 +39,20 @@ static const ts_option options[] = {
     {"seed", TS_OPTION_INT, offsetof(world_params, seed), "1", "Seed of every factor", 0, 9e15, NULL, false},
     {"out", TS_OPTION_STRING, offsetof(world_params, out), NULL, "Folder to write: new, empty or an earlier world", 0,
      0, NULL, true},
-    {"hold_out", TS_OPTION_STRING, offsetof(world_params, hold_out), NULL,
+    {"hold-out", TS_OPTION_STRING, offsetof(world_params, hold_out), NULL,
      "File of combinations that must not occur: COLOUR SHAPE DIRECTION a line, '*' for any", 0, 0, NULL, false},
     {0}};
 
 static int read_params(world_params *p, ts_arena *arena, int argc, char **argv, bool *help) {
-    const char *rest[1];
-    int rest_count = 0;
-    TS_TRY(ts_options_default(options, p, arena));
-    TS_TRY(ts_options_read_args(options, p, arena, argc, argv, rest, &rest_count, help));
+    static const ts_command command = {
+        .usage = "tessera world --clips N --size WxH --frames F --out DIR [options]\n"
+                 "Writes a captioned corpus of H.264 files and metadata.jsonl.",
+        .table = options,
+    };
+    TS_TRY(ts_command_read(&command, p, arena, argc, argv, help));
     if (*help) {
         return TS_OK;
     }
-    TS_TRY(ts_options_check(options, p));
     if (p->size.width % 2 || p->size.height % 2) {
         return TS_FAIL(TS_EUSAGE, "--size %" PRId64 "x%" PRId64 ": H.264 wants even sides", p->size.width,
                        p->size.height);
@@ -218,11 +219,7 @@ int ts_command_world(ts_comm *world, int argc, char **argv) {
     world_params params = {0};
     bool help = false;
     int status = ts_agree(world, read_params(&params, arena, argc, argv, &help));
-    if (!status && help && ts_comm_rank(world) == 0) {
-        puts("tessera world --clips N --size WxH --frames F --out DIR [options]\n"
-             "Writes a captioned corpus of H.264 files and metadata.jsonl.\n");
-        ts_options_print_help(options, stdout);
-    } else if (!status && !help) {
+    if (!status && !help) {
         status = make_world(world, &params);
     }
     ts_arena_close(&arena);

@@ -15,7 +15,7 @@
 #include "core/base/log.h"
 #include "core/base/status.h"
 #include "core/comm/threads.h"
-#include "core/config/option.h"
+#include "core/config/command.h"
 #include "core/media/image.h"
 #include "core/media/video.h"
 #include "infer/prompts.h"
@@ -324,7 +324,6 @@ static int check_parent(const char *option, const char *path) {
 
 // Everything that can be refused is refused here, before the model is loaded.
 static int prepare(const options *o, ts_prompts *prompts) {
-    TS_TRY(ts_options_check(table, o));
     TS_TRY(collect_prompts(prompts, o));
     if (ends_with(o->out, ".mp4") && prompts->count > 1) {
         return TS_FAIL(TS_EUSAGE, "--out %s is one file and there are %lld prompts; name a folder", o->out,
@@ -364,24 +363,17 @@ done:
 }
 
 int ts_command_generate(ts_comm *world, int argc, char **argv) {
+    static const ts_command command = {
+        .usage = "tessera generate --model DIR --prompt TEXT --out FILE.mp4 [options]\n"
+                 "Makes a video of each prompt.",
+        .table = table,
+    };
     ts_arena *arena = NULL;
-    options o;
-    const char *rest[1];
-    int rest_count = 1;
+    options o = {0};
     bool help = false;
     TS_TRY(ts_arena_open(&arena, "options", 1 << 16, false));
-    int status = ts_options_default(table, &o, arena);
-    if (!status) {
-        status = ts_options_read_args(table, &o, arena, argc, argv, rest, &rest_count, &help);
-    }
-    if (!status && help) {
-        if (ts_comm_rank(world) == 0) {
-            printf("tessera generate --model DIR --prompt TEXT --out FILE.mp4 [options]\n\n");
-            ts_options_print_help(table, stdout);
-        }
-    } else if (!status && rest_count > 0) {
-        status = TS_FAIL(TS_EUSAGE, "\"%s\" is not an option; see tessera generate --help", rest[0]);
-    } else if (!status) {
+    int status = ts_agree(world, ts_command_read(&command, &o, arena, argc, argv, &help));
+    if (!status && !help) {
         status = run(world, &o);
     }
     ts_arena_close(&arena);

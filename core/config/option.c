@@ -60,8 +60,8 @@ int ts_options_default(const ts_option *table, void *target, ts_arena *arena) {
 int ts_options_check(const ts_option *table, const void *target) {
     for (const ts_option *option = table; option->name; option++) {
         if (option->required && ts_option_is_unset(option, target)) {
-            return TS_FAIL(TS_EUSAGE, "option \"%s\" is missing; give --%s=... or \"%s\" in the YAML file (%s)",
-                           option->name, option->name, option->name, option->help ? option->help : "required");
+            return TS_FAIL(TS_EUSAGE, "\"%s\" is missing; give --%s=... (%s)", option->name, option->name,
+                           option->help ? option->help : "required");
         }
     }
     return TS_OK;

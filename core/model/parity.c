@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "core/base/status.h"
-#include "core/config/option.h"
+#include "core/config/command.h"
 #include "core/model/parity_private.h"
 
 // ---- options ---------------------------------------------------------------------------------------------------------
@@ -108,14 +108,13 @@ static int check_parity(const parity_options *options) {
 }
 
 static int read_options(parity_options *options, ts_arena *arena, int argc, char **argv, bool *help) {
-    int rest_count = 0;
-    TS_TRY(ts_options_default(OPTIONS, options, arena));
-    TS_TRY(ts_options_read_args(OPTIONS, options, arena, argc, argv, NULL, &rest_count, help));
-    if (*help) {
-        return 0;
-    }
-    TS_TRY(ts_options_check(OPTIONS, options));
-    return check_mesh(options->mesh);
+    static const ts_command command = {
+        .usage = "tessera check parity --model DIR --io FILE [options]\n"
+                 "Compares a component with tensors of its reference.",
+        .table = OPTIONS,
+    };
+    TS_TRY(ts_command_read(&command, options, arena, argc, argv, help));
+    return *help ? 0 : check_mesh(options->mesh);
 }
 
 static int command_parity(ts_comm *world, int argc, char **argv) {
@@ -128,10 +127,7 @@ static int command_parity(ts_comm *world, int argc, char **argv) {
     bool help = false;
     TS_TRY(ts_arena_open(&arena, "options", 1 << 14, false));
     int status = read_options(&options, arena, argc, argv, &help);
-    if (!status && help) {
-        printf("tessera check parity: compares a component with tensors of its reference\n\n");
-        ts_options_print_help(OPTIONS, stdout);
-    } else if (!status) {
+    if (!status && !help) {
         status = check_parity(&options);
     }
     ts_arena_close(&arena);

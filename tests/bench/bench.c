@@ -11,6 +11,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "core/comm/threads.h"
 #include "core/config/option.h"
 #include "tests/bench/step.h"
 
@@ -36,7 +37,7 @@ static const ts_option options[] = {
      .otherwise = "0",
      .min = 0,
      .max = 4096,
-     .help = "OpenMP threads; 0 keeps OMP_NUM_THREADS"},
+     .help = "threads of each rank; 0: the cores of the machine shared out over its ranks"},
     {.name = "filter", .type = TS_OPTION_STRING, .offset = FIELD(filter), .help = "only names that contain this text"},
     {.name = "config",
      .type = TS_OPTION_STRING,
@@ -117,10 +118,8 @@ static void print_peak(const ts_bench_peak *peak) {
 }
 
 static int run_target(ts_comm *world, const ts_bench_target *target, ts_bench_params *params) {
+    TS_TRY(ts_threads_set(world, params->threads));
     int status = ts_kernels_cpu(&params->kernels, params->instruction_set);
-    if (params->threads) {
-        omp_set_num_threads((int)params->threads);
-    }
     counts_cpu_time = params->cpu_time;
     params->prints = !params->json && ts_comm_rank(world) == 0;
     ts_bench_peak peak;
@@ -141,13 +140,16 @@ static int run_target(ts_comm *world, const ts_bench_target *target, ts_bench_pa
 }
 
 static int find_target(const char *name, const ts_bench_target **out) {
-    for (int i = 0; name && i < TARGETS; i++) {
+    if (!name) {
+        return TS_FAIL(TS_EUSAGE, "bench: say what to measure, as in tessera bench kernels; see tessera bench --help");
+    }
+    for (int i = 0; i < TARGETS; i++) {
         if (strcmp(targets[i].name, name) == 0) {
             *out = &targets[i];
             return 0;
         }
     }
-    return TS_FAIL(TS_EUSAGE, "bench %s: not a target; see tessera bench --help", name ? name : "");
+    return TS_FAIL(TS_EUSAGE, "bench: \"%.40s\" is not a target; see tessera bench --help", name);
 }
 
 static void print_help(void) {
@@ -161,11 +163,11 @@ static void print_help(void) {
 
 static int read_params(ts_bench_params *params, const ts_bench_target **target, ts_arena *arena, int argc, char **argv,
                        bool *help) {
-    const char *rest[2] = {0};
-    int rest_count = 2;
+    const char *rest[1] = {NULL};
+    int rest_count = 1;
     TS_TRY(ts_options_default(options, params, arena));
     TS_TRY(ts_options_read_args(options, params, arena, argc, argv, rest, &rest_count, help));
-    return *help ? 0 : find_target(rest_count == 1 ? rest[0] : NULL, target);
+    return *help ? 0 : find_target(rest[0], target);
 }
 
 int ts_command_bench(ts_comm *world, int argc, char **argv) {

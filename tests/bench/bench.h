@@ -14,7 +14,7 @@
 #include "core/kernels/kernels.h"
 
 typedef struct ts_bench_params {
-    int64_t runs, threads;  // threads 0: as OpenMP has it
+    int64_t runs, threads;  // threads 0: the cores shared out over the ranks
     const char *filter;     // part of the names to run, or NULL
     const char *instruction_set;
     const char *config;  // sizes of `train` and `infer`
