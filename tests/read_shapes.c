@@ -40,9 +40,9 @@ static int judge(const char *folder, const char *line, const char *where, bool l
         t->direction += direction;
         t->background += seen.background == said.background;
         if (list) {
-            printf("%-44s %s%s%s%s moved %+.1f %+.1f fill %.2f  %s\n", file, colour ? "c" : "-", shape ? "s" : "-",
-                   direction ? "d" : "-", seen.found ? "" : " nothing found", seen.moved_x, seen.moved_y, seen.fill,
-                   text);
+            printf("%-44s %s%s%s%s moved %+.1f %+.1f fit %.2f %.2f %.2f  %s\n", file, colour ? "c" : "-",
+                   shape ? "s" : "-", direction ? "d" : "-", seen.found ? "" : " nothing found", seen.moved_x,
+                   seen.moved_y, seen.fit[0], seen.fit[1], seen.fit[2], text);
         }
     }
     json_decref(record);

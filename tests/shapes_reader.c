@@ -67,8 +67,7 @@ static double object_contrast(const uint8_t *rgb, int64_t pixels, const double b
 }
 
 typedef struct frame_blob {
-    double area, x, y;                // coverage in pixels, centroid
-    double left, right, top, bottom;  // where a row or column first holds half a pixel's width of object
+    double area, x, y;  // coverage in pixels, centroid
 } frame_blob;
 
 // Coverage of a pixel by the object, from how far its colour is on the way from background to object.
@@ -79,19 +78,13 @@ static double coverage(const uint8_t *pixel, const double background[3], double 
 
 static frame_blob find_blob(const uint8_t *rgb, int64_t height, int64_t width, const double background[3],
                             double contrast) {
-    frame_blob blob = {.left = (double)width, .top = (double)height};
+    frame_blob blob = {0};
     for (int64_t y = 0; y < height; y++) {
         for (int64_t x = 0; x < width; x++) {
             const double a = coverage(rgb + 3 * (y * width + x), background, contrast);
             blob.area += a;
             blob.x += a * ((double)x + 0.5);
             blob.y += a * ((double)y + 0.5);
-            if (a > 0.5) {
-                blob.left = fmin(blob.left, (double)x);
-                blob.right = fmax(blob.right, (double)x + 1.0);
-                blob.top = fmin(blob.top, (double)y);
-                blob.bottom = fmax(blob.bottom, (double)y + 1.0);
-            }
         }
     }
     if (blob.area > 0.0) {
@@ -149,23 +142,49 @@ static void measure_motion(const frame_blob *blobs, int64_t frames, shapes_readi
 
 enum { CIRCLE, SQUARE, TRIANGLE };  // order of ts_shapes_shapes
 
-static int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+// The shape of this area and centroid, drawn as the world draws it, white on black.
+static void draw_template(int shape, const frame_blob *blob, int64_t height, int64_t width, uint8_t *rgb) {
+    static const double area_of_unit[] = {[CIRCLE] = 3.14159265, [SQUARE] = 1.76 * 1.76, [TRIANGLE] = 1.8};
+    const double radius = sqrt(blob->area / area_of_unit[shape]);
+    const ts_shapes_factors factors = {
+        .colour = TS_SHAPES_COLOURS - 1,
+        .shape = shape,
+        .radius = radius,
+        .x = blob->x,
+        .y = blob->y - (shape == TRIANGLE ? 0.2 * radius : 0.0),  // its centroid lies below its centre
+    };
+    ts_world_shapes_render(&factors, width, height, 1, rgb);
 }
 
-// Area over bounding box, the middle value over the frames: 1 for a square, pi/4 for a circle, 1/2 for a triangle.
-static void measure_shape(const frame_blob *blobs, int64_t frames, shapes_reading *out, double *scratch) {
-    int64_t n = 0;
+// Common over joint coverage of a frame and a template: 1 when they are the same. A soft edge costs all shapes alike.
+static double overlap(const uint8_t *rgb, const uint8_t *template, int64_t pixels, const double background[3],
+                      double contrast) {
+    const double dark = ts_shapes_backgrounds[0].rgb[0], bright = ts_shapes_colours[TS_SHAPES_COLOURS - 1].rgb[0];
+    double common = 0.0, joint = 0.0;
+    for (int64_t i = 0; i < pixels; i++) {
+        const double a = coverage(rgb + 3 * i, background, contrast), b = (template[3 * i] - dark) / (bright - dark);
+        common += fmin(a, b);
+        joint += fmax(a, b);
+    }
+    return joint > 0.0 ? common / joint : 0.0;
+}
+
+// The shape whose templates overlap the frames best.
+static void measure_shape(const uint8_t *rgb, const frame_blob *blobs, int64_t frames, int64_t height, int64_t width,
+                          const double background[3], double contrast, uint8_t *scratch, shapes_reading *out) {
     for (int64_t i = 0; i < frames; i++) {
-        const double box = (blobs[i].right - blobs[i].left) * (blobs[i].bottom - blobs[i].top);
-        if (blobs[i].area >= 4.0 && box > 0.0) {
-            scratch[n++] = blobs[i].area / box;
+        if (blobs[i].area < 4.0) {
+            continue;
+        }
+        for (int shape = 0; shape < TS_SHAPES_SHAPES; shape++) {
+            draw_template(shape, &blobs[i], height, width, scratch);
+            out->fit[shape] +=
+                overlap(rgb + 3 * i * height * width, scratch, height * width, background, contrast) / (double)frames;
         }
     }
-    qsort(scratch, (size_t)n, sizeof *scratch, compare_doubles);
-    out->fill = n ? scratch[n / 2] : 0.0;
-    out->shape = out->fill > 0.89 ? SQUARE : out->fill > 0.66 ? CIRCLE : TRIANGLE;
+    for (int shape = 0; shape < TS_SHAPES_SHAPES; shape++) {
+        out->shape = out->fit[shape] > out->fit[out->shape] ? shape : out->shape;
+    }
 }
 
 shapes_reading shapes_read(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width) {
@@ -177,7 +196,7 @@ shapes_reading shapes_read(const uint8_t *rgb, int64_t frames, int64_t height, i
     }
     const double contrast = object_contrast(rgb, pixels, background);
     frame_blob *blobs = ts_calloc((size_t)frames, sizeof *blobs);
-    double *scratch = ts_calloc((size_t)frames, sizeof *scratch);
+    uint8_t *scratch = ts_calloc((size_t)(height * width), 3);
     out.background = nearest(ts_shapes_backgrounds, TS_SHAPES_BACKGROUNDS, background);
     if (contrast >= 20.0 && blobs && scratch) {
         out.found = true;
@@ -187,7 +206,7 @@ shapes_reading shapes_read(const uint8_t *rgb, int64_t frames, int64_t height, i
             blobs[i] = find_blob(rgb + 3 * i * height * width, height, width, background, contrast);
         }
         measure_motion(blobs, frames, &out);
-        measure_shape(blobs, frames, &out, scratch);
+        measure_shape(rgb, blobs, frames, height, width, background, contrast, scratch, &out);
     }
     free(blobs);
     free(scratch);
@@ -235,7 +254,11 @@ bool shapes_parse_caption(const char *caption, shapes_reading *out) {
             for (f.direction = 0; f.direction < TS_SHAPES_DIRECTIONS; f.direction++) {
                 for (f.background = 0; f.background < TS_SHAPES_BACKGROUNDS; f.background++) {
                     if (strcmp(ts_shapes_caption(&f, made, sizeof made), caption) == 0) {
-                        *out = (shapes_reading){true, f.colour, f.shape, f.direction, f.background, 0, 0, 0};
+                        *out = (shapes_reading){.found = true,
+                                                .colour = f.colour,
+                                                .shape = f.shape,
+                                                .direction = f.direction,
+                                                .background = f.background};
                         return true;
                     }
                 }

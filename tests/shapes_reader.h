@@ -13,7 +13,7 @@ typedef struct shapes_reading {
     bool found;                                // false: no object stands out of the background
     int colour, shape, direction, background;  // indices into the names of data/world.h
     double moved_x, moved_y;                   // displacement of the centroid from first to last frame, pixels
-    double fill;                               // area over bounding box: 1 square, pi/4 circle, 1/2 triangle
+    double fit[3];  // overlap with each shape at the object's size and place, mean over frames
 } shapes_reading;
 
 // rgb [frames, height, width, 3].
