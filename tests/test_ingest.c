@@ -188,7 +188,7 @@ static void test_refusals(void) {
     CHECK_FAILS(ingest(world, "none", "--buckets=32x32x33"), TS_EINPUT, "nothing could be ingested");
     CHECK(!ts_path_exists(in_folder("none/manifest.json")));
     char *arguments[] = {(char[]){"ingest"}, NULL};
-    CHECK_FAILS(ts_command_ingest(world, 1, arguments), TS_EUSAGE, "one configuration file");
+    CHECK_FAILS(ts_command_ingest(world, 1, arguments), TS_EUSAGE, "no configuration file");
 }
 
 // Ingests in a process of its own, killed after `seconds` unless that is 0. Returns whether it came to its end.
