@@ -2,6 +2,11 @@
 // `tessera check parity` on the golden files that travel with the repository: the text encoder and a transformer with a
 // timestep for each token, against the reference implementation's outputs. TEST: ranks=1 timeout=60
 #include "core/model/parity.h"
+
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/store/safetensors.h"
 #include "tests/ts_test.h"
 
 static ts_comm *world;
@@ -28,6 +33,26 @@ static void test_exceeds(void) {
     CHECK_FAILS(CHECK_PARITY(TRANSFORMER, IO, "--dtype=bf16"), TS_EINPUT, "differ");
 }
 
+// A NaN among good values is a difference, too.
+static void test_nan(void) {
+    char folder[] = "/tmp/ts-parity-XXXXXX", path[64], *bytes;
+    const float nan_value = NAN;
+    size_t count;
+    ts_safetensors *file;
+    CHECK(mkdtemp(folder) != NULL);
+    snprintf(path, sizeof path, "%s/io.safetensors", folder);
+    CHECK_OK(ts_safetensors_open(&file, "tests/vectors/umt5_tiny/io.safetensors"));
+    CHECK_OK(ts_file_read("tests/vectors/umt5_tiny/io.safetensors", 1 << 24, &bytes, &count));
+    memcpy(bytes + ts_safetensors_find(file, "last_hidden_state")->offset, &nan_value, sizeof nan_value);
+    CHECK_OK(ts_file_write_atomic(path, bytes, count));
+    char option[80];
+    snprintf(option, sizeof option, "--io=%s", path);
+    CHECK_FAILS(CHECK_PARITY(TEXT, option), TS_EINPUT, "differ");
+    free(bytes);
+    ts_safetensors_close(&file);
+    CHECK_OK(ts_folder_remove(folder));
+}
+
 static void test_errors(void) {
     CHECK_FAILS(CHECK_PARITY(TRANSFORMER, TEXT_IO), TS_EINPUT, "hidden_states");
     CHECK_FAILS(CHECK_PARITY(TEXT, IO), TS_EINPUT, "input_ids");
@@ -49,6 +74,7 @@ int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     test_golden();
     test_exceeds();
+    test_nan();
     test_errors();
     ts_world_close(&world, 0);
     return ts_test_end();

@@ -165,6 +165,18 @@ static ts_var *head(ts_tape *tape, const ts_dit *dit, ts_var *x, ts_var *temb, t
 // ---- forward
 // ---------------------------------------------------------------------------------------------------------
 
+static int check_image(const ts_dit_config *c, const ts_shape *image, int64_t batch) {
+    if (image->ndim != 3 || image->dim[0] != batch || image->dim[1] < 1 || image->dim[2] != c->image_dim) {
+        return TS_FAIL(TS_EINPUT, "the transformer wants image features [%lld, rows, %lld]", (long long)batch,
+                       (long long)c->image_dim);
+    }
+    if (c->image_positions && image->dim[1] != c->image_positions) {
+        return TS_FAIL(TS_EINPUT, "the transformer wants %lld rows of image features, and has %lld",
+                       (long long)c->image_positions, (long long)image->dim[1]);
+    }
+    return 0;
+}
+
 static int check_input(const ts_dit *dit, const ts_dit_input *in) {
     const ts_dit_config *c = &dit->config;
     const ts_shape *s = &in->latent->value.shape, *text = &in->context->value.shape;
@@ -177,7 +189,7 @@ static int check_input(const ts_dit *dit, const ts_dit_input *in) {
                            (long long)s->dim[1 + i], (long long)c->patch[i], (long long)c->rope_max_positions);
         }
     }
-    if (text->ndim != 3 || text->dim[0] != s->dim[0] || text->dim[2] != c->text_dim) {
+    if (text->ndim != 3 || text->dim[0] != s->dim[0] || text->dim[1] < 1 || text->dim[2] != c->text_dim) {
         return TS_FAIL(TS_EINPUT, "the transformer wants a context [%lld, rows, %lld]", (long long)s->dim[0],
                        (long long)c->text_dim);
     }
@@ -192,7 +204,7 @@ static int check_input(const ts_dit *dit, const ts_dit_input *in) {
         return TS_FAIL(TS_EINPUT, c->image_dim ? "this transformer wants image features"
                                                : "this transformer takes no image features");
     }
-    return 0;
+    return in->image ? check_image(c, &in->image->value.shape, s->dim[0]) : 0;
 }
 
 // The pass's shared facts, and t[rows] of the distinct noise levels.

@@ -66,7 +66,7 @@ void ts_parity_row(ts_parity *p, const char *name, const float *ours, const floa
     double largest = 0, difference = 0;
     for (int64_t i = 0; i < count; i++) {
         const double d = fabs((double)ours[i] - (double)reference[i]);
-        difference = d <= difference ? difference : d;  // NaN stays
+        difference = isnan(d) || d > difference ? d : difference;  // NaN stays, and exceeds any tolerance
         largest = fmax(largest, fabs((double)reference[i]));
     }
     const double ratio = largest > 0 ? difference / largest : difference;

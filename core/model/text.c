@@ -212,6 +212,9 @@ static ts_var *block_forward(ts_tape *tape, const void *context, ts_var *const *
 
 static int check_input(const ts_text_config *c, const int32_t *ids, const int32_t *counts, int64_t batch,
                        int64_t rows) {
+    if (batch < 1) {
+        return TS_FAIL(TS_EINPUT, "there is no text to encode");
+    }
     for (int64_t b = 0; b < batch; b++) {
         if (counts[b] < 1 || counts[b] > rows) {
             return TS_FAIL(TS_EINPUT, "text %lld has %d ids, must be from 1 to %lld", (long long)b, counts[b],
