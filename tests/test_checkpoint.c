@@ -147,6 +147,9 @@ static void test_damage(void) {  // on one rank: 30, 40 and 50 are there
     CHECK_OK(ts_folder_make(in_folder("step-00000099.tmp")));  // an interrupted save
     CHECK_OK(ts_folder_make(in_folder("step-nonsense")));
     expect_newest(30);
+    make_state(35);
+    CHECK_OK(save(folder, 35, 1));  // damaged ones of later steps do not crowd it out
+    expect_newest(35);
     make_state(70);
     CHECK_OK(save(folder, 70, 0));
     CHECK(!ts_path_exists(in_folder("step-00000099.tmp")) && ts_path_exists(in_folder("step-nonsense")));

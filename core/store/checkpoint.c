@@ -164,9 +164,14 @@ static int remove_step(const char *folder, int64_t step) {
     return ts_folder_remove(temporary);
 }
 
-static int keep_newest(const char *folder, int64_t keep) {
+// Keeps `keep` checkpoints up to `newest`, the one just saved. Later ones are damaged, or of another course of the run:
+// they must not crowd it out.
+static int keep_newest(const char *folder, int64_t newest, int64_t keep) {
     int64_t *steps, count;
     TS_TRY(list_steps(folder, &steps, &count));
+    while (count && steps[count - 1] > newest) {
+        count--;
+    }
     int status = TS_OK;
     for (int64_t i = 0; i < count - keep && !status; i++) {
         status = remove_step(folder, steps[i]);
@@ -249,7 +254,7 @@ static int save(const char *folder, int64_t step, const json_t *state, const ts_
         return status;
     }
     TS_TRY(ts_checkpoint_verify(path));
-    return keep > 0 ? keep_newest(folder, keep) : TS_OK;
+    return keep > 0 ? keep_newest(folder, step, keep) : TS_OK;
 }
 
 int ts_checkpoint_save(const char *folder, int64_t step, const json_t *state, const ts_checkpoint_group *groups,

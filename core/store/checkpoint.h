@@ -19,8 +19,8 @@ typedef struct ts_checkpoint_group {
 } ts_checkpoint_group;
 
 // Collective over `world`: rank 0 writes (state is replicated over the data axis), all ranks return the same status.
-// `state` is free-form JSON: step, data cursor, losses, RNG seed, mesh. Keeps the newest `keep` checkpoints; keep 0 =
-// all.
+// `state` is free-form JSON: step, data cursor, losses, RNG seed, mesh. Of the checkpoints up to `step` the newest
+// `keep` stay; keep 0 = all. Those of later steps, which a run that had to start further back may find, are left alone.
 int ts_checkpoint_save(const char *folder, int64_t step, const json_t *state, const ts_checkpoint_group *groups,
                        int64_t group_count, int64_t keep, ts_comm *world);
 
