@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model folder: reading and writing.
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/file.h"
 #include "core/base/json.h"
@@ -189,10 +191,18 @@ static int replace_folder(const char *tmp, const char *folder) {
         return TS_FAIL(TS_EINPUT, "%s: the path is too long", folder);
     }
     TS_TRY(ts_folder_remove(old));
-    if (ts_path_exists(folder) && rename(folder, old) != 0) {
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot be renamed to make room for the new model", folder);
+    const bool replaces = ts_path_exists(folder);
+    if (replaces && rename(folder, old) != 0) {
+        return TS_FAIL(TS_ERESOURCE, "%s: cannot be renamed to make room for the new model: %s", folder,
+                       strerror(errno));
     }
-    TS_TRY(ts_folder_commit(tmp, folder));
+    const int status = ts_folder_commit(tmp, folder);
+    if (status) {
+        if (replaces) {
+            (void)rename(old, folder);  // the first error is the one to tell
+        }
+        return status;
+    }
     return ts_folder_remove(old);
 }
 
