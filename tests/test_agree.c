@@ -23,6 +23,7 @@ static void test_agree(void) {
         snprintf(expected, sizeof expected, "%sclip %d.mp4: damaged", speaker, failing);
         CHECK(strcmp(ts_error_text(), expected) == 0);
         CHECK(strncmp(ts_error_place(), "tests/test_agree.c:", 19) == 0);
+        CHECK(ts_agree(world, TS_EINPUT) == TS_EINPUT && strcmp(ts_error_text(), expected) == 0);  // once more
     }
     // Several fail: the lowest speaks.
     const int own = rank > 0 || size == 1 ? TS_FAIL(rank == 1 ? TS_ERESOURCE : TS_EINPUT, "of %d", rank) : TS_OK;

@@ -10,6 +10,12 @@ typedef struct message {
     char place[256], text[1536];
 } message;
 
+// Whether the text has been through an agreement already: an outer one must not put a second rank in front.
+static bool names_rank(const char *text) {
+    int rank, read = 0;
+    return sscanf(text, "rank %d: %n", &rank, &read) == 1 && read > 0;
+}
+
 int ts_agree(ts_comm *comm, int status) {
     if (comm->size == 1) {
         return status;
@@ -22,7 +28,11 @@ int ts_agree(ts_comm *comm, int status) {
     message failure = {.code = status};
     if (lowest == comm->rank) {
         snprintf(failure.place, sizeof failure.place, "%s", ts_error_place());
-        snprintf(failure.text, sizeof failure.text, "rank %d: %.1500s", comm->rank, ts_error_text());
+        if (names_rank(ts_error_text())) {
+            snprintf(failure.text, sizeof failure.text, "%s", ts_error_text());
+        } else {
+            snprintf(failure.text, sizeof failure.text, "rank %d: %.1500s", comm->rank, ts_error_text());
+        }
     }
     TS_TRY(ts_mpi_check(MPI_Bcast(&failure, (int)sizeof failure, MPI_BYTE, lowest, comm->mpi), "MPI_Bcast"));
     ts_error_set(failure.code, failure.place, failure.text);
