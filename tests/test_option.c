@@ -155,6 +155,7 @@ static void attack(const char *head, const char *unit, size_t count, const char 
 }
 
 static void test_large_attacks(void) {
+    settings settings_read;
     attack("", "[", 200000, "lines of the form");
     attack("sample:\n  prompts: ", "[", 200000, "list of plain values");
     attack("", "[\n", 200000, "lines of the form");
@@ -166,6 +167,9 @@ static void test_large_attacks(void) {
     attack("sample: {prompts: [", "a,", 200000, "more than 10000 values");
     attack("sample:\n  prompts:\n", "  - a\n", 100000, "more than 10000 values");
     attack("", "%TAG !a! b\n", 80000, "directives");
+    attack("#\r", "%TAG !a! b\r", 80000, "directives");
+    attack("#\xe2\x80\xa8", "%TAG !a! b\xe2\x80\xa8", 60000, "directives");
+    CHECK_OK(read_text(&settings_read, "note: 50 %, caf\xc3\xa9%\n"));
     attack("note: \"", "x", 1000000, "not valid YAML");
     attack("", "seed: 1\n", 100000, "occurs twice");
     attack("# ", "#", 1000000, NULL);

@@ -277,15 +277,28 @@ static int read_stream(reader *r) {
     return expect(r, YAML_STREAM_END_EVENT, "more than one document; keep one, without \"---\"");
 }
 
+// Whether `at` is the first character of a line: YAML 1.1 breaks lines at LF, CR, NEL, LS and PS.
+static bool starts_line(const char *text, const char *at) {
+    static const char *const breaks[] = {"\n", "\r", "\xc2\x85", "\xe2\x80\xa8", "\xe2\x80\xa9"};
+    for (size_t i = 0; i < sizeof breaks / sizeof breaks[0]; i++) {
+        const size_t bytes = strlen(breaks[i]);
+        if ((size_t)(at - text) >= bytes && memcmp(at - bytes, breaks[i], bytes) == 0) {
+            return true;
+        }
+    }
+    return at == text;
+}
+
 // libyaml compares each %TAG directive with all before it, inside one call that no limit above would interrupt.
 static int refuse_directives(const reader *r, const char *text) {
-    size_t line = 0;
-    for (const char *at = text; at; line++) {
-        if (*at == '%') {
+    for (const char *at = strchr(text, '%'); at; at = strchr(at + 1, '%')) {
+        if (starts_line(text, at)) {
+            size_t line = 0;
+            for (const char *c = text; c < at; c++) {
+                line += *c == '\n';
+            }
             return FAIL_AT(r, line, "directives (%%) are refused; remove the line");
         }
-        at = strchr(at, '\n');
-        at = at ? at + 1 : NULL;
     }
     return TS_OK;
 }
