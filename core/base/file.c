@@ -127,7 +127,7 @@ static int hash_stream(int fd, const char *path, XXH3_state_t *state, char *bloc
 }
 
 int ts_file_hash(const char *path, uint64_t *out) {
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         return fail_errno(path, "open");
     }

@@ -147,7 +147,7 @@ static int check_metadata(const shard *s) {
 
 static int read_header(shard *s) {
     struct stat about;
-    s->fd = open(s->path, O_RDONLY | O_CLOEXEC);
+    s->fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never hangs on a named pipe
     if (s->fd < 0 || fstat(s->fd, &about)) {
         return TS_FAIL(errno == EMFILE || errno == ENFILE ? TS_ERESOURCE : TS_EINPUT, "%s: cannot be opened: %s",
                        s->path, strerror(errno));
