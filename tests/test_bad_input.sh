@@ -23,13 +23,13 @@ poke() {
 
 expect_fail 2 'no command given' "$TESSERA"
 expect_fail 2 '"trian" is not a command' "$TESSERA" trian
-expect_fail 2 'takes one configuration file, 0 given' "$TESSERA" train
+expect_fail 2 'no configuration file is given' "$TESSERA" train
 expect_fail 2 'unknown option "train.stpes"; did you mean "train.steps"?' "$TESSERA" train "$scratch/train.yaml" --train.stpes=3
 expect_fail 2 'unknown option "clps"; did you mean "clips"?' "$TESSERA" world --clps 3 --out "$out"
 expect_fail 2 'unknown option "guidnce"; did you mean "guidance"?' "$TESSERA" generate --guidnce 2
 expect_fail 2 'unknown option "bukets"; did you mean "buckets"?' "$TESSERA" ingest --bukets=64x64x17
 expect_fail 2 "'partiy' is not known" "$TESSERA" check partiy
-expect_fail 2 'frob: not a target' "$TESSERA" bench frob
+expect_fail 2 '"frob" is not a target' "$TESSERA" bench frob
 expect_fail 2 'is -1; it must be 0 to' "$TESSERA" world --clips 2 --seed -1 --out "$out"
 expect_fail 2 'even sides' "$TESSERA" world --clips 2 --size 33x32 --out "$out"
 expect_fail 2 'is a file; give a folder' "$TESSERA" world --clips 2 --out "$clip"
@@ -59,7 +59,7 @@ yaml 2 "$bad:1: anchors (&a) are refused" 'out: &a [x,x,x,x,x,x,x,x]\nseed: [*a,
 yaml 2 "$bad:1: aliases (*a) are refused" 'seed: *a\n'
 yaml 2 "$bad:2: not valid YAML" 'seed: "1\n'
 yaml 2 "$bad: not UTF-8 text at byte 7" 'seed: 1\xff\n'
-yaml 2 'option "' ''
+yaml 2 '" is missing' ''
 yaml 2 "$bad:1: " "$(head -c 200000 /dev/zero | tr '\0' '[')"
 yaml 2 "$bad:1: " "seed: $(head -c 200000 /dev/zero | tr '\0' '[')"
 yaml 2 "$bad:1: " "$(head -c 200000 /dev/zero | tr '\0' '{')"
@@ -69,8 +69,8 @@ for command in train ingest; do
     expect_fail 3 'is not a regular file' "$TESSERA" $command "$scratch" --out="$out"
     expect_fail 3 'has 2000000 bytes, more than' "$TESSERA" $command "$scratch/large.yaml" --out="$out"
 done
-expect_fail 2 'option "out" is missing' "$TESSERA" ingest "$scratch/corpus/ingest.yaml" --out=
-expect_fail 2 'option "data" is missing' "$TESSERA" train "$scratch/train.yaml" --data= --out="$out"
+expect_fail 2 '"out" is missing' "$TESSERA" ingest "$scratch/corpus/ingest.yaml" --out=
+expect_fail 2 '"data" is missing' "$TESSERA" train "$scratch/train.yaml" --data= --out="$out"
 expect_fail 2 'model.head_dim is odd' "$TESSERA" train "$scratch/train.yaml" --model.head_dim=17 --out="$out"
 expect_fail 2 'every weight is 0' "$TESSERA" train "$scratch/train.yaml" --patterns.all=0 --out="$out"
 expect_fail 2 'bucket "32x32x10"' "$TESSERA" ingest "$scratch/corpus/ingest.yaml" --buckets=32x32x10 --out="$out"
