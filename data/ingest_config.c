@@ -25,8 +25,9 @@ const ts_option ts_ingest_options[] = {
      "Sizes and lengths of clips: WIDTHxHEIGHTxFRAMES, sides multiples of 8, frames 1 + 4k", 0, 0, NULL, true},
     {"fps", TS_OPTION_REAL, FIELD(fps), "8", "Frames a second of the clips", 0.01, 1000, NULL, false},
     {"stride", TS_OPTION_REAL, FIELD(stride), "0",
-     "Seconds from one clip's start to the next; 0: the clip's length, so that clips neither overlap nor leave gaps", 0,
-     1e6, NULL, false},
+     "Seconds from one clip's start to the next; 0: the clip's length, so that clips neither overlap nor leave gaps; "
+     "clips that overlap share frames between training and validation",
+     0, 1e6, NULL, false},
     {"channels", TS_OPTION_INT, FIELD(channels), "16", "Channels of the pca codec", 1, 192, NULL, false},
     {"scale_power", TS_OPTION_REAL, FIELD(scale_power), "0.5",
      "Channels are divided by their deviation to this power: 0 keeps their weight, 1 makes all alike", 0, 1, NULL,
