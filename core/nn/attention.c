@@ -49,7 +49,8 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
     const int64_t queries = ts_var_rows(q.var) / heads.batch, keys = ts_var_rows(k.var) / heads.batch;
     TS_ASSERT(q.width == width && k.width == width && v.width == width && ts_var_rows(v.var) == keys * heads.batch);
     TS_ASSERT(q.var->value.dtype == dtype && k.var->value.dtype == dtype && v.var->value.dtype == dtype);
-    const bool needs_grad = q.var->needs_grad || k.var->needs_grad || v.var->needs_grad;
+    const bool bias_grad = bias_strip && bias_strip->needs_grad;
+    const bool needs_grad = q.var->needs_grad || k.var->needs_grad || v.var->needs_grad || bias_grad;
     ts_var *out = ts_tape_new(tape, dtype, ts_var_shape_with_width(q.var, width), needs_grad);
     if (!out) {
         return NULL;

@@ -27,7 +27,7 @@ static int branch_gradient(ts_tape *tape, residual_call *c) {
 
 static int residual_backward(ts_tape *tape, void *call) {
     residual_call *c = call;
-    if (c->y->needs_grad) {
+    if (c->y->needs_grad || (c->gate.var && c->gate.var->needs_grad)) {
         TS_TRY(branch_gradient(tape, c));
     }
     return ts_grad_pass(tape, c->out, c->x);
