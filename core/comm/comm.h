@@ -70,10 +70,10 @@ int ts_barrier(ts_comm *comm);
 int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **out);
 int ts_wait(ts_request **request);
 
-// ---- errors across ranks
-// ---------------------------------------------------------------------------------------------- Collective. When any
-// rank gives a non-zero status, all ranks return the status of the lowest failing rank with its text ("rank 3: ...") as
-// last error. Returns 0 when all are 0.
+// ---- errors across ranks ---------------------------------------------------------------------------------------------
+
+// Collective. When any rank gives a non-zero status, all ranks return the status of the lowest failing rank with its
+// text ("rank 3: ...") as last error. Returns 0 when all are 0.
 int ts_agree(ts_comm *comm, int status);
 // Collective. True on all ranks when true on one: for a signal that may reach ranks at different times.
 bool ts_agree_any(ts_comm *comm, bool flag);

@@ -13,7 +13,8 @@
 // Determinism: an entry gives the same bits for the same input and thread count. Sums over rows are cut into chunks of
 // fixed size that do not depend on the thread count, so they give the same bits for any thread count too.
 //
-// All entries return 0 or a negative status (see core/base/status.h). Not collective.
+// All entries return 0 or a negative status (see core/base/status.h). Not collective. Entries run threads of their own:
+// call them from one thread at a time.
 #ifndef TS_KERNELS_KERNELS_H
 #define TS_KERNELS_KERNELS_H
 
@@ -53,8 +54,8 @@ typedef struct ts_attention {
     int64_t q_row, k_row, v_row, out_row;          // row strides
     int64_t q_batch, k_batch, v_batch, out_batch;  // batch strides
     float *lse;  // [batch, heads, queries]; may be NULL in a forward that is not recorded
-    const float
-        *bias_strip;  // [heads, queries + keys - 1] or NULL: bias of (query i, key j) is strip[h][j - i + queries - 1]
+    // [heads, queries + keys - 1] or NULL: bias of (query i, key j) is strip[h][j - i + queries - 1]
+    const float *bias_strip;
     const int32_t *key_count;  // [batch] or NULL: keys from key_count[b] on are masked out; >= 1
     // backward only
     const void *d_out;      // layout of out

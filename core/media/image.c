@@ -2,7 +2,6 @@
 #include "core/media/image.h"
 
 #include <png.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

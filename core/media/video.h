@@ -6,7 +6,6 @@
 #ifndef TS_MEDIA_VIDEO_H
 #define TS_MEDIA_VIDEO_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct ts_video_limits {

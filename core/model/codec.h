@@ -37,7 +37,7 @@ int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64
 typedef struct ts_codec_fit ts_codec_fit;
 int ts_codec_fit_open(ts_codec_fit **out, int64_t channels, double scale_power);
 int ts_codec_fit_add(ts_codec_fit *fit, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width);
-// Collective. TS_EINPUT when no rank added a clip.
+// Collective. TS_EINPUT when no rank added a clip of several frames, or all are one still colour.
 int ts_codec_fit_finish(ts_codec_fit *fit, ts_comm *comm, ts_codec **out);
 void ts_codec_fit_close(ts_codec_fit **fit);
 

@@ -2,8 +2,6 @@
 #include "core/model/dit.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 
 #include "core/model/dit_private.h"
 #include "core/nn/activation.h"

@@ -49,11 +49,13 @@ typedef struct ts_dit_input {
 } ts_dit_input;
 
 // Velocity [B, T, H, W, out_channels] f32, or NULL (see ts_tape_status). T, H, W must be multiples of the patch.
-// Probes: "patch_embedding.output", "temb", "timestep_proj", "context", "block.I.attn1.output", "block.I.attn2.output",
-// "block.I.ffn.output", "block.I.output", "sample".
+// Probes: "level" (row of "temb" for each token), "rope_cos", "rope_sin", "patch_embedding.output", "temb",
+// "timestep_proj", "context", "context_img", "block.I.attn1.output", "block.I.attn2.output", "block.I.ffn.output",
+// "block.I.output", "sample".
 ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input);
 
-// Model FLOPs of one forward pass of one sample (wan.md 1.11): what "achieved GFLOP/s" is computed from.
+// Model FLOPs of one forward pass of one sample, multiply-add = 2: what "achieved GFLOP/s" is computed from. Counted
+// are the blocks, the patch embedding and the head; the conditioning is left out.
 double ts_dit_flops(const ts_dit_config *config, int64_t frames, int64_t height, int64_t width);
 
 #endif

@@ -7,7 +7,7 @@
 #include "core/nn/linear.h"
 #include "core/nn/norm.h"
 
-// sin and cos of 4 octaves of each of the three normalised coordinates.
+// Four cosine waves along each of t, h and w (see dit_positions.c).
 enum { DIT_POSITION_WAVES = 4, DIT_POSITION_FEATURES = 3 * DIT_POSITION_WAVES };
 
 typedef struct dit_block {

@@ -2,7 +2,6 @@
 #include "core/model/model.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/arena.h"
 #include "core/base/status.h"

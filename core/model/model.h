@@ -48,8 +48,8 @@ int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *to
 
 // Loads a folder. Refuses NaN, wrong shapes, and parts that do not fit each other (channels, text width, vocabulary).
 int ts_model_load(ts_model **out, const char *folder, ts_dtype operand_dtype, bool with_gradients);
-// Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Atomic: made in
-// FOLDER.tmp and renamed; an existing FOLDER is replaced.
+// Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Made in
+// FOLDER.tmp and renamed; an existing FOLDER steps aside as FOLDER.old until the new one stands.
 int ts_model_save(const ts_model *model, const float *values, const char *folder);
 void ts_model_close(ts_model **model);
 

@@ -2,7 +2,6 @@
 // A model folder: reading and writing.
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/file.h"

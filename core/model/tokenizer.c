@@ -2,7 +2,6 @@
 #include "core/model/tokenizer.h"
 
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>

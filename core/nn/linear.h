@@ -42,7 +42,7 @@ void ts_linear_mark_hidden(ts_linear *linear);
 
 // y in dtype_y (F32, or the tape's operand dtype).
 ts_var *ts_nn_linear(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_dtype dtype_y);
-// gelu_tanh(x W^T + b), in the tape's operand dtype.
+// gelu_tanh(x W^T + b), in the layer's operand dtype.
 ts_var *ts_nn_linear_gelu(ts_tape *tape, const ts_linear *linear, ts_var *x);
 
 #endif

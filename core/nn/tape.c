@@ -98,10 +98,6 @@ ts_dtype ts_tape_operand_dtype(const ts_tape *tape) {
     return tape->operand_dtype;
 }
 
-ts_tape_mode ts_tape_get_mode(const ts_tape *tape) {
-    return tape->mode;
-}
-
 // ---- for layers
 // ------------------------------------------------------------------------------------------------------
 

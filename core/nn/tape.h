@@ -55,7 +55,6 @@ ts_arena *ts_tape_arena(ts_tape *tape);  // for inputs that live as long as the 
 void *ts_tape_object(ts_tape *tape, size_t bytes);
 const ts_kernels *ts_tape_kernels(const ts_tape *tape);
 ts_dtype ts_tape_operand_dtype(const ts_tape *tape);
-ts_tape_mode ts_tape_get_mode(const ts_tape *tape);
 
 // An input: copies nothing, borrows `tensor.data` until reset. With needs_grad its .grad is filled by backward.
 ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad);
@@ -68,9 +67,9 @@ ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, 
 int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output);
 
 // A scope: `block` is a pure function of its inputs (at most 8, some may be NULL; the first has the shape and dtype of
-// the output) and of what `context` points to, which must outlive the
-// backward pass. When nothing is recorded, only the block's output stays in memory. When recording, it is called as is,
-// or with `recompute` only the output is kept, and backward runs the block again, recorded, before it goes through it.
+// the output) and of what `context` points to, which must outlive the backward pass. When nothing is recorded, only the
+// block's output stays in memory. When recording, it is called as is, or with `recompute` only the output is kept, and
+// backward runs the block again, recorded, before it goes through it.
 typedef ts_var *(*ts_block_fn)(ts_tape *tape, const void *context, ts_var *const *inputs);
 ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
                       bool recompute);

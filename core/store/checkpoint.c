@@ -7,7 +7,6 @@
 // The sums are those of the bytes in memory, so that verifying also finds what went wrong on the way to the disk.
 #include "core/store/checkpoint.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>

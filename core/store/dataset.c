@@ -3,7 +3,6 @@
 #include "core/store/dataset.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>

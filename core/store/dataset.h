@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data set on disk: manifest.json + *.h5 shards of one latent shape each (design: contiguous bf16 latents,
-// byte-heap captions, clip table), readers by pread at the HDF5 offset.
+// The data set on disk: manifest.json and *.h5 shards of one latent shape each: contiguous bf16 latents, a byte heap of
+// captions, a table of clips. Readers take latents by pread at the place that HDF5 tells.
 //
 //   DIR/manifest.json       version, fingerprints, shards with counts, shapes and XXH3 sums, counts of skipped sources
 //   DIR/codec/              the codec that made the latents

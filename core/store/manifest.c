@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // manifest.json of a data set.
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -3,7 +3,6 @@
 // unlinked spool file beside the shard and are copied to their place when the count is known.
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>

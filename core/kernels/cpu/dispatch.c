@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses the CPU table: one for each instruction-set level, filled on first use.
-#include <stddef.h>
 #include <string.h>
 
 #include "core/base/status.h"

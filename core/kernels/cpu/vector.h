@@ -2,8 +2,8 @@
 // Vectors as wide as the instruction set that the including file is compiled for, through the compilers' vector
 // extension: arithmetic is written once, with operators, and compiled for every level.
 //
-// Include only from vector_*.c. Loads and stores take a `count`: the constant TS_WIDTH becomes one instruction,
-// anything less (the end of a row) a copy.
+// Include only from vector_*.c and gemm_amx.c. Loads and stores take a `count`: the constant TS_WIDTH becomes one
+// instruction, anything less (the end of a row) a copy.
 #ifndef TS_KERNELS_CPU_VECTOR_H
 #define TS_KERNELS_CPU_VECTOR_H
 

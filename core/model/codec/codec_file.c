@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pca codec on disk: config.json says what it is, codec.safetensors holds mean, axes and scale of both transforms.
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/file.h"

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pca codec in use: encoding and decoding are products with tall matrices, done four blocks by eight columns at a
 // time. Plain multiplications and additions in one order: the same bits on every processor and for any thread count.
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
