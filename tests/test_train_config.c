@@ -35,6 +35,11 @@ static void test_finish(void) {
     config = fresh();
     config.patterns.all = 0;
     CHECK_FAILS(ts_train_config_finish(&config, arena), TS_EUSAGE, "patterns");
+    // A prompt that cannot be sampled is found at the start, not at the first sample.
+    static const char *const prompts[] = {"a red circle", " "};
+    config = fresh();
+    config.sample.prompts = (ts_string_list){2, prompts};
+    CHECK_FAILS(ts_train_config_finish(&config, arena), TS_EINPUT, "sample.prompts: the prompt is empty");
 }
 
 static int same(const ts_train_config *before, const ts_train_config *now) {

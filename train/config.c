@@ -8,6 +8,7 @@
 
 #include "core/base/json.h"
 #include "core/base/status.h"
+#include "infer/prompts.h"
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
@@ -157,6 +158,9 @@ int ts_train_config_finish(ts_train_config *config, ts_arena *arena) {
     if (config->model.head_dim % 2 || config->model.freq_dim % 2) {
         return TS_FAIL(TS_EUSAGE, "model.%s is odd; sines and cosines come in pairs: make it even",
                        config->model.head_dim % 2 ? "head_dim" : "freq_dim");
+    }
+    for (int64_t i = 0; i < config->sample.prompts.count; i++) {
+        TS_TRY(ts_prompt_check(config->sample.prompts.items[i], "sample.prompts"));
     }
     const double patterns = config->patterns.all + config->patterns.prefix + config->patterns.suffix +
                             config->patterns.both_ends + config->patterns.scattered + config->patterns.independent;

@@ -86,7 +86,7 @@ int ts_preview(ts_trainer *t, const char *folder, ts_report *report) {
         .grid = TS_GRID_EULER,
         .solver = TS_SOLVER_EULER,
         .seed = (uint64_t)t->config->seed,
-        .batch = count,
+        .batch = count < TS_PREVIEW_BATCH ? count : TS_PREVIEW_BATCH,
         .quiet = true,
     };
     float *latents = ts_malloc((size_t)(count * ts_shape_count(shape)) * sizeof *latents);

@@ -6,7 +6,10 @@
 #include "train/report.h"
 #include "train/trainer.h"
 
-enum { TS_PREVIEW_CAPTIONS = 4 };  // prompts taken from the validation clips when the configuration names none
+enum {
+    TS_PREVIEW_CAPTIONS = 4,  // prompts taken from the validation clips when the configuration names none
+    TS_PREVIEW_BATCH = 8      // videos sampled together: bounds the memory
+};
 
 // Writes FOLDER/samples/step-NNNNNNNN-I.mp4 and .png, and gives the sheet to the report. The noise is the same each
 // time, so that videos of two steps show what was learned between them. Collective.
