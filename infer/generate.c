@@ -229,16 +229,17 @@ static int write_metadata(const job *j) {
     if (!lines) {
         return TS_FAIL(TS_ERESOURCE, "%s: out of memory", path);
     }
-    for (int64_t i = 0; i < j->prompts->count; i++) {
+    bool failed = false;
+    for (int64_t i = 0; i < j->prompts->count && !failed; i++) {
         video_name(name, sizeof name, i, j->prompts->item[i]);
         json_t *line = json_pack("{s:s, s:s, s:I}", "file_name", name, "text", j->prompts->item[i], "seed",
                                  (json_int_t)j->o->seed);
-        json_dumpf(line, lines, JSON_COMPACT | JSON_PRESERVE_ORDER);
-        fputc('\n', lines);
+        failed = !line || json_dumpf(line, lines, JSON_COMPACT | JSON_PRESERVE_ORDER) || fputc('\n', lines) == EOF;
         json_decref(line);
     }
-    fclose(lines);
-    const int status = ts_file_write_atomic(path, text, bytes);
+    failed = fclose(lines) || failed;
+    const int status =
+        failed ? TS_FAIL(TS_ERESOURCE, "%s: out of memory", path) : ts_file_write_atomic(path, text, bytes);
     free(text);
     return status;
 }
@@ -290,7 +291,7 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
     j.latents = latents;
     if (!status) {
         const int rank = ts_comm_rank(world), size = ts_comm_size(world);
-        status = write_videos(&j, n * rank / size, n * (rank + 1) / size);
+        status = write_videos(&j, ts_sample_first(n, rank, size), ts_sample_first(n, rank + 1, size));
         if (!status && rank == 0) {
             status = write_metadata(&j);
         }

@@ -114,17 +114,21 @@ static int sample_range(const ts_model *model, const ts_kernels *kernels, const 
     return status;
 }
 
-// Brings every rank's part [n r / size, n (r+1) / size) of `latents` to all ranks.
+int64_t ts_sample_first(int64_t n, int rank, int size) {
+    return (n * rank + size - 1) / size;
+}
+
+// Brings every rank's part of `latents` to all ranks.
 static int gather(ts_comm *comm, int64_t n, int64_t numbers, float *latents) {
     const int rank = ts_comm_rank(comm), size = ts_comm_size(comm);
-    const int64_t first = n * rank / size, end = n * (rank + 1) / size;
+    const int64_t first = ts_sample_first(n, rank, size), end = ts_sample_first(n, rank + 1, size);
     const size_t bytes = (size_t)((end - first) * numbers) * sizeof *latents;
     int64_t *counts = ts_calloc((size_t)size, sizeof *counts);
     float *mine = ts_malloc(bytes + 1);
     int status = ts_agree(comm, counts && mine ? TS_OK : TS_ERESOURCE);
     if (!status) {
         for (int r = 0; r < size; r++) {
-            counts[r] = (n * (r + 1) / size - n * r / size) * numbers;
+            counts[r] = (ts_sample_first(n, r + 1, size) - ts_sample_first(n, r, size)) * numbers;
         }
         memcpy(mine, latents + first * numbers, bytes);
         status = ts_all_gather_v(comm, mine, latents, counts, TS_F32);
@@ -137,8 +141,8 @@ static int gather(ts_comm *comm, int64_t n, int64_t numbers, float *latents) {
 int ts_sample(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
               const char *const *prompts, int64_t n, int64_t first_index, ts_comm *comm, float *latents) {
     const int rank = ts_comm_rank(comm), size = ts_comm_size(comm);
-    const int status =
-        sample_range(model, kernels, params, prompts, n * rank / size, n * (rank + 1) / size, first_index, latents);
+    const int status = sample_range(model, kernels, params, prompts, ts_sample_first(n, rank, size),
+                                    ts_sample_first(n, rank + 1, size), first_index, latents);
     TS_TRY(ts_agree(comm, status));
     const int64_t channels = ts_dit_get_config(model->dit)->out_channels;
     return size == 1 ? TS_OK : gather(comm, n, params->frames * params->height * params->width * channels, latents);

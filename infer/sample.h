@@ -22,6 +22,10 @@ typedef struct ts_sample_params {
     bool quiet;            // no progress line
 } ts_sample_params;
 
+// The first of n videos that `rank` of `size` makes; it makes those up to the next rank's first. Rank 0, which shows
+// the progress, has no fewer than the others.
+int64_t ts_sample_first(int64_t n, int rank, int size);
+
 // prompts [n] -> latents [n, T, H, W, C] f32, all on every rank of `comm`: the videos are shared out over its ranks and
 // gathered. Noise is keyed by (seed, TS_RNG_SAMPLE, first_index + i), so that a video does not depend on n or on the
 // rank count. Collective over comm.
