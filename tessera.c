@@ -2,6 +2,7 @@
 // The program: a table of subcommands.
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/log.h"
@@ -36,7 +37,8 @@ static void print_usage(FILE *out) {
     for (int i = 0; i < COMMANDS; i++) {
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
     }
-    fprintf(out, "\nExit codes: 0 done, 2 wrong use, 3 bad input, 4 resource exhausted, 5 peer or device failed,\n"
+    fprintf(out, "\nTESSERA_LOG in the environment: error, warn, info, debug or trace.\n"
+                 "Exit codes: 0 done, 2 wrong use, 3 bad input, 4 resource exhausted, 5 peer or device failed,\n"
                  "            6 internal error, 75 stopped by a signal after a checkpoint (run again to go on).\n");
 }
 
@@ -47,6 +49,16 @@ static const command *find_command(const char *name) {
         }
     }
     return NULL;
+}
+
+static int set_log_level(void) {
+    const char *name = getenv("TESSERA_LOG");
+    ts_log_level level;
+    if (name) {
+        TS_TRY(ts_log_parse_level(name, &level));
+        ts_log_set_level(level);
+    }
+    return TS_OK;
 }
 
 static int dispatch(ts_comm *world, int argc, char **argv) {
@@ -72,7 +84,8 @@ int main(int argc, char **argv) {
         TS_ERROR("%s", ts_error_text());
         return ts_exit_code(status);
     }
-    status = dispatch(world, argc, argv);
+    status = set_log_level();
+    status = status ? status : dispatch(world, argc, argv);
     ts_world_close(&world, status);  // prints the error, once for all ranks
     return ts_exit_code(status);
 }
