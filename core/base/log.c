@@ -165,8 +165,8 @@ static void draw(ts_progress *p, double now, const char *detail, bool last) {
 
 void ts_progress_update(ts_progress *p, int64_t done, const char *detail) {
     p->done = done;
-    if (state.rank != 0 || state.level < TS_LOG_INFO) {
-        return;
+    if (state.rank != 0 || state.level < TS_LOG_INFO || (p->total > 0 && done >= p->total)) {
+        return;  // the last line is that of ts_progress_end
     }
     const double now = ts_clock_seconds();
     if (now - p->last_drawn >= (p->terminal ? 0.1 : p->plain_interval)) {
