@@ -53,6 +53,18 @@ static void test_nan(void) {
     CHECK_OK(ts_folder_remove(folder));
 }
 
+// Sizes that only a config.json claims are compared with the weights before memory is asked for.
+static void test_claims(void) {
+    char folder[] = "/tmp/ts-parity-XXXXXX", path[64], option[80];
+    const char claims[] = "{\"architectures\": [\"UMT5EncoderModel\"], \"vocab_size\": 16000000, \"d_model\": 1000000}";
+    CHECK(mkdtemp(folder) != NULL);
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    snprintf(option, sizeof option, "--config=%s", path);
+    CHECK_OK(ts_file_write_atomic(path, claims, strlen(claims)));
+    CHECK_FAILS(CHECK_PARITY(TEXT, TEXT_IO, option), TS_EINPUT, "wanted [16000000, 1000000]");
+    CHECK_OK(ts_folder_remove(folder));
+}
+
 static void test_errors(void) {
     CHECK_FAILS(CHECK_PARITY(TRANSFORMER, TEXT_IO), TS_EINPUT, "hidden_states");
     CHECK_FAILS(CHECK_PARITY(TEXT, IO), TS_EINPUT, "input_ids");
@@ -75,6 +87,7 @@ int main(int argc, char **argv) {
     test_golden();
     test_exceeds();
     test_nan();
+    test_claims();
     test_errors();
     ts_world_close(&world, 0);
     return ts_test_end();

@@ -11,17 +11,23 @@
 const char *const TS_MODEL_TRANSFORMER = "transformer.";
 const char *const TS_MODEL_TEXT = "text_encoder.";
 
-int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec) {
-    TS_TRY(ts_model_check_fit(&params->dit, &params->text, tokenizer, codec));
+int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec,
+                      const char *folder) {
+    int status = ts_model_check_fit(&params->dit, &params->text, tokenizer, codec);
+    if (status) {
+        return folder ? ts_fail_context(status, "%s", folder) : status;
+    }
     ts_model *model = ts_calloc(1, sizeof *model);
     if (!model) {
         return TS_ERESOURCE;
     }
     model->defaults = params->defaults;
-    int status;
     TS_TRY_GOTO(status, ts_params_open(&model->params), failed);
     TS_TRY_GOTO(status, ts_dit_open(&model->dit, &params->dit, model->params, TS_MODEL_TRANSFORMER), failed);
     TS_TRY_GOTO(status, ts_text_open(&model->text, &params->text, model->params, TS_MODEL_TEXT), failed);
+    if (folder) {
+        TS_TRY_GOTO(status, ts_model_check_weights(model->params, folder), failed);
+    }
     TS_TRY_GOTO(status, ts_params_allocate(model->params, params->operand_dtype, params->with_gradients), failed);
     model->tokenizer = tokenizer;
     model->codec = codec;
@@ -33,7 +39,7 @@ failed:
 }
 
 int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec) {
-    TS_TRY(ts_model_assemble(out, params, tokenizer, codec));
+    TS_TRY(ts_model_assemble(out, params, tokenizer, codec, NULL));
     ts_dit_init((*out)->dit, params->seed);
     ts_text_init((*out)->text, params->seed);
     ts_params_refresh_operands((*out)->params);

@@ -67,14 +67,19 @@ static int read_defaults(const char *folder, ts_model_defaults *out) {
     return 0;
 }
 
-static int load_weights(ts_model *model, const char *folder) {
+typedef int (*weights_function)(ts_params *params, const char *prefix, const char *path);
+
+// Calls `function` for the weights of both parts.
+static int with_weights(ts_params *params, const char *folder, weights_function function) {
     char path[PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "transformer"));
-    TS_TRY(ts_weights_load(model->params, TS_MODEL_TRANSFORMER, path));
+    TS_TRY(function(params, TS_MODEL_TRANSFORMER, path));
     TS_TRY(ts_path_join(path, sizeof path, folder, "text_encoder"));
-    TS_TRY(ts_weights_load(model->params, TS_MODEL_TEXT, path));
-    ts_params_refresh_operands(model->params);
-    return 0;
+    return function(params, TS_MODEL_TEXT, path);
+}
+
+int ts_model_check_weights(ts_params *params, const char *folder) {
+    return with_weights(params, folder, ts_weights_check);
 }
 
 static int load_parts(ts_tokenizer **tokenizer, ts_codec **codec, const char *folder) {
@@ -97,16 +102,13 @@ int ts_model_load(ts_model **out, const char *folder, ts_dtype operand_dtype, bo
     TS_TRY(read_defaults(folder, &params.defaults));
     TS_TRY(read_configs(folder, &params.dit, &params.text));
     TS_TRY_GOTO(status, load_parts(&tokenizer, &codec, folder), failed);
-    status = ts_model_assemble(&model, &params, tokenizer, codec);
-    if (status) {
-        status = ts_fail_context(status, "%s", folder);
-        goto failed;
-    }
-    status = load_weights(model, folder);
+    TS_TRY_GOTO(status, ts_model_assemble(&model, &params, tokenizer, codec, folder), failed);
+    status = with_weights(model->params, folder, ts_weights_load);
     if (status) {
         ts_model_close(&model);  // with tokenizer and codec
         return status;
     }
+    ts_params_refresh_operands(model->params);
     *out = model;
     return 0;
 failed:

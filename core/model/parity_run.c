@@ -157,7 +157,10 @@ static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, con
     transformer_io io = {0};
     TS_TRY(ts_dit_config_from_json(&config, json, name));
     TS_TRY(ts_dit_open(&dit, &config, params, ""));
-    int status = ts_params_allocate(params, p->operand_dtype, p->grads != NULL);
+    int status = ts_weights_check(params, "", p->model);
+    if (!status) {
+        status = ts_params_allocate(params, p->operand_dtype, p->grads != NULL);
+    }
     if (!status) {
         status = ts_weights_load(params, "", p->model);
     }
@@ -215,7 +218,10 @@ static int check_text(ts_parity *p, ts_tape *tape, ts_params *params, const json
     }
     TS_TRY(ts_text_config_from_json(&config, json, name));
     TS_TRY(ts_text_open(&text, &config, params, ""));
-    int status = ts_params_allocate(params, p->operand_dtype, false);
+    int status = ts_weights_check(params, "", p->model);
+    if (!status) {
+        status = ts_params_allocate(params, p->operand_dtype, false);
+    }
     if (!status) {
         status = ts_weights_load(params, "", p->model);
     }

@@ -43,6 +43,25 @@ static int refuse_unknown(const ts_params *params, const char *prefix, const ts_
     return 0;
 }
 
+static int check_all(const ts_params *params, const char *prefix, const ts_safetensors *file, const char *path) {
+    for (int64_t i = 0; i < params->count; i++) {
+        const ts_param *param = params->item[i];
+        const char *name = without_prefix(param->name, prefix);
+        if (name) {
+            TS_TRY(ts_safetensors_check(file, stored_name(file, name), param->shape));
+        }
+    }
+    return refuse_unknown(params, prefix, file, path);
+}
+
+int ts_weights_check(ts_params *params, const char *prefix, const char *path) {
+    ts_safetensors *file = NULL;
+    TS_TRY(ts_safetensors_open(&file, path));
+    const int status = check_all(params, prefix, file, path);
+    ts_safetensors_close(&file);
+    return status;
+}
+
 static int load_all(ts_params *params, const char *prefix, const ts_safetensors *file, const char *path) {
     for (int64_t i = 0; i < params->count; i++) {
         const ts_param *param = params->item[i];

@@ -481,24 +481,30 @@ int ts_safetensors_read(const ts_safetensors *file, const ts_safetensors_entry *
     return TS_OK;
 }
 
-int ts_safetensors_read_f32(const ts_safetensors *file, const char *name, ts_shape shape, float *out) {
+int ts_safetensors_check(const ts_safetensors *file, const char *name, ts_shape shape) {
     const ts_safetensors_entry *entry = ts_safetensors_find(file, name);
     if (!entry) {
         return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\": is missing; these weights are of another model",
                        file->shard_count ? file->shard[0].path : "index", name);
     }
-    const char *path = file->shard[entry->file].path;
     if (!ts_shape_equal(entry->shape, shape)) {
         char has[128], wanted[128];
-        return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\": shape %s, wanted %s; config.json and weights do not match", path,
-                       name, ts_shape_text(entry->shape, has, sizeof has), ts_shape_text(shape, wanted, sizeof wanted));
+        return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\": shape %s, wanted %s; config.json and weights do not match",
+                       file->shard[entry->file].path, name, ts_shape_text(entry->shape, has, sizeof has),
+                       ts_shape_text(shape, wanted, sizeof wanted));
     }
+    return TS_OK;
+}
+
+int ts_safetensors_read_f32(const ts_safetensors *file, const char *name, ts_shape shape, float *out) {
+    TS_TRY(ts_safetensors_check(file, name, shape));
+    const ts_safetensors_entry *entry = ts_safetensors_find(file, name);
     const int64_t n = ts_shape_count(shape);
     TS_TRY(ts_safetensors_read(file, entry, 0, n, out, TS_F32));
     for (int64_t i = 0; i < n; i++) {
         if (!isfinite(out[i])) {
-            return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\": element %lld is %s; these weights are damaged", path, name,
-                           (long long)i, isnan(out[i]) ? "NaN" : "infinite");
+            return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\": element %lld is %s; these weights are damaged",
+                           file->shard[entry->file].path, name, (long long)i, isnan(out[i]) ? "NaN" : "infinite");
         }
     }
     return TS_OK;

@@ -32,6 +32,8 @@ const char *ts_safetensors_metadata(const ts_safetensors *file, const char *key)
 // Reads elements [first, first + n) of a tensor, converted to `dtype`.
 int ts_safetensors_read(const ts_safetensors *file, const ts_safetensors_entry *entry, int64_t first, int64_t n,
                         void *out, ts_dtype dtype);
+// Whether there is a tensor of that name and shape.
+int ts_safetensors_check(const ts_safetensors *file, const char *name, ts_shape shape);
 // Whole tensor, shape checked ("file: tensor 'x': shape [..], wanted [..]"), F32, refusing NaN and infinity.
 int ts_safetensors_read_f32(const ts_safetensors *file, const char *name, ts_shape shape, float *out);
 
