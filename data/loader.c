@@ -138,13 +138,13 @@ static int fill(ts_loader *l, slot *s, ts_cursor cursor) {
                           .latent = s->latent,
                           .clip = s->clip,
                           .caption = s->caption,
-                          .cursor = cursor};
+                          .cursor = cursor,
+                          .next = cursor};
+    advance(l, &s->batch.next);
     for (int64_t i = 0; i < l->local; i++) {
         s->clip[i] = clips[i];
         s->caption[i] = ts_dataset_caption(l->dataset, clips[i]);
-        if (!l->params.text_only) {
-            TS_TRY(read_latent(l, clips[i], elements, s->latent + i * elements));
-        }
+        TS_TRY(read_latent(l, clips[i], elements, s->latent + i * elements));
     }
     return TS_OK;
 }
@@ -225,7 +225,7 @@ int ts_loader_next(ts_loader *l, ts_batch *out) {
         return s->status;
     }
     *out = s->batch;
-    advance(l, &l->next);
+    l->next = s->batch.next;
     return TS_OK;
 }
 
@@ -312,8 +312,8 @@ static int make_room(ts_loader *l) {
         slot *s = &l->slot[i];
         s->clip = ts_malloc(items * sizeof *s->clip);
         s->caption = ts_malloc(items * sizeof *s->caption);
-        s->latent = l->params.text_only ? NULL : ts_aligned_alloc((size_t)(local * largest + 1) * sizeof *s->latent);
-        good = good && s->clip && s->caption && (s->latent || l->params.text_only);
+        s->latent = ts_aligned_alloc((size_t)(local * largest + 1) * sizeof *s->latent);
+        good = good && s->clip && s->caption && s->latent;
     }
     l->bits = ts_malloc((size_t)largest * sizeof *l->bits);
     l->bucket = ts_calloc((size_t)l->buckets, sizeof *l->bucket);

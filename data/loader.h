@@ -16,7 +16,6 @@ typedef struct ts_loader_params {
     uint64_t seed;
     int rank, size;    // of the data axis
     int64_t held_out;  // clips of the validation set, taken off the training order (chosen by seed)
-    bool text_only;
 } ts_loader_params;
 
 // Which batch comes next: saved in checkpoints.
@@ -34,7 +33,7 @@ typedef struct ts_batch {
     const float *latent;         // [count, T, H, W, C] f32; borrowed until the next call
     const int64_t *clip;         // [count] clip numbers
     const char *const *caption;  // [count] borrowed from the data set
-    ts_cursor cursor;            // of this batch
+    ts_cursor cursor, next;      // of this batch, and of the one after it
 } ts_batch;
 
 typedef struct ts_loader ts_loader;

@@ -9,8 +9,8 @@
 static ts_arena *arena;
 
 static ts_train_config fresh(void) {
-    ts_train_config config;
-    CHECK_OK(ts_train_config_default(&config, arena));
+    ts_train_config config = {0};
+    CHECK_OK(ts_options_default(ts_train_options, &config, arena));
     config.data = "corpus";
     return config;
 }

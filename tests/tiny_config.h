@@ -8,7 +8,8 @@
 #include "train/config.h"
 
 static int tiny_config(ts_train_config *config, ts_arena *arena, const char *folder, const char *name) {
-    TS_TRY(ts_train_config_default(config, arena));
+    *config = (ts_train_config){0};
+    TS_TRY(ts_options_default(ts_train_options, config, arena));
     config->name = name;
     config->data = ts_arena_printf(arena, "%s/data", folder);
     config->out = ts_arena_printf(arena, "%s/%s", folder, name);

@@ -129,11 +129,6 @@ const ts_option ts_train_options[] = {
     {0}};
 // clang-format on
 
-int ts_train_config_default(ts_train_config *out, ts_arena *arena) {
-    memset(out, 0, sizeof *out);
-    return ts_options_default(ts_train_options, out, arena);
-}
-
 static int parse_patch(ts_train_config *config) {
     int64_t *size = config->model.patch_size;
     char rest;

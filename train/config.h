@@ -61,9 +61,8 @@ typedef struct ts_train_config {
 
 extern const ts_option ts_train_options[];
 
-// Defaults; then the caller reads YAML and arguments over them; then finish derives what is derived (out, the patch)
-// and checks what one option alone cannot say. Strings live in `arena`.
-int ts_train_config_default(ts_train_config *out, ts_arena *arena);
+// When all options are read: derives what is derived (out, the patch) and checks what one option alone cannot say.
+// Strings live in `arena`.
 int ts_train_config_finish(ts_train_config *config, ts_arena *arena);
 
 // The sizes of the two networks, given what the data set brings.

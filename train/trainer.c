@@ -305,16 +305,6 @@ static int update(ts_trainer *t, int64_t step, ts_step_result *out) {
                              ts_clip_scale(out->grad_norm, t->config->train.clip), average_decay);
 }
 
-static ts_cursor next_cursor(const ts_trainer *t, const ts_batch *batch) {
-    ts_cursor next = batch->cursor;
-    next.samples += batch->global_count;
-    if (++next.batch == ts_loader_batches_per_epoch(t->loader)) {
-        next.batch = 0;
-        next.epoch++;
-    }
-    return next;
-}
-
 static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_result *out) {
     const int64_t *dim = batch->shape.dim;
     out->samples = batch->global_count;
@@ -334,7 +324,7 @@ int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
     TS_TRY(update(t, t->step + 1, out));
     if (out->finite) {
         t->step++;
-        t->cursor = next_cursor(t, &batch);
+        t->cursor = batch.next;
     }
     return TS_OK;
 }
