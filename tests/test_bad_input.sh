@@ -31,6 +31,8 @@ expect_fail 2 'unknown option "bukets"; did you mean "buckets"?' "$TESSERA" inge
 expect_fail 2 "'partiy' is not known" "$TESSERA" check partiy
 expect_fail 2 '"frob" is not a target' "$TESSERA" bench frob
 expect_fail 2 'is -1; it must be 0 to' "$TESSERA" world --clips 2 --seed -1 --out "$out"
+printf 'freq_dim: 3\n' >"$bad"
+expect_fail 2 'head_dim and freq_dim must be even' "$TESSERA" bench train --config "$bad"
 expect_fail 2 'even sides' "$TESSERA" world --clips 2 --size 33x32 --out "$out"
 expect_fail 2 'is a file; give a folder' "$TESSERA" world --clips 2 --out "$clip"
 expect_fail 2 'holds' "$TESSERA" world --clips 2 --out "$data"
@@ -194,7 +196,9 @@ expect_fail 3 'nowhere/manifest.json: cannot open' "$TESSERA" train "$scratch/tr
 expect_fail 3 'no latent shape has the 1000 clips' "$TESSERA" train "$scratch/train.yaml" --train.batch=1000 --out="$out"
 expect_fail 3 'no latent shape has the 1000 clips' "${MPIRUN[@]}" -n 2 "$TESSERA" train "$scratch/train.yaml" --train.batch=1000 --out="$out"
 expect_fail 2 '25 clips cannot be held out of 24' "$TESSERA" train "$scratch/train.yaml" --validate.clips=25 --out="$out"
-expect_fail 2 'do not divide by model.patch' "$TESSERA" train "$scratch/train.yaml" --model.patch=2x2x2 --out="$out"
+expect_fail 2 'do not divide by model.patch' "$TESSERA" train "$scratch/train.yaml" --model.patch=1x3x3 --out="$out"
+expect_fail 2 'the first number must be 1' "$TESSERA" train "$scratch/train.yaml" --model.patch=3x2x2 --out="$out"
+expect_fail 2 'than model.rope_max_positions=2; raise it' "$TESSERA" train "$scratch/train.yaml" --model.rope_max_positions=2 --out="$out"
 expect_fail 3 'nowhere: not a model folder' "$TESSERA" train "$scratch/train.yaml" --init=nowhere --out="$out"
 
 # ---- models

@@ -37,7 +37,14 @@ static int open_mesh(ts_trainer *t) {
 
 static int check_buckets(const ts_trainer *t) {
     const int64_t *patch = ts_dit_get_config(t->model->dit)->patch;
+    const int64_t positions = ts_dit_get_config(t->model->dit)->rope_max_positions;
     const int64_t channels = ts_codec_get_info(t->model->codec).channels;
+    if (patch[0] != 1) {
+        return TS_FAIL(TS_EUSAGE,
+                       "model.patch %lldx%lldx%lld: the first number must be 1: every latent frame has its own noise "
+                       "level",
+                       (long long)patch[0], (long long)patch[1], (long long)patch[2]);
+    }
     for (int b = 0; b < ts_dataset_buckets(t->dataset); b++) {
         const ts_shape shape = ts_dataset_bucket_shape(t->dataset, b);
         char text[80];
@@ -46,10 +53,15 @@ static int check_buckets(const ts_trainer *t) {
             return TS_FAIL(TS_EINPUT, "%s: latents %s, but the model's codec has %lld channels; ingest again",
                            t->config->data, text, (long long)channels);
         }
-        if (shape.dim[0] % patch[0] || shape.dim[1] % patch[1] || shape.dim[2] % patch[2]) {
+        if (shape.dim[1] % patch[1] || shape.dim[2] % patch[2]) {
             return TS_FAIL(TS_EUSAGE,
                            "%s: latents %s do not divide by model.patch %lldx%lldx%lld; choose another patch",
                            t->config->data, text, (long long)patch[0], (long long)patch[1], (long long)patch[2]);
+        }
+        if (shape.dim[0] > positions || shape.dim[1] / patch[1] > positions || shape.dim[2] / patch[2] > positions) {
+            return TS_FAIL(TS_EUSAGE,
+                           "%s: latents %s make more tokens along an axis than model.rope_max_positions=%lld; raise it",
+                           t->config->data, text, (long long)positions);
         }
         if (shape.dim[0] > TS_OBJECTIVE_MAX_FRAMES) {
             return TS_FAIL(TS_EINPUT, "%s: latents %s; at most %d latent frames can be trained", t->config->data, text,

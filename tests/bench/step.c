@@ -192,6 +192,10 @@ static int run_step(const ts_bench_params *params, const ts_bench_peak *peak, bo
     if (!status && params->config) {
         status = ts_options_read_yaml(shape_options, &shape, arena, params->config);
     }
+    if (!status && (shape.head_dim % 2 || shape.freq_dim % 2)) {
+        status = TS_FAIL(TS_EUSAGE, "%s: head_dim and freq_dim must be even: sines and cosines come in pairs",
+                         params->config);
+    }
     for (int i = 0; i < 2 && !status; i++) {
         if (!params->filter || strstr(precisions[i].name, params->filter)) {
             status = time_precision(params, peak, &shape, i, train, report);
