@@ -7,12 +7,30 @@ static int64_t count_of(const ts_var *x) {
     return ts_shape_count(x->value.shape);
 }
 
-// ---- SiLU
-// ------------------------------------------------------------------------------------------------------------
+// ---- layers of one input ---------------------------------------------------------------------------------------------
 
 typedef struct unary_call {
     ts_var *x, *y;
 } unary_call;
+
+// Notes the call, unless y is NULL after a failure; returns y, or NULL after one.
+static ts_var *unary_end(ts_tape *tape, ts_var *x, ts_var *y, ts_backward_fn backward) {
+    unary_call *c = y ? ts_tape_note(tape, y, backward, sizeof *c) : NULL;
+    if (c) {
+        *c = (unary_call){x, y};
+        ts_var_consume(x);
+    }
+    return ts_tape_status(tape) ? NULL : y;
+}
+
+// The output of an f32 layer; NULL after a failure.
+static ts_var *unary_output(ts_tape *tape, ts_var *x) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(x->value.dtype == TS_F32);
+    return ts_tape_new(tape, TS_F32, x->value.shape, x->needs_grad);
+}
 
 static int silu_backward(ts_tape *tape, void *call) {
     const unary_call *c = call;
@@ -24,25 +42,12 @@ static int silu_backward(ts_tape *tape, void *call) {
 }
 
 ts_var *ts_nn_silu(ts_tape *tape, ts_var *x) {
-    if (ts_tape_status(tape)) {
-        return NULL;
+    ts_var *y = unary_output(tape, x);
+    if (y) {
+        ts_tape_try(tape, TS_KERNEL(tape, silu_forward, x->value.data, y->value.data, count_of(x)));
     }
-    TS_ASSERT(x->value.dtype == TS_F32);
-    ts_var *y = ts_tape_new(tape, TS_F32, x->value.shape, x->needs_grad);
-    if (!y) {
-        return NULL;
-    }
-    ts_tape_try(tape, TS_KERNEL(tape, silu_forward, x->value.data, y->value.data, count_of(x)));
-    unary_call *c = ts_tape_note(tape, y, silu_backward, sizeof *c);
-    if (c) {
-        *c = (unary_call){x, y};
-        ts_var_consume(x);
-    }
-    return ts_tape_status(tape) ? NULL : y;
+    return unary_end(tape, x, y, silu_backward);
 }
-
-// ---- exact GELU
-// -------------------------------------------------------------------------------------------------------
 
 static int gelu_erf_backward(ts_tape *tape, void *call) {
     const unary_call *c = call;
@@ -54,21 +59,28 @@ static int gelu_erf_backward(ts_tape *tape, void *call) {
 }
 
 ts_var *ts_nn_gelu_erf(ts_tape *tape, ts_var *x) {
-    if (ts_tape_status(tape)) {
-        return NULL;
+    ts_var *y = unary_output(tape, x);
+    if (y) {
+        ts_tape_try(tape, TS_KERNEL(tape, gelu_erf_forward, x->value.data, y->value.data, count_of(x)));
     }
-    TS_ASSERT(x->value.dtype == TS_F32);
-    ts_var *y = ts_tape_new(tape, TS_F32, x->value.shape, x->needs_grad);
-    if (!y) {
-        return NULL;
+    return unary_end(tape, x, y, gelu_erf_backward);
+}
+
+static int cast_backward(ts_tape *tape, void *call) {
+    const unary_call *c = call;
+    return ts_grad_pass(tape, c->y, c->x);
+}
+
+ts_var *ts_nn_cast(ts_tape *tape, ts_var *x, ts_dtype dtype) {
+    if (ts_tape_status(tape) || x->value.dtype == dtype) {
+        return ts_tape_status(tape) ? NULL : x;
     }
-    ts_tape_try(tape, TS_KERNEL(tape, gelu_erf_forward, x->value.data, y->value.data, count_of(x)));
-    unary_call *c = ts_tape_note(tape, y, gelu_erf_backward, sizeof *c);
-    if (c) {
-        *c = (unary_call){x, y};
-        ts_var_consume(x);
+    ts_var *y = ts_tape_new(tape, dtype, x->value.shape, x->needs_grad);
+    if (y) {
+        y->grad_dtype = TS_F32;  // rounding the value is no reason to round the gradient
+        ts_tape_try(tape, TS_KERNEL(tape, cast, x->value.data, x->value.dtype, y->value.data, dtype, count_of(x)));
     }
-    return ts_tape_status(tape) ? NULL : y;
+    return unary_end(tape, x, y, cast_backward);
 }
 
 // ---- T5's gated GELU
@@ -108,32 +120,6 @@ ts_var *ts_nn_gated_gelu(ts_tape *tape, ts_var *a, ts_var *b) {
         *c = (gated_call){a, b, y};
         ts_var_consume(a);
         ts_var_consume(b);
-    }
-    return ts_tape_status(tape) ? NULL : y;
-}
-
-// ---- cast
-// ------------------------------------------------------------------------------------------------------------
-
-static int cast_backward(ts_tape *tape, void *call) {
-    const unary_call *c = call;
-    return ts_grad_pass(tape, c->y, c->x);
-}
-
-ts_var *ts_nn_cast(ts_tape *tape, ts_var *x, ts_dtype dtype) {
-    if (ts_tape_status(tape) || x->value.dtype == dtype) {
-        return ts_tape_status(tape) ? NULL : x;
-    }
-    ts_var *y = ts_tape_new(tape, dtype, x->value.shape, x->needs_grad);
-    if (!y) {
-        return NULL;
-    }
-    y->grad_dtype = TS_F32;  // rounding the value is no reason to round the gradient
-    ts_tape_try(tape, TS_KERNEL(tape, cast, x->value.data, x->value.dtype, y->value.data, dtype, count_of(x)));
-    unary_call *c = ts_tape_note(tape, y, cast_backward, sizeof *c);
-    if (c) {
-        *c = (unary_call){x, y};
-        ts_var_consume(x);
     }
     return ts_tape_status(tape) ? NULL : y;
 }

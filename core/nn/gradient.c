@@ -61,11 +61,12 @@ int ts_grad_begin(ts_tape *tape, ts_columns x, ts_dtype dtype, bool can_accumula
     const bool whole = x.width == ts_var_width(var);
     *slot = (ts_grad_slot){.dtype = dtype};
     slot->accumulate = whole && var->grad_written && can_accumulate && dtype == TS_F32;
-    slot->separate = dtype != var->grad_dtype || (whole && var->grad_written && !slot->accumulate);
+    slot->separate = !var->needs_grad || dtype != var->grad_dtype || (whole && var->grad_written && !slot->accumulate);
     if (slot->separate) {
-        TS_ASSERT(whole);  // columns have one consumer each, of the variable's own dtype
-        slot->data = ts_pool_take(tape, (size_t)count_of(var) * ts_dtype_bytes(dtype));
-        return slot->data ? 0 : TS_ERESOURCE;
+        TS_ASSERT(whole || !var->needs_grad);  // columns have one consumer each, of the variable's own dtype
+        slot->buffer = ts_pool_take(tape, (size_t)count_of(var) * ts_dtype_bytes(dtype));
+        slot->data = slot->buffer ? (char *)slot->buffer + (size_t)x.first * ts_dtype_bytes(dtype) : NULL;
+        return slot->buffer ? 0 : TS_ERESOURCE;
     }
     TS_TRY(ts_grad_allocate(tape, var));
     slot->data = (char *)var->grad + (size_t)x.first * ts_dtype_bytes(dtype);
@@ -97,10 +98,12 @@ static int add_gradient(ts_tape *tape, ts_var *x, const void *data, ts_dtype dty
 
 int ts_grad_end(ts_tape *tape, ts_columns x, ts_grad_slot *slot) {
     if (slot->separate) {
-        TS_TRY(add_gradient(tape, x.var, slot->data, slot->dtype));
-        ts_pool_give(tape, slot->data, (size_t)count_of(x.var) * ts_dtype_bytes(slot->dtype));
+        if (x.var->needs_grad) {
+            TS_TRY(add_gradient(tape, x.var, slot->data, slot->dtype));
+        }
+        ts_pool_give(tape, slot->buffer, (size_t)count_of(x.var) * ts_dtype_bytes(slot->dtype));
     }
-    x.var->grad_written = true;
+    x.var->grad_written = x.var->needs_grad;
     return 0;
 }
 

@@ -68,13 +68,15 @@ const void *ts_columns_data(ts_columns x);
 void *ts_pool_take(ts_tape *tape, size_t bytes);
 void ts_pool_give(ts_tape *tape, void *data, size_t bytes);
 
-// Where a kernel writes its contribution to a gradient, in `dtype`. Between begin and end:
+// Where a kernel writes its contribution to a gradient, in `dtype`; that of a variable that needs none is thrown away.
+// Between begin and end:
 //   data        the columns' first element; the row stride is that of the variable
 //   accumulate  true: the kernel must add. Happens only with can_accumulate and F32.
 typedef struct ts_grad_slot {
     void *data;
     bool accumulate;
-    bool separate;  // a buffer of its own, which end adds
+    bool separate;  // in a buffer of its own, which end adds and gives back
+    void *buffer;
     ts_dtype dtype;
 } ts_grad_slot;
 int ts_grad_begin(ts_tape *tape, ts_columns x, ts_dtype dtype, bool can_accumulate, ts_grad_slot *slot);

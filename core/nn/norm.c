@@ -27,17 +27,6 @@ static int layer_norm_backward(ts_tape *tape, void *call) {
     }
     const ts_columns x = ts_whole(c->x);
     ts_grad_slot d_x;
-    if (!c->x->needs_grad) {
-        // The kernel always writes d_x: give it a place that is thrown away.
-        const size_t bytes = (size_t)(args->rows * args->width) * sizeof(float);
-        args->d_x = ts_pool_take(tape, bytes);
-        if (!args->d_x) {
-            return TS_ERESOURCE;
-        }
-        TS_TRY(TS_KERNEL(tape, layer_norm_backward, args));
-        ts_pool_give(tape, args->d_x, bytes);
-        return 0;
-    }
     TS_TRY(ts_grad_begin(tape, x, TS_F32, true, &d_x));
     args->d_x = d_x.data;
     args->accumulate_d_x = d_x.accumulate;
@@ -105,25 +94,12 @@ static int rms_norm_backward(ts_tape *tape, void *call) {
     ts_rms_norm *args = &c->args;
     TS_TRY(ts_grad_convert(tape, c->y, args->dtype_y));
     args->d_y = c->y->grad;
-    ts_grad_slot d_x = {0};
-    const size_t bytes = (size_t)(args->rows * args->x_row) * ts_dtype_bytes(args->dtype_x);
-    if (c->x.var->needs_grad) {
-        TS_TRY(ts_grad_begin(tape, c->x, args->dtype_x, true, &d_x));
-    } else {
-        // The kernel always writes d_x: give it a place that is thrown away.
-        d_x.data = ts_pool_take(tape, bytes);
-        if (!d_x.data) {
-            return TS_ERESOURCE;
-        }
-    }
+    ts_grad_slot d_x;
+    TS_TRY(ts_grad_begin(tape, c->x, args->dtype_x, true, &d_x));
     args->d_x = d_x.data;
     args->accumulate_d_x = d_x.accumulate;
     TS_TRY(TS_KERNEL(tape, rms_norm_backward, args));
-    if (c->x.var->needs_grad) {
-        return ts_grad_end(tape, c->x, &d_x);
-    }
-    ts_pool_give(tape, d_x.data, bytes);
-    return 0;
+    return ts_grad_end(tape, c->x, &d_x);
 }
 
 ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
