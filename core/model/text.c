@@ -88,11 +88,9 @@ json_t *ts_text_config_to_json(const ts_text_config *c) {
 // ---- parameters
 // ------------------------------------------------------------------------------------------------------
 
+// Vectors and tables do not decay.
 static int declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape) {
-    char full[2 * PREFIX_BYTES];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    *out = ts_params_add(params, full, shape, false);
-    return *out ? 0 : TS_EINTERNAL;
+    return ts_params_declare(out, params, prefix, name, shape, false);
 }
 
 static int open_block(text_block *b, const ts_text_config *c, ts_params *params, const char *prefix, int64_t index) {

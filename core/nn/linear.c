@@ -11,14 +11,13 @@
 
 enum { NAME_BYTES = 256 };
 
-static ts_param *declare(ts_params *params, const char *prefix, const char *name, const char *what, ts_shape shape) {
+// PREFIX NAME.WHAT; matrices decay.
+static int declare(ts_param **out, ts_params *params, const char *prefix, const char *name, const char *what,
+                   ts_shape shape) {
     char full[NAME_BYTES];
-    const int n = snprintf(full, sizeof full, "%s%s.%s", prefix, name, what);
-    if (n < 0 || n >= NAME_BYTES) {
-        TS_FAIL(TS_EINTERNAL, "parameter name '%s%s' is too long", prefix, name);
-        return NULL;
-    }
-    return ts_params_add(params, full, shape, shape.ndim > 1);
+    const int n = snprintf(full, sizeof full, "%s.%s", name, what);
+    TS_ASSERT(n > 0 && n < NAME_BYTES);
+    return ts_params_declare(out, params, prefix, full, shape, shape.ndim > 1);
 }
 
 static bool adjacent(ts_param *const *param, int count) {
@@ -35,16 +34,10 @@ int ts_linear_open_joined(ts_linear *out, ts_params *params, const char *prefix,
     TS_ASSERT(count >= 1 && count <= TS_LINEAR_MAX_PIECES);
     *out = (ts_linear){.in = in, .out = count * features, .layers = count};
     for (int i = 0; i < count; i++) {
-        out->weight[i] = declare(params, prefix, names[i], "weight", TS_SHAPE(features, in));
-        if (!out->weight[i]) {
-            return TS_EINTERNAL;
-        }
+        TS_TRY(declare(&out->weight[i], params, prefix, names[i], "weight", TS_SHAPE(features, in)));
     }
     for (int i = 0; bias && i < count; i++) {
-        out->bias[i] = declare(params, prefix, names[i], "bias", TS_SHAPE(features));
-        if (!out->bias[i]) {
-            return TS_EINTERNAL;
-        }
+        TS_TRY(declare(&out->bias[i], params, prefix, names[i], "bias", TS_SHAPE(features)));
     }
     const bool one = adjacent(out->weight, count) && (!bias || adjacent(out->bias, count));
     out->pieces = one ? 1 : count;

@@ -87,23 +87,24 @@ static int grow(params_object *p) {
     return 0;
 }
 
-ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, bool decay) {
+int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape,
+                      bool decay) {
     params_object *p = (params_object *)params;
     TS_ASSERT(!p->allocated);
-    if (params->count == p->capacity && grow(p)) {
-        return NULL;
-    }
-    const int64_t slot = find_slot(p, name);
-    if (p->slot[slot] >= 0) {
-        TS_FAIL(TS_EINTERNAL, "parameter '%s' is declared twice", name);
-        return NULL;
+    *out = NULL;
+    if (params->count == p->capacity) {
+        TS_TRY(grow(p));
     }
     ts_param *param = ts_arena_zalloc(p->names, sizeof *param);
-    char *copy = param ? ts_arena_strdup(p->names, name) : NULL;
-    if (!copy) {
-        return NULL;
+    char *full = param ? ts_arena_printf(p->names, "%s%s", prefix, name) : NULL;
+    if (!full) {
+        return TS_ERESOURCE;
     }
-    *param = (ts_param){.name = copy,
+    const int64_t slot = find_slot(p, full);
+    if (p->slot[slot] >= 0) {
+        return TS_FAIL(TS_EINTERNAL, "parameter '%s' is declared twice", full);
+    }
+    *param = (ts_param){.name = full,
                         .shape = shape,
                         .offset = params->total,
                         .count = ts_shape_count(shape),
@@ -112,6 +113,13 @@ ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, boo
     p->slot[slot] = (int32_t)params->count;
     params->item[params->count++] = param;
     params->total += (param->count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    *out = param;
+    return 0;
+}
+
+ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, bool decay) {
+    ts_param *param;
+    (void)ts_params_declare(&param, params, "", name, shape, decay);
     return param;
 }
 

@@ -38,6 +38,9 @@ void ts_params_close(ts_params **params);
 
 // Declares a tensor before allocation; NULL (error text set) when memory is exhausted or the name is taken.
 ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, bool decay);
+// The same of the name PREFIX NAME, into *out, as a status.
+int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape,
+                      bool decay);
 // Allocates the flat arrays (zeroed, huge pages) and sets the pointers of every item. Once.
 int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients);
 ts_param *ts_params_find(const ts_params *params, const char *name);  // NULL when absent
