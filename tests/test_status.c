@@ -77,6 +77,7 @@ static void test_log(void) {
     CHECK(fd >= 0);
     close(fd);
     CHECK_OK(ts_log_set_file(path));
+    TS_INFO("two\nlines \x1b[2J");
     TS_INFO("stage %d", 1);
     TS_DEBUG("hidden");
     ts_log_level level = TS_LOG_INFO;
@@ -102,7 +103,7 @@ static void test_log(void) {
     char *text = NULL;
     size_t bytes = 0;
     CHECK_OK(ts_file_read(path, 100000, &text, &bytes));
-    const char *expected = "stage 1\ndebug: shown\n[2/4] warn: careful\n[2/4] error: xxx";
+    const char *expected = "two lines  [2J\nstage 1\ndebug: shown\n[2/4] warn: careful\n[2/4] error: xxx";
     CHECK(strncmp(text, expected, strlen(expected)) == 0);
     CHECK(!strstr(text, "hidden") && !strstr(text, "not in the file"));
     const char *line = strstr(text, "\ningest 10/10 clips");

@@ -99,6 +99,8 @@ void ts_log(ts_log_level level, const char *format, ...) {
     if (used > LINE_BYTES - 2) {
         used = LINE_BYTES - 2;  // a longer line was cut
     }
+    line[used] = '\0';
+    ts_make_one_line(line);
     line[used] = '\n';
     line[used + 1] = '\0';
     print_line(line);

@@ -11,9 +11,7 @@ enum { TEXT_BYTES = 2048, PLACE_BYTES = 256 };
 static _Thread_local char error_text[TEXT_BYTES];
 static _Thread_local char error_place[PLACE_BYTES];
 
-// Messages quote file names, keys and captions of unknown origin: control characters must neither break the line nor
-// reach the terminal.
-static void make_one_line(char *text) {
+void ts_make_one_line(char *text) {
     for (char *c = text; *c; c++) {
         if ((unsigned char)*c < 0x20 || *c == 0x7f) {
             *c = ' ';
@@ -27,7 +25,7 @@ int ts_fail(int code, const char *file, int line, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    make_one_line(text);
+    ts_make_one_line(text);
     memcpy(error_text, text, sizeof text);
     snprintf(error_place, sizeof error_place, "%s:%d", file, line);
     return code;
@@ -43,7 +41,7 @@ int ts_fail_context(int code, const char *format, ...) {
         const size_t room = sizeof text - (size_t)prefix;
         snprintf(text + prefix, room, ": %.*s", (int)room, error_text);
     }
-    make_one_line(text);
+    ts_make_one_line(text);
     memcpy(error_text, text, sizeof text);
     return code;
 }
@@ -60,7 +58,7 @@ void ts_error_set(int code, const char *place, const char *text) {
     (void)code;  // callers return it; kept in the signature so that text and code always travel together
     char copy[TEXT_BYTES];
     snprintf(copy, sizeof copy, "%s", text);
-    make_one_line(copy);
+    ts_make_one_line(copy);
     memcpy(error_text, copy, sizeof copy);
     char where[PLACE_BYTES];
     snprintf(where, sizeof where, "%s", place);

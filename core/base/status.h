@@ -55,6 +55,10 @@ const char *ts_error_place(void);
 // Replaces the last error as received from another rank.
 void ts_error_set(int code, const char *place, const char *text);
 
+// Puts spaces for control characters: messages quote file names, keys and captions of unknown origin, which must
+// neither break the line nor reach the terminal.
+void ts_make_one_line(char *text);
+
 // Process exit code for a status (0..75); TS_EOF and unknown codes count as internal errors.
 int ts_exit_code(int status);
 

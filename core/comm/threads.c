@@ -29,13 +29,15 @@ static int count_neighbours(ts_comm *world, int64_t *neighbours) {
     const int size = ts_comm_size(world);
     const int64_t own = place_key();
     int64_t *key = ts_calloc((size_t)size, 2 * sizeof *key), *count = key ? key + size : NULL;
-    TS_TRY(ts_agree(world, key ? TS_OK : TS_ERESOURCE));
-    for (int i = 0; i < size; i++) {
+    int status = ts_agree(world, key ? TS_OK : TS_ERESOURCE);
+    for (int i = 0; i < size && !status; i++) {
         count[i] = 1;
     }
-    const int status = ts_all_gather_v(world, &own, key, count, TS_I64);
+    if (!status) {
+        status = ts_all_gather_v(world, &own, key, count, TS_I64);
+    }
     *neighbours = 0;
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size && !status; i++) {
         *neighbours += key[i] == own;
     }
     free(key);
