@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # What the test scripts share. Sourced from the source root, where ctest runs them:
 #
