@@ -118,6 +118,25 @@ static int resolve(options *o, const ts_model *model) {
     return TS_OK;
 }
 
+// A prompt is not cut in silence. A word that the corpus did not have takes a token for each byte.
+static int check_lengths(const ts_model *model, const ts_prompts *prompts) {
+    const char *first = NULL;
+    int64_t cut = 0;
+    for (int64_t i = 0; i < prompts->count; i++) {
+        bool fits;
+        TS_TRY(ts_model_text_fits(model, prompts->item[i], &fits));
+        first = fits || first ? first : prompts->item[i];
+        cut += !fits;
+    }
+    if (cut) {
+        TS_WARN(
+            "the end of %lld of %lld prompts has no effect: this model reads %lld tokens, and a word it does not know "
+            "takes one for each byte; the first: \"%.80s\"",
+            (long long)cut, (long long)prompts->count, (long long)ts_dit_get_config(model->dit)->text_rows, first);
+    }
+    return TS_OK;
+}
+
 // ---- output
 
 int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t, int64_t h, int64_t w,
@@ -355,7 +374,11 @@ static int run(ts_comm *world, options *o) {
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, precision_dtypes[o->precision], false)), done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
-    TS_TRY_GOTO(status, ts_agree(world, ts_comm_rank(world) == 0 ? prepare_output(o) : TS_OK), done);
+    if (ts_comm_rank(world) == 0) {
+        status = check_lengths(model, &prompts);
+        status = status ? status : prepare_output(o);
+    }
+    TS_TRY_GOTO(status, ts_agree(world, status), done);
     status = generate(world, o, model, kernels, &prompts);
 done:
     ts_model_close(&model);

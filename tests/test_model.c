@@ -135,6 +135,22 @@ static void test_text(void) {
     ts_model_close(&model);
 }
 
+static void test_text_fits(void) {
+    ts_model *model = new_model();
+    const int64_t rows = ts_dit_get_config(model->dit)->text_rows;
+    char prompt[256] = "";
+    bool fits;
+    for (int64_t i = 1; i <= rows + 1; i++) {  // a word and the end mark
+        strcat(prompt, i == 1 ? "a" : " a");
+        CHECK_OK(ts_model_text_fits(model, prompt, &fits));
+        CHECK(fits == (i + 1 <= rows));
+    }
+    CHECK_OK(ts_model_text_fits(model, "", &fits));
+    CHECK(fits);
+    CHECK_FAILS(ts_model_text_fits(model, "\xff", &fits), TS_EINPUT, "UTF-8");
+    ts_model_close(&model);
+}
+
 static void test_misfits(void) {
     ts_tokenizer *tokenizer = NULL;
     ts_model *model = NULL;
@@ -190,6 +206,7 @@ int main(void) {
     }
     test_round_trip();
     test_text();
+    test_text_fits();
     test_misfits();
     test_damage();
     CHECK_OK(ts_folder_remove(folder));

@@ -83,6 +83,30 @@ static int open_report(run *r, double peak) {
                                                           .minutes_left = limit > 0 ? limit - used : 0});
 }
 
+// Captions are not cut in silence.
+static int check_captions(const ts_trainer *t) {
+    enum { LOOKED_AT = 10000 };  // of a large data set, the first
+    const int64_t clips = ts_dataset_clips(t->dataset), n = clips < LOOKED_AT ? clips : LOOKED_AT;
+    int64_t cut = 0;
+    for (int64_t i = 0; i < n; i++) {
+        bool fits;
+        TS_TRY(ts_model_text_fits(t->model, ts_dataset_caption(t->dataset, i), &fits));
+        cut += !fits;
+    }
+    if (cut) {
+        TS_WARN("%s: %" PRId64 " of %" PRId64 " captions have more tokens than the %" PRId64
+                " of model.text_rows: their "
+                "end has no effect; raise it for a new run",
+                t->config->data, cut, n, ts_dit_get_config(t->model->dit)->text_rows);
+    }
+    return TS_OK;
+}
+
+static int open_on_first_rank(run *r, double peak) {
+    TS_TRY(check_captions(r->trainer));
+    return open_report(r, peak);
+}
+
 // The folder is touched last, so that a run that cannot start leaves nothing behind.
 static int open_run(run *r) {
     bool restored = false;
@@ -95,7 +119,7 @@ static int open_run(run *r) {
     TS_TRY(ts_peak_measure(r->trainer->kernels, r->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16, r->world,
                            &peak));
     TS_TRY(ts_agree(r->world, open_folder(r)));
-    TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_report(r, peak) : TS_OK));
+    TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_on_first_rank(r, peak) : TS_OK));
     const ts_params *params = r->trainer->model->params;
     TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks",
             r->config->out, 1e-6 * (double)params->total, ts_dataset_clips(r->trainer->dataset), r->config->train.steps,

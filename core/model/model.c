@@ -105,3 +105,13 @@ ts_var *ts_model_encode_text(ts_tape *tape, const ts_model *model, const char *c
     }
     return ts_text_forward(tape, model->text, ids, counts, n, rows, true);
 }
+
+int ts_model_text_fits(const ts_model *model, const char *prompt, bool *fits) {
+    const int64_t rows = ts_dit_get_config(model->dit)->text_rows;
+    int64_t count = 0;
+    int32_t *ids = ts_malloc((size_t)(rows + 1) * sizeof *ids);
+    const int status = ids ? ts_tokenizer_encode(model->tokenizer, prompt, rows + 1, ids, &count) : TS_ERESOURCE;
+    free(ids);
+    *fits = count <= rows;
+    return status;
+}

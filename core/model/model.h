@@ -10,6 +10,7 @@
 #ifndef TS_MODEL_MODEL_H
 #define TS_MODEL_MODEL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/model/codec.h"
@@ -56,5 +57,8 @@ void ts_model_close(ts_model **model);
 // Text context of prompts: tokenizes, runs the encoder on `tape`; [n, text_rows, text_dim] f32, zero beyond each
 // prompt.
 ts_var *ts_model_encode_text(ts_tape *tape, const ts_model *model, const char *const *prompts, int64_t n);
+
+// Whether a prompt has no more tokens than the model reads; of a longer one the end has no effect.
+int ts_model_text_fits(const ts_model *model, const char *prompt, bool *fits);
 
 #endif
