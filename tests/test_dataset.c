@@ -149,7 +149,7 @@ static void test_writer(void) {
     CHECK_OK(ts_shard_writer_add(writer, latent, &good));
     ts_shard_writer_abandon(&writer);
     CHECK(writer == NULL);
-    CHECK_FAILS(ts_shard_writer_open(&writer, "/nowhere/x.h5", TS_SHAPE(1, 1, 1, 1), 0), TS_ERESOURCE, "/nowhere/x.h5");
+    CHECK_FAILS(ts_shard_writer_open(&writer, "/nowhere/x.h5", TS_SHAPE(1, 1, 1, 1), 0), TS_EINPUT, "/nowhere/x.h5");
     CHECK_OK(ts_folder_list(folder, &names, &after));
     ts_folder_list_free(names, after);
     CHECK(before == after);
@@ -206,7 +206,7 @@ static void test_damage(void) {
     open_fails(false, "shard-b.h5: has");
     open_fails(true, "truncated");
     CHECK(unlink(keep) == 0);
-    open_fails(false, "shard-b.h5: cannot be opened");
+    open_fails(false, "shard-b.h5: cannot open");
     // Any single flipped bit is found by the sums; without them opening may succeed but must not crash.
     for (size_t place = 0; place < size; place += 1 + size / 80) {
         ts_dataset *dataset = NULL;
@@ -247,7 +247,7 @@ static void test_manifest(void) {
     replace_in_manifest("fedcba9876543210", "fedcba987654321", "16 hexadecimal digits");
     replace_in_manifest("shard-a.h5", "../shard-a.h5", "plain name");
     replace_in_manifest("shard-a.h5", "shard-b.h5", "out of order or there twice");
-    replace_in_manifest("shard-a.h5", "shard-0.h5", "shard-0.h5: cannot be opened");
+    replace_in_manifest("shard-a.h5", "shard-0.h5", "shard-0.h5: cannot open");
     replace_in_manifest("\"count\": 3", "\"count\": 4", "/latents has another shape");
     replace_in_manifest("\"count\": 3", "\"count\": 0", "count");
     replace_in_manifest("\"count\": 3", "\"count\": 4611686018427387904", "do not fit");

@@ -131,7 +131,7 @@ static void test_writer_refuses(void) {
     const float x = 1;
     const ts_safetensors_item twice[] = {{"x", TS_F32, TS_SHAPE(1), &x}, {"x", TS_U8, TS_SHAPE(1), &x}};
     CHECK_FAILS(ts_safetensors_write(in_folder("twice.safetensors"), twice, 2, NULL), TS_ERESOURCE, "given twice");
-    CHECK_FAILS(ts_safetensors_write(in_folder("none/x.safetensors"), twice, 1, NULL), TS_ERESOURCE, "none/x");
+    CHECK_FAILS(ts_safetensors_write(in_folder("none/x.safetensors"), twice, 1, NULL), TS_EINPUT, "none/x");
     CHECK(!ts_path_exists(in_folder("twice.safetensors")) && !ts_path_exists(in_folder("twice.safetensors.tmp")));
 }
 
@@ -153,7 +153,7 @@ static void test_header_length(void) {
     CHECK(truncate(path, 200000000) == 0);
     CHECK_FAILS(ts_safetensors_open(&file, path), TS_EINPUT, "claims a header of 100000001 bytes");
     CHECK(unlink(path) == 0);
-    CHECK_FAILS(ts_safetensors_open(&file, path), TS_EINPUT, "cannot be opened");
+    CHECK_FAILS(ts_safetensors_open(&file, path), TS_EINPUT, "cannot open");
     CHECK_FAILS(ts_safetensors_open(&file, "/dev/zero"), TS_EINPUT, "not a regular file");
 }
 
@@ -243,7 +243,7 @@ static void test_index(void) {
     index_refused("{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "plain name");
     index_refused("{\"weight_map\":{\"a\":\"..\\\\1.safetensors\"}}", "plain name");
     index_refused("{\"weight_map\":{\"a\":7}}", "plain name");
-    index_refused("{\"weight_map\":{\"a\":\"9.safetensors\"}}", "9.safetensors: cannot be opened");
+    index_refused("{\"weight_map\":{\"a\":\"9.safetensors\"}}", "9.safetensors: cannot open");
     index_refused("{\"weight_map\":{\"c\":\"1.safetensors\"}}", "tensor \"c\": is not in its shard 1.safetensors");
     index_refused("{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}", "is not in its shard");
     index_refused("{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"2.safetensors\"}}", "tensor \"c\"");

@@ -20,8 +20,7 @@
 
 enum { PATH_BYTES = 4096, HASH_BLOCK = 1 << 20, WALK_HANDLES = 32 };
 
-// The message of the last failed system call on `path`; what the machine ran out of is not the input's fault.
-static int fail_errno(const char *path, const char *what) {
+int ts_file_fail(const char *path, const char *what, const char *file, int line) {
     const int error = errno;
     const char *remedy = "";
     int code = TS_EINPUT;
@@ -47,7 +46,7 @@ static int fail_errno(const char *path, const char *what) {
     default:
         break;
     }
-    return TS_FAIL(code, "%s: cannot %s: %s%s", path, what, strerror(error), remedy);
+    return ts_fail(code, file, line, "%s: cannot %s: %s%s", path, what, strerror(error), remedy);
 }
 
 // ---- reading
@@ -56,7 +55,7 @@ static int fail_errno(const char *path, const char *what) {
 static int read_open_file(int fd, const char *path, size_t max_bytes, char **out, size_t *out_bytes) {
     struct stat about;
     if (fstat(fd, &about)) {
-        return fail_errno(path, "stat");
+        return TS_FILE_FAIL(path, "stat");
     }
     if (!S_ISREG(about.st_mode)) {
         return TS_FAIL(TS_EINPUT, "%s: is not a regular file", path);
@@ -86,7 +85,7 @@ int ts_file_read(const char *path, size_t max_bytes, char **out, size_t *out_byt
     *out_bytes = 0;
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never hangs on a named pipe
     if (fd < 0) {
-        return fail_errno(path, "open");
+        return TS_FILE_FAIL(path, "open");
     }
     const int status = read_open_file(fd, path, max_bytes, out, out_bytes);
     close(fd);
@@ -99,7 +98,7 @@ int ts_file_pread_all(int fd, void *data, size_t bytes, int64_t offset, const ch
     while (done < bytes) {
         const ssize_t got = pread(fd, to + done, bytes - done, offset + (int64_t)done);
         if (got < 0 && errno != EINTR) {
-            return fail_errno(path, "read");
+            return TS_FILE_FAIL(path, "read");
         }
         if (got == 0) {
             return TS_FAIL(TS_EINPUT, "%s: ends at byte %lld, %zu bytes short; the file is truncated", path,
@@ -117,7 +116,7 @@ static int hash_stream(int fd, const char *path, XXH3_state_t *state, char *bloc
             continue;
         }
         if (got < 0) {
-            return fail_errno(path, "read");
+            return TS_FILE_FAIL(path, "read");
         }
         if (got == 0) {
             return TS_OK;
@@ -129,7 +128,7 @@ static int hash_stream(int fd, const char *path, XXH3_state_t *state, char *bloc
 int ts_file_hash(const char *path, uint64_t *out) {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
-        return fail_errno(path, "open");
+        return TS_FILE_FAIL(path, "open");
     }
     int status = TS_ERESOURCE;
     XXH3_state_t *state = XXH3_createState();
@@ -155,7 +154,7 @@ int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path) 
     while (bytes) {
         const ssize_t put = write(fd, from, bytes);
         if (put < 0 && errno != EINTR) {
-            return fail_errno(path, "write");
+            return TS_FILE_FAIL(path, "write");
         }
         if (put > 0) {
             from += put;
@@ -186,7 +185,7 @@ int ts_file_rename(const char *from, const char *to) {
     char parent[PATH_BYTES];
     TS_TRY(parent_folder(to, parent));
     if (rename(from, to)) {
-        return fail_errno(to, "rename into place");
+        return TS_FILE_FAIL(to, "rename into place");
     }
     return ts_folder_sync(parent);
 }
@@ -194,14 +193,14 @@ int ts_file_rename(const char *from, const char *to) {
 static int write_and_sync(const char *path, const void *data, size_t bytes) {
     const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) {
-        return fail_errno(path, "create");
+        return TS_FILE_FAIL(path, "create");
     }
     int status = ts_file_write_all(fd, data, bytes, path);
     if (!status && fsync(fd)) {
-        status = fail_errno(path, "sync");
+        status = TS_FILE_FAIL(path, "sync");
     }
     if (close(fd) && !status) {
-        status = fail_errno(path, "close");
+        status = TS_FILE_FAIL(path, "close");
     }
     return status;
 }
@@ -270,7 +269,7 @@ int ts_folder_make(const char *path) {
         memcpy(partial, path, i);
         partial[i] = '\0';
         if (mkdir(partial, 0777) && errno != EEXIST) {
-            return fail_errno(partial, "make the folder");
+            return TS_FILE_FAIL(partial, "make the folder");
         }
     }
     if (!ts_path_is_folder(path)) {
@@ -282,10 +281,10 @@ int ts_folder_make(const char *path) {
 static int sync_path(const char *path, int flags) {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | flags);
     if (fd < 0) {
-        return fail_errno(path, "open");
+        return TS_FILE_FAIL(path, "open");
     }
     const int failed = fsync(fd);
-    const int status = failed ? fail_errno(path, "sync") : TS_OK;
+    const int status = failed ? TS_FILE_FAIL(path, "sync") : TS_OK;
     close(fd);
     return status;
 }
@@ -298,7 +297,7 @@ int ts_folder_lock(const char *path, double patience, int *out) {
     const double start = ts_clock_seconds();
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
-        return fail_errno(path, "open");
+        return TS_FILE_FAIL(path, "open");
     }
     while (flock(fd, LOCK_EX | LOCK_NB)) {
         if (errno != EWOULDBLOCK && errno != EINTR) {
@@ -318,16 +317,16 @@ int ts_folder_lock(const char *path, double patience, int *out) {
 
 static int remove_entry(const char *path, const struct stat *about, int kind, struct FTW *where) {
     (void)about, (void)kind, (void)where;
-    return remove(path) && errno != ENOENT ? fail_errno(path, "remove") : TS_OK;
+    return remove(path) && errno != ENOENT ? TS_FILE_FAIL(path, "remove") : TS_OK;
 }
 
 int ts_folder_remove(const char *path) {
     struct stat about;
     if (lstat(path, &about)) {
-        return errno == ENOENT ? TS_OK : fail_errno(path, "remove");
+        return errno == ENOENT ? TS_OK : TS_FILE_FAIL(path, "remove");
     }
     const int result = nftw(path, remove_entry, WALK_HANDLES, FTW_DEPTH | FTW_PHYS);
-    return result == -1 ? fail_errno(path, "walk the folder") : result;
+    return result == -1 ? TS_FILE_FAIL(path, "walk the folder") : result;
 }
 
 static int sync_entry(const char *path, const struct stat *about, int kind, struct FTW *where) {
@@ -342,7 +341,7 @@ int ts_folder_commit(const char *tmp, const char *final_path) {
     }
     const int result = nftw(tmp, sync_entry, WALK_HANDLES, FTW_DEPTH | FTW_PHYS);
     if (result) {
-        return result == -1 ? fail_errno(tmp, "walk the folder") : result;
+        return result == -1 ? TS_FILE_FAIL(tmp, "walk the folder") : result;
     }
     return ts_file_rename(tmp, final_path);
 }
@@ -357,7 +356,7 @@ static int collect_names(DIR *folder, const char *path, char ***names, int64_t *
         errno = 0;
         const struct dirent *entry = readdir(folder);
         if (!entry) {
-            return errno ? fail_errno(path, "read the folder") : TS_OK;
+            return errno ? TS_FILE_FAIL(path, "read the folder") : TS_OK;
         }
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) {
             continue;
@@ -383,7 +382,7 @@ int ts_folder_list(const char *path, char ***out_names, int64_t *out_count) {
     *out_count = 0;
     DIR *folder = opendir(path);
     if (!folder) {
-        return fail_errno(path, "open the folder");
+        return TS_FILE_FAIL(path, "open the folder");
     }
     const int status = collect_names(folder, path, out_names, out_count);
     closedir(folder);

@@ -18,6 +18,10 @@ int ts_file_rename(const char *from, const char *to);
 // write(2) / pread(2) until done; TS_ERESOURCE on a full disk, TS_EINPUT on a short file. `path` for the message only.
 int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path);
 int ts_file_pread_all(int fd, void *data, size_t bytes, int64_t offset, const char *path);
+// The status and message of the last failed system call on `path`, from errno: "PATH: cannot WHAT: reason".
+// TS_ERESOURCE for what the machine ran out of (space, handles, memory), else TS_EINPUT.
+#define TS_FILE_FAIL(path, what) ts_file_fail((path), (what), __FILE__, __LINE__)
+int ts_file_fail(const char *path, const char *what, const char *file, int line);
 // XXH3-64 of a whole file, streamed.
 int ts_file_hash(const char *path, uint64_t *out);
 

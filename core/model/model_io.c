@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model folder: reading and writing.
-#include <errno.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "core/base/file.h"
 #include "core/base/json.h"
@@ -194,8 +192,7 @@ static int replace_folder(const char *tmp, const char *folder) {
     TS_TRY(ts_folder_remove(old));
     const bool replaces = ts_path_exists(folder);
     if (replaces && rename(folder, old) != 0) {
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot be renamed to make room for the new model: %s", folder,
-                       strerror(errno));
+        return TS_FILE_FAIL(folder, "make room for the new model");
     }
     const int status = ts_folder_commit(tmp, folder);
     if (status) {

@@ -5,7 +5,6 @@
 //   {"__metadata__": {text: text}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
 #include "core/store/safetensors.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
@@ -149,8 +148,7 @@ static int read_header(shard *s) {
     struct stat about;
     s->fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never hangs on a named pipe
     if (s->fd < 0 || fstat(s->fd, &about)) {
-        return TS_FAIL(errno == EMFILE || errno == ENFILE ? TS_ERESOURCE : TS_EINPUT, "%s: cannot be opened: %s",
-                       s->path, strerror(errno));
+        return TS_FILE_FAIL(s->path, "open");
     }
     if (!S_ISREG(about.st_mode)) {
         return TS_FAIL(TS_EINPUT, "%s: is not a regular file; name a .safetensors file or its folder", s->path);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writing safetensors: the same bytes as the reference writer, streamed from the caller's memory.
-#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -98,7 +97,7 @@ static int put_all(int fd, XXH3_state_t *hash, const char *header, const ts_safe
         TS_TRY(put(fd, hash, sorted[i]->data, (size_t)item_bytes(sorted[i]), path));
     }
     if (fsync(fd)) {
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot be synced: %s", path, strerror(errno));
+        return TS_FILE_FAIL(path, "sync");
     }
     return TS_OK;
 }
@@ -115,11 +114,10 @@ static int write_sorted(const char *path, const ts_safetensors_item *const *sort
                        path);
     }
     const int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int status = fd < 0 ? TS_FAIL(TS_ERESOURCE, "%s: cannot be created: %s", temporary, strerror(errno))
-                        : put_all(fd, hash, header, sorted, count, temporary);
+    int status = fd < 0 ? TS_FILE_FAIL(temporary, "create") : put_all(fd, hash, header, sorted, count, temporary);
     free(header);
     if (fd >= 0 && close(fd) && !status) {
-        status = TS_FAIL(TS_ERESOURCE, "%s: cannot be closed: %s", temporary, strerror(errno));
+        status = TS_FILE_FAIL(temporary, "close");
     }
     if (!status) {
         status = ts_file_rename(temporary, path);

@@ -3,7 +3,6 @@
 // file's size before memory is asked for. Links, external storage, filters and other layouts are refused.
 #include "core/store/shard.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
@@ -285,8 +284,7 @@ static int open_file(ts_shard *s, opening *o, const ts_shard_info *info) {
     struct stat about;
     s->fd = open(o->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (s->fd < 0 || fstat(s->fd, &about)) {
-        return TS_FAIL(errno == EMFILE || errno == ENFILE ? TS_ERESOURCE : TS_EINPUT, "%s: cannot be opened: %s",
-                       o->path, strerror(errno));
+        return TS_FILE_FAIL(o->path, "open");
     }
     o->file_bytes = about.st_size;
     if (!S_ISREG(about.st_mode) || o->file_bytes != info->bytes) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writing a shard. HDF5 wants the size of a contiguous data set in advance and clips come one by one: latents go to an
 // unlinked spool file beside the shard and are copied to their place when the count is known.
-#include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stddef.h>
@@ -50,7 +49,7 @@ static int open_spool(ts_shard_writer *w) {
     snprintf(w->temporary, sizeof w->temporary, "%.*s.tmp", TS_SHARD_PATH_BYTES - 8, w->path);
     w->spool = open(spool, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (w->spool < 0) {
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot be created: %s", spool, strerror(errno));
+        return TS_FILE_FAIL(spool, "create");
     }
     unlink(spool);  // whatever happens, it leaves nothing behind
     return TS_OK;
@@ -142,7 +141,7 @@ int ts_shard_writer_add(ts_shard_writer *w, const float *latent, const ts_clip_r
     }
     const int64_t bytes = w->elements * (int64_t)sizeof *w->clip;
     if (lseek(w->spool, w->count * bytes, SEEK_SET) < 0) {  // a failed write may have left half a clip
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot seek in its spool: %s", w->path, strerror(errno));
+        return TS_FILE_FAIL(w->path, "seek in its spool");
     }
     TS_TRY(ts_file_write_all(w->spool, w->clip, (size_t)bytes, w->path));
     heap_add(&w->caption, w->count, clip->caption);
@@ -353,7 +352,7 @@ static int assemble(const ts_shard_writer *w, const target *t, const layout *l) 
         TS_TRY(append(t, t->block, part));
     }
     TS_TRY(append_layout(t, l, l->latents + (uint64_t)bytes, l->bytes));
-    return fsync(t->fd) ? TS_FAIL(TS_ERESOURCE, "%s: cannot be synced: %s", t->path, strerror(errno)) : TS_OK;
+    return fsync(t->fd) ? TS_FILE_FAIL(t->path, "sync") : TS_OK;
 }
 
 static int write_file(const ts_shard_writer *w, const layout *l, uint64_t *sum) {
@@ -361,7 +360,7 @@ static int write_file(const ts_shard_writer *w, const layout *l, uint64_t *sum) 
     t.fd = open(t.path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     int status = TS_OK;
     if (t.fd < 0) {
-        status = TS_FAIL(TS_ERESOURCE, "%s: cannot be created: %s", t.path, strerror(errno));
+        status = TS_FILE_FAIL(t.path, "create");
     } else if (!t.hash || !t.block) {
         status = TS_FAIL(TS_ERESOURCE, "%s: no memory to write it", t.path);
     } else {
@@ -370,7 +369,7 @@ static int write_file(const ts_shard_writer *w, const layout *l, uint64_t *sum) 
         *sum = XXH3_64bits_digest(t.hash);
     }
     if (t.fd >= 0 && close(t.fd) && !status) {
-        status = TS_FAIL(TS_ERESOURCE, "%s: cannot be closed: %s", t.path, strerror(errno));
+        status = TS_FILE_FAIL(t.path, "close");
     }
     free(t.block);
     XXH3_freeState(t.hash);
