@@ -18,7 +18,7 @@
 #include "core/base/log.h"
 #include "core/base/status.h"
 
-enum { PATH_BYTES = 4096, HASH_BLOCK = 1 << 20, WALK_HANDLES = 32 };
+enum { HASH_BLOCK = 1 << 20, WALK_HANDLES = 32 };
 
 int ts_file_fail(const char *path, const char *what, const char *file, int line) {
     const int error = errno;
@@ -164,11 +164,11 @@ int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path) 
     return TS_OK;
 }
 
-static int parent_folder(const char *path, char out[PATH_BYTES]) {
+static int parent_folder(const char *path, char out[TS_PATH_BYTES]) {
     const char *slash = strrchr(path, '/');
     const size_t length = slash ? (size_t)(slash - path) : 0;
-    if (length >= PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, PATH_BYTES);
+    if (length >= TS_PATH_BYTES) {
+        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
     }
     if (!slash) {
         strcpy(out, ".");
@@ -182,7 +182,7 @@ static int parent_folder(const char *path, char out[PATH_BYTES]) {
 }
 
 int ts_file_rename(const char *from, const char *to) {
-    char parent[PATH_BYTES];
+    char parent[TS_PATH_BYTES];
     TS_TRY(parent_folder(to, parent));
     if (rename(from, to)) {
         return TS_FILE_FAIL(to, "rename into place");
@@ -206,9 +206,9 @@ static int write_and_sync(const char *path, const void *data, size_t bytes) {
 }
 
 int ts_file_write_atomic(const char *path, const void *data, size_t bytes) {
-    char temporary[PATH_BYTES];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, PATH_BYTES);
+    char temporary[TS_PATH_BYTES];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= TS_PATH_BYTES) {
+        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
     }
     int status = write_and_sync(temporary, data, bytes);
     if (!status) {
@@ -257,10 +257,10 @@ const char *ts_path_base(const char *path) {
 // -----------------------------------------------------------------------------------------------------------
 
 int ts_folder_make(const char *path) {
-    char partial[PATH_BYTES];
+    char partial[TS_PATH_BYTES];
     const size_t length = strlen(path);
-    if (length == 0 || length >= PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "\"%.80s\": a folder's path must have 1 to %d bytes", path, PATH_BYTES - 1);
+    if (length == 0 || length >= TS_PATH_BYTES) {
+        return TS_FAIL(TS_EINPUT, "\"%.80s\": a folder's path must have 1 to %d bytes", path, TS_PATH_BYTES - 1);
     }
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') {

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { TS_PATH_BYTES = 4096 };  // room for any path, its terminator included
+
 // Whole file into a new NUL-terminated buffer that the caller frees. TS_EINPUT when missing or larger than max_bytes.
 int ts_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes);
 // Writes path.tmp, fsyncs, renames over path, fsyncs the folder.

@@ -8,20 +8,20 @@
 #include "core/model/model_private.h"
 #include "core/model/weights.h"
 
-enum { PATH_BYTES = 4096, MAX_CONFIG_BYTES = 1 << 20 };
+enum { MAX_CONFIG_BYTES = 1 << 20 };
 
 static const char *TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors", *TEXT_FILE = "model.safetensors";
 
 // ---- reading
 // ---------------------------------------------------------------------------------------------------------
 
-static int read_json(const char *folder, const char *name, char path[PATH_BYTES], json_t **out) {
-    TS_TRY(ts_path_join(path, PATH_BYTES, folder, name));
+static int read_json(const char *folder, const char *name, char path[TS_PATH_BYTES], json_t **out) {
+    TS_TRY(ts_path_join(path, TS_PATH_BYTES, folder, name));
     return ts_json_read(path, MAX_CONFIG_BYTES, out);
 }
 
 static int read_configs(const char *folder, ts_dit_config *dit, ts_text_config *text) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     json_t *json = NULL;
     TS_TRY(read_json(folder, "transformer/config.json", path, &json));
     int status = ts_dit_config_from_json(dit, json, path);
@@ -49,7 +49,7 @@ static int defaults_from_json(ts_model_defaults *out, const json_t *index, const
 }
 
 static int read_defaults(const char *folder, ts_model_defaults *out) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     json_t *json = NULL;
     TS_TRY(read_json(folder, "model_index.json", path, &json));
     int status = defaults_from_json(out, json, path);
@@ -69,7 +69,7 @@ typedef int (*weights_function)(ts_params *params, const char *prefix, const cha
 
 // Calls `function` for the weights of both parts.
 static int with_weights(ts_params *params, const char *folder, weights_function function) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "transformer"));
     TS_TRY(function(params, TS_MODEL_TRANSFORMER, path));
     TS_TRY(ts_path_join(path, sizeof path, folder, "text_encoder"));
@@ -81,7 +81,7 @@ int ts_model_check_weights(ts_params *params, const char *folder) {
 }
 
 static int load_parts(ts_tokenizer **tokenizer, ts_codec **codec, const char *folder) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "tokenizer"));
     TS_TRY(ts_tokenizer_load(tokenizer, path));
     TS_TRY(ts_path_join(path, sizeof path, folder, "codec"));
@@ -120,7 +120,7 @@ failed:
 
 // Takes over `value`.
 static int write_json(const char *folder, const char *name, json_t *value) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     int status = value ? ts_path_join(path, sizeof path, folder, name)
                        : TS_FAIL(TS_ERESOURCE, "%s/%s: no memory for its JSON", folder, name);
     if (!status) {
@@ -151,7 +151,7 @@ static json_t *scheduler_json(const ts_model_defaults *d) {
 
 static int make_folders(const char *folder) {
     static const char *const parts[] = {"transformer", "text_encoder", "tokenizer", "codec", "scheduler"};
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         TS_TRY(ts_path_join(path, sizeof path, folder, parts[i]));
         TS_TRY(ts_folder_make(path));
@@ -160,7 +160,7 @@ static int make_folders(const char *folder) {
 }
 
 static int save_weights(const ts_model *model, const float *values, const char *folder) {
-    char part[PATH_BYTES], path[PATH_BYTES];
+    char part[TS_PATH_BYTES], path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(part, sizeof part, folder, "transformer"));
     TS_TRY(ts_path_join(path, sizeof path, part, TRANSFORMER_FILE));
     TS_TRY(ts_weights_save(model->params, values, TS_MODEL_TRANSFORMER, path));
@@ -170,7 +170,7 @@ static int save_weights(const ts_model *model, const float *values, const char *
 }
 
 static int save_parts(const ts_model *model, const float *values, const char *folder) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(make_folders(folder));
     TS_TRY(write_json(folder, "model_index.json", index_json(&model->defaults)));
     TS_TRY(write_json(folder, "scheduler/scheduler_config.json", scheduler_json(&model->defaults)));
@@ -185,8 +185,8 @@ static int save_parts(const ts_model *model, const float *values, const char *fo
 
 // A folder cannot be renamed over another: the old one steps aside first, and goes when the new one stands.
 static int replace_folder(const char *tmp, const char *folder) {
-    char old[PATH_BYTES];
-    if (snprintf(old, sizeof old, "%s.old", folder) >= PATH_BYTES) {
+    char old[TS_PATH_BYTES];
+    if (snprintf(old, sizeof old, "%s.old", folder) >= TS_PATH_BYTES) {
         return TS_FAIL(TS_EINPUT, "%s: the path is too long", folder);
     }
     TS_TRY(ts_folder_remove(old));
@@ -205,8 +205,8 @@ static int replace_folder(const char *tmp, const char *folder) {
 }
 
 int ts_model_save(const ts_model *model, const float *values, const char *folder) {
-    char tmp[PATH_BYTES];
-    if (snprintf(tmp, sizeof tmp, "%s.tmp", folder) >= PATH_BYTES) {
+    char tmp[TS_PATH_BYTES];
+    if (snprintf(tmp, sizeof tmp, "%s.tmp", folder) >= TS_PATH_BYTES) {
         return TS_FAIL(TS_EINPUT, "%s: the path is too long", folder);
     }
     TS_TRY(ts_folder_remove(tmp));

@@ -12,7 +12,7 @@
 #include "core/model/weights.h"
 #include "core/nn/loss.h"
 
-enum { MAX_CONFIG_BYTES = 1 << 20, PATH_BYTES = 4096 };
+enum { MAX_CONFIG_BYTES = 1 << 20 };
 
 // ---- transformer -----------------------------------------------------------------------------------------------------
 
@@ -266,12 +266,8 @@ static int open_and_check(ts_parity *p, ts_tape **tape, ts_params **params, cons
 }
 
 int ts_parity_run(ts_parity *p) {
-    char path[PATH_BYTES];
-    if (p->config) {
-        snprintf(path, sizeof path, "%s", p->config);
-    } else {
-        TS_TRY(ts_path_join(path, sizeof path, p->model, "config.json"));
-    }
+    char path[TS_PATH_BYTES];
+    TS_TRY(ts_path_join(path, sizeof path, p->config ? "" : p->model, p->config ? p->config : "config.json"));
     json_t *json = NULL;
     ts_tape *tape = NULL;
     ts_params *params = NULL;

@@ -19,8 +19,7 @@ enum {
     ID_WORD = 3 + 256,    // id of the most frequent word
     MAX_WORD_BYTES = 64,  // longer words are always spelt
     MAX_WORDS = 1 << 20,
-    MAX_FILE_BYTES = 64 << 20,
-    PATH_BYTES = 4096
+    MAX_FILE_BYTES = 64 << 20
 };
 
 typedef struct word {
@@ -282,7 +281,7 @@ uint64_t ts_tokenizer_fingerprint(const ts_tokenizer *tokenizer) {
 // --------------------------------------------------------------------------------------------------------------
 
 int ts_tokenizer_save(const ts_tokenizer *tokenizer, const char *folder) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "tokenizer.json"));
     json_t *words = json_array();
     for (int64_t i = 0; i < tokenizer->words.count; i++) {
@@ -341,7 +340,7 @@ static int read_words(lexicon *l, const json_t *root, const char *path) {
 
 int ts_tokenizer_load(ts_tokenizer **out, const char *folder) {
     *out = NULL;
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "tokenizer.json"));
     json_t *root;
     TS_TRY(ts_json_read(path, MAX_FILE_BYTES, &root));

@@ -18,7 +18,7 @@
 #include "core/base/log.h"
 #include "core/base/status.h"
 
-enum { PATH_BYTES = 4096, VERSION = 1, MAX_MANIFEST_BYTES = 64 << 20, NAME_BYTES = 128 };
+enum { VERSION = 1, MAX_MANIFEST_BYTES = 64 << 20, NAME_BYTES = 128 };
 
 // The step of "step-00001234", or -1 for any other name.
 static int64_t parse_name(const char *name) {
@@ -34,7 +34,7 @@ static int64_t parse_name(const char *name) {
 static int step_path(char *out, const char *folder, int64_t step, const char *ending) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "step-%08" PRId64 "%s", step, ending);
-    return ts_path_join(out, PATH_BYTES, folder, name);
+    return ts_path_join(out, TS_PATH_BYTES, folder, name);
 }
 
 // ---- writing -----------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ static int check_finite(const ts_checkpoint_group *group) {
 }
 
 static int write_group(const char *folder, const ts_checkpoint_group *group, json_t *files) {
-    char name[NAME_BYTES], path[PATH_BYTES], hex[17];
+    char name[NAME_BYTES], path[TS_PATH_BYTES], hex[17];
     uint64_t sum;
     snprintf(name, sizeof name, "%s.safetensors", group->name);
     TS_TRY(ts_path_join(path, sizeof path, folder, name));
@@ -78,7 +78,7 @@ static int write_group(const char *folder, const ts_checkpoint_group *group, jso
 
 static int write_files(const char *folder, int64_t step, const json_t *state, const ts_checkpoint_group *groups,
                        int64_t group_count) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     json_t *files = json_array();
     int status = ts_folder_make(folder);
     for (int64_t i = 0; i < group_count && !status; i++) {
@@ -110,7 +110,7 @@ static bool is_temporary(const char *name) {
 
 // What interrupted saves and removals left behind.
 static int remove_temporaries(const char *folder) {
-    char **names, path[PATH_BYTES];
+    char **names, path[TS_PATH_BYTES];
     int64_t count;
     TS_TRY(ts_folder_list(folder, &names, &count));
     int status = TS_OK;
@@ -156,7 +156,7 @@ static int list_steps(const char *folder, int64_t **out, int64_t *out_count) {
 
 // A checkpoint is renamed before it is removed: half of one must never look like a damaged one.
 static int remove_step(const char *folder, int64_t step) {
-    char path[PATH_BYTES], temporary[PATH_BYTES];
+    char path[TS_PATH_BYTES], temporary[TS_PATH_BYTES];
     TS_TRY(step_path(path, folder, step, ""));
     TS_TRY(step_path(temporary, folder, step, ".tmp"));
     TS_TRY(ts_file_rename(path, temporary));
@@ -180,7 +180,7 @@ static int keep_newest(const char *folder, int64_t newest, int64_t keep) {
 }
 
 static int read_manifest(const char *path, json_t **out) {
-    char file[PATH_BYTES];
+    char file[TS_PATH_BYTES];
     int64_t version;
     TS_TRY(ts_path_join(file, sizeof file, path, "manifest.json"));
     TS_TRY(ts_json_read(file, MAX_MANIFEST_BYTES, out));
@@ -228,7 +228,7 @@ static int settle_existing(const char *path, const char *temporary, bool *same) 
 
 static int save(const char *folder, int64_t step, const json_t *state, const ts_checkpoint_group *groups,
                 int64_t group_count, int64_t keep) {
-    char path[PATH_BYTES], temporary[PATH_BYTES];
+    char path[TS_PATH_BYTES], temporary[TS_PATH_BYTES];
     bool same = false;
     TS_TRY(step_path(path, folder, step, ""));
     TS_TRY(step_path(temporary, folder, step, ".tmp"));
@@ -265,7 +265,7 @@ int ts_checkpoint_save(const char *folder, int64_t step, const json_t *state, co
 // ---- verifying and reading ---------------------------------------------------------------------------------------
 
 static int verify_file(const char *path, const json_t *about) {
-    char file[PATH_BYTES], hex[17];
+    char file[TS_PATH_BYTES], hex[17];
     const char *name, *claimed;
     int64_t bytes, tensors;
     uint64_t sum;
@@ -326,7 +326,7 @@ int ts_checkpoint_read_state(const char *path, json_t **state) {
 }
 
 int ts_checkpoint_open_group(const char *path, const char *group, ts_safetensors **out) {
-    char name[NAME_BYTES], file[PATH_BYTES];
+    char name[NAME_BYTES], file[TS_PATH_BYTES];
     snprintf(name, sizeof name, "%s.safetensors", group);
     TS_TRY(ts_path_join(file, sizeof file, path, name));
     return ts_safetensors_open(out, file);
@@ -334,7 +334,7 @@ int ts_checkpoint_open_group(const char *path, const char *group, ts_safetensors
 
 // ---- finding -----------------------------------------------------------------------------------------------------
 
-static int find(const char *folder, int64_t *step, char path[PATH_BYTES]) {
+static int find(const char *folder, int64_t *step, char path[TS_PATH_BYTES]) {
     int64_t *steps, count;
     *step = -1;
     path[0] = '\0';
@@ -355,7 +355,7 @@ static int find(const char *folder, int64_t *step, char path[PATH_BYTES]) {
 }
 
 int ts_checkpoint_find(const char *folder, ts_comm *world, int64_t *step, char *path, size_t path_bytes) {
-    char found[PATH_BYTES] = "";
+    char found[TS_PATH_BYTES] = "";
     *step = -1;
     const int status = ts_comm_rank(world) == 0 ? find(folder, step, found) : TS_OK;
     TS_TRY(ts_agree(world, status));

@@ -62,7 +62,7 @@ static void assign_bucket(ts_dataset *d, int64_t shard) {
 }
 
 static int open_shards(ts_dataset *d, bool verify_sums) {
-    char path[TS_SHARD_PATH_BYTES];
+    char path[TS_PATH_BYTES];
     for (int64_t i = 0; i < d->manifest.shard_count; i++) {
         const ts_shard_info *info = &d->manifest.shard[i];
         TS_TRY(ts_path_join(path, sizeof path, d->folder, info->name));

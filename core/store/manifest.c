@@ -10,7 +10,7 @@
 #include "core/base/status.h"
 #include "core/store/dataset.h"
 
-enum { PATH_BYTES = 4096, MAX_BYTES = 256 << 20, MAX_SHARDS = 1000000, MAX_EXTENT = 1 << 20 };
+enum { MAX_BYTES = 256 << 20, MAX_SHARDS = 1000000, MAX_EXTENT = 1 << 20 };
 
 static int by_name(const void *a, const void *b) {
     return strcmp(((const ts_shard_info *)a)->name, ((const ts_shard_info *)b)->name);
@@ -32,7 +32,7 @@ static json_t *pack_shard(const ts_shard_info *s) {
 }
 
 int ts_manifest_write(const char *folder, const ts_manifest *manifest) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     TS_TRY(ts_path_join(path, sizeof path, folder, "manifest.json"));
     const size_t bytes = (size_t)manifest->shard_count * sizeof(ts_shard_info);
     ts_shard_info *sorted = ts_malloc(bytes + 1);
@@ -123,7 +123,7 @@ static int read_shards(const json_t *root, const char *path, ts_manifest *out) {
     }
     out->shard_count = (int64_t)count;
     for (size_t i = 0; i < count; i++) {
-        char place[PATH_BYTES + 64];
+        char place[TS_PATH_BYTES + 64];
         snprintf(place, sizeof place, "%s: shard %zu", path, i);
         TS_TRY(read_shard(json_array_get(shards, i), place, &out->shard[i]));
         if (i && by_name(&out->shard[i - 1], &out->shard[i]) >= 0) {
@@ -149,7 +149,7 @@ static int read_all(const json_t *root, const char *path, ts_manifest *out) {
 }
 
 int ts_manifest_read(const char *folder, ts_manifest *out) {
-    char path[PATH_BYTES];
+    char path[TS_PATH_BYTES];
     json_t *root = NULL;
     *out = (ts_manifest){0};
     TS_TRY(ts_path_join(path, sizeof path, folder, "manifest.json"));

@@ -21,7 +21,6 @@ enum {
     MAX_HEADER_BYTES = 100 * 1000 * 1000,  // the reference's limit
     MAX_INDEX_BYTES = 100 * 1000 * 1000,
     MAX_SHARDS = 10000,
-    PATH_BYTES = 4096,
     CONVERT_CHUNK = 16384  // elements converted at a time
 };
 
@@ -277,7 +276,7 @@ static int open_shards(ts_safetensors *file, const char *index_path, const json_
         if (find_shard(file, name) >= 0) {
             continue;
         }
-        char path[PATH_BYTES];
+        char path[TS_PATH_BYTES];
         if (folder + strlen(name) >= sizeof path || file->shard_count == MAX_SHARDS) {
             return TS_FAIL(TS_EINPUT, "%s: shard names are too long or more than %d; mend the index", index_path,
                            MAX_SHARDS);
@@ -384,7 +383,7 @@ static int resolve_folder(const char *folder, char *out, size_t out_bytes) {
 
 int ts_safetensors_open(ts_safetensors **out, const char *path) {
     *out = NULL;
-    char resolved[PATH_BYTES];
+    char resolved[TS_PATH_BYTES];
     if (ts_path_is_folder(path)) {
         TS_TRY(resolve_folder(path, resolved, sizeof resolved));
         path = resolved;

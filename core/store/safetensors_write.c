@@ -12,7 +12,7 @@
 #include "core/base/status.h"
 #include "core/store/safetensors.h"
 
-enum { PATH_BYTES = 4096, WRITE_BLOCK = 16 << 20 };
+enum { WRITE_BLOCK = 16 << 20 };
 
 static int64_t item_bytes(const ts_safetensors_item *item) {
     return ts_shape_count(item->shape) * (int64_t)ts_dtype_bytes(item->dtype);
@@ -104,9 +104,9 @@ static int put_all(int fd, XXH3_state_t *hash, const char *header, const ts_safe
 
 static int write_sorted(const char *path, const ts_safetensors_item *const *sorted, int64_t count,
                         const char *const *metadata, XXH3_state_t *hash) {
-    char temporary[PATH_BYTES];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, PATH_BYTES);
+    char temporary[TS_PATH_BYTES];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= TS_PATH_BYTES) {
+        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
     }
     char *header = build_header(sorted, count, metadata);
     if (!header) {

@@ -15,8 +15,6 @@
 
 #include "core/store/dataset.h"
 
-enum { TS_SHARD_PATH_BYTES = 4096 };
-
 typedef struct ts_shard {
     int fd;
     int64_t count, latent_offset, clip_bytes;

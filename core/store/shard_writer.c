@@ -29,7 +29,7 @@ typedef struct row {
 } row;
 
 struct ts_shard_writer {
-    char path[TS_SHARD_PATH_BYTES], temporary[TS_SHARD_PATH_BYTES];
+    char path[TS_PATH_BYTES], temporary[TS_PATH_BYTES];
     ts_shape shape;
     uint64_t codec_fingerprint;
     int spool;
@@ -42,11 +42,11 @@ struct ts_shard_writer {
 // ---- gathering clips ---------------------------------------------------------------------------------------------
 
 static int open_spool(ts_shard_writer *w) {
-    char spool[TS_SHARD_PATH_BYTES];
-    if (snprintf(spool, sizeof spool, "%s.spool", w->path) >= TS_SHARD_PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", w->path, TS_SHARD_PATH_BYTES);
+    char spool[TS_PATH_BYTES];
+    if (snprintf(spool, sizeof spool, "%s.spool", w->path) >= TS_PATH_BYTES) {
+        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", w->path, TS_PATH_BYTES);
     }
-    snprintf(w->temporary, sizeof w->temporary, "%.*s.tmp", TS_SHARD_PATH_BYTES - 8, w->path);
+    snprintf(w->temporary, sizeof w->temporary, "%.*s.tmp", TS_PATH_BYTES - 8, w->path);
     w->spool = open(spool, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (w->spool < 0) {
         return TS_FILE_FAIL(spool, "create");
@@ -297,8 +297,8 @@ static int lay_out(const ts_shard_writer *w, layout *l) {
     if (access >= 0 && create >= 0 && H5Pset_fapl_core(access, IMAGE_STEP, false) >= 0 &&
         H5Pset_file_image_callbacks(access, (H5FD_file_image_callbacks_t *)(uintptr_t)&callbacks) >= 0) {
         // Of a file of this name HDF5 would first read all into memory, and lose it: a folder's name is never one.
-        char folder[TS_SHARD_PATH_BYTES];
-        snprintf(folder, sizeof folder, "%.*s/", TS_SHARD_PATH_BYTES - 8, w->path);
+        char folder[TS_PATH_BYTES];
+        snprintf(folder, sizeof folder, "%.*s/", TS_PATH_BYTES - 8, w->path);
         file = H5Fcreate(folder, H5F_ACC_TRUNC, create, access);
     }
     bool good = file >= 0 && put_all(file, w, &l->latents) && H5Fget_filesize(file, &bytes) >= 0;

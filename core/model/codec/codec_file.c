@@ -10,7 +10,7 @@
 #include "core/model/codec/codec_pca.h"
 #include "core/store/safetensors.h"
 
-enum { PATH_BYTES = 4096, MAX_CONFIG_BYTES = 1 << 20, PARTS = 6 };
+enum { MAX_CONFIG_BYTES = 1 << 20, PARTS = 6 };
 
 // The six tensors of a codec, in the order of their names in the file.
 typedef struct part {
@@ -34,7 +34,7 @@ static void list_parts(const ts_codec *codec, part parts[PARTS]) {
 }
 
 int ts_codec_save(const ts_codec *codec, const char *folder) {
-    char path[PATH_BYTES], fingerprint[32];
+    char path[TS_PATH_BYTES], fingerprint[32];
     part parts[PARTS];
     ts_safetensors_item items[PARTS];
     list_parts(codec, parts);
@@ -111,7 +111,7 @@ static int load(ts_codec **out, const json_t *config, const char *config_path, c
 }
 
 int ts_codec_load(ts_codec **out, const char *folder) {
-    char config_path[PATH_BYTES], weights_path[PATH_BYTES];
+    char config_path[TS_PATH_BYTES], weights_path[TS_PATH_BYTES];
     json_t *config = NULL;
     *out = NULL;
     TS_TRY(ts_path_join(config_path, sizeof config_path, folder, "config.json"));
