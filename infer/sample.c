@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/sample.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,6 +66,20 @@ static int count_step(void *user, int64_t step, const float *x) {
     return TS_OK;
 }
 
+// Numbers that ran away must not be decoded into a black video.
+static int check_finite(const sampler *s, const float *x, int64_t n, int64_t first_index) {
+    for (int64_t i = 0; i < n * s->video_numbers; i++) {
+        if (!isfinite(x[i])) {
+            return TS_FAIL(
+                TS_EINPUT,
+                "video %lld: its latents are not finite after %lld steps with guidance %g; lower the guidance "
+                "or take another model",
+                (long long)(first_index + i / s->video_numbers), (long long)s->params->steps, s->params->guidance);
+        }
+    }
+    return TS_OK;
+}
+
 // Noise to latents for n <= batch videos, x [n, T, H, W, C].
 static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *x) {
     const ts_sample_params *p = s->params;
@@ -92,7 +107,8 @@ static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64
         .on_step = count_step,
         .user = s,
     };
-    return ts_denoise(s->model->dit, s->tape, &denoise, x);
+    TS_TRY(ts_denoise(s->model->dit, s->tape, &denoise, x));
+    return check_finite(s, x, n, first_index);
 }
 
 // Samples videos [first, end) of the call on this rank.
