@@ -30,17 +30,17 @@ typedef struct world_params {
 
 static const char *const kinds[] = {"shapes", NULL};
 static const ts_option options[] = {
-    {"kind", TS_OPTION_CHOICE, offsetof(world_params, kind), "shapes", "What the clips show", 0, 0, kinds, false},
-    {"clips", TS_OPTION_INT, offsetof(world_params, clips), "1000", "Number of clips", 1, MAX_CLIPS, NULL, false},
-    {"size", TS_OPTION_SIZE, offsetof(world_params, size), "64x64", "Frame size in pixels, even", 16, 4096, NULL,
+    {"kind", TS_OPTION_CHOICE, offsetof(world_params, kind), "shapes", "what the clips show", 0, 0, kinds, false},
+    {"clips", TS_OPTION_INT, offsetof(world_params, clips), "1000", "number of clips", 1, MAX_CLIPS, NULL, false},
+    {"size", TS_OPTION_SIZE, offsetof(world_params, size), "64x64", "frame size in pixels, even", 16, 4096, NULL,
      false},
-    {"frames", TS_OPTION_INT, offsetof(world_params, frames), "17", "Frames of each clip", 2, 100000, NULL, false},
-    {"fps", TS_OPTION_INT, offsetof(world_params, fps), "8", "Frames a second", 1, 240, NULL, false},
-    {"seed", TS_OPTION_INT, offsetof(world_params, seed), "1", "Seed of every factor", 0, 9e15, NULL, false},
-    {"out", TS_OPTION_STRING, offsetof(world_params, out), NULL, "Folder to write: new, empty or an earlier world", 0,
+    {"frames", TS_OPTION_INT, offsetof(world_params, frames), "17", "frames of each clip", 2, 100000, NULL, false},
+    {"fps", TS_OPTION_INT, offsetof(world_params, fps), "8", "frames a second", 1, 240, NULL, false},
+    {"seed", TS_OPTION_INT, offsetof(world_params, seed), "1", "seed of every factor", 0, 9e15, NULL, false},
+    {"out", TS_OPTION_STRING, offsetof(world_params, out), NULL, "folder to write: new, empty or an earlier world", 0,
      0, NULL, true},
     {"hold-out", TS_OPTION_STRING, offsetof(world_params, hold_out), NULL,
-     "File of combinations that must not occur: COLOUR SHAPE DIRECTION a line, '*' for any", 0, 0, NULL, false},
+     "file of combinations that must not occur: COLOUR SHAPE DIRECTION a line, '*' for any", 0, 0, NULL, false},
     {0}};
 
 static int read_params(world_params *p, ts_arena *arena, int argc, char **argv, bool *help) {
