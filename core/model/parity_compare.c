@@ -102,6 +102,7 @@ static int arrange(const ts_parity *p, const char *name, const float *ours, ts_s
     if (strcmp(name, "temb") == 0 || strcmp(name, "timestep_proj") == 0) {
         return spread_levels(p, ours, var.dim[var.ndim - 1], to, count);
     }
+    const bool weight = strstr(name, ".weight") != NULL;        // in the reference's layout as they are
     const int64_t repeat = starts_with(name, "rope_") ? 2 : 1;  // the reference stores the angle of a pair twice
     if (count != repeat * n) {
         char has[128], wanted[128];
@@ -112,7 +113,7 @@ static int arrange(const ts_parity *p, const char *name, const float *ours, ts_s
         for (int64_t i = 0; i < count; i++) {
             to[i] = ours[i / 2];
         }
-    } else if (shape.ndim == 5 && var.dim[var.ndim - 1] == shape.dim[1]) {
+    } else if (shape.ndim == 5 && !weight && var.dim[var.ndim - 1] == shape.dim[1]) {
         ts_channels_first(ours, to, shape.dim[0], shape.dim[1], count / (shape.dim[0] * shape.dim[1]));
     } else {
         memcpy(to, ours, (size_t)n * sizeof *to);

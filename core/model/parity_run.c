@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parity: running the transformer or the text encoder on reference inputs.
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/base/file.h"

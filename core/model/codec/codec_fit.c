@@ -295,6 +295,7 @@ static int share(ts_codec_transform *t, int64_t channels, ts_comm *comm) {
 }
 
 int ts_codec_fit_finish(ts_codec_fit *fit, ts_comm *comm, ts_codec **out) {
+    *out = NULL;
     TS_TRY(reduce(&fit->first, comm));
     TS_TRY(reduce(&fit->later, comm));
     int status = ts_codec_new(out, fit->channels);
