@@ -176,7 +176,7 @@ swap_codec() {  # a codec that is whole, but of another data set
         rm -r "$1" && cp -r "$scratch/foreign/codec" "$1"
 } >"$scratch/foreign.log" 2>&1
 train_on 3 "$shard: has 2000 bytes, the manifest says" "$shard" truncate -s 2000
-train_on 3 "$shard: cannot be opened" "$shard" rm
+train_on 3 "$shard: cannot open" "$shard" rm
 train_on 3 "$shard: is not a readable HDF5 file" "$shard" fill
 train_on 3 "$shard: is not a readable HDF5 file" "$shard" flip 8
 train_on 3 "$shard: attribute version is missing" "$shard" flip 138
@@ -250,7 +250,7 @@ if [ -n "${TESSERA_SHARED:-}" ]; then
     golden=$TESSERA_SHARED/parity/wan_t2v_tiny
     parity=("$TESSERA" check parity --model "$golden/transformer")
     head -c 100000 "$golden/io.safetensors" >"$scratch/cut.safetensors"
-    expect_fail 3 'missing: cannot be opened' "${parity[@]}" --io "$golden/missing"
+    expect_fail 3 'missing: cannot open' "${parity[@]}" --io "$golden/missing"
     expect_fail 3 'the file is truncated or damaged' "${parity[@]}" --io "$scratch/cut.safetensors"
     expect_fail 3 'not a safetensors file' "${parity[@]}" --io "$scratch/train.yaml"
     expect_fail 3 "tensor 'hidden_states' is missing" "${parity[@]}" --io "$golden/grads.safetensors"
