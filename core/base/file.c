@@ -329,6 +329,16 @@ int ts_folder_remove(const char *path) {
     return result == -1 ? TS_FILE_FAIL(path, "walk the folder") : result;
 }
 
+void ts_folder_discard(const char *path) {
+    char text[2048], place[256];
+    snprintf(text, sizeof text, "%s", ts_error_text());
+    snprintf(place, sizeof place, "%s", ts_error_place());
+    const int status = ts_folder_remove(path);
+    if (status) {
+        ts_error_set(status, place, text);
+    }
+}
+
 static int sync_entry(const char *path, const struct stat *about, int kind, struct FTW *where) {
     (void)about, (void)where;
     return kind == FTW_F || kind == FTW_DP ? sync_path(path, 0) : TS_OK;

@@ -37,6 +37,8 @@ const char *ts_path_base(const char *path);  // after the last '/'
 int ts_folder_make(const char *path);    // with parents
 int ts_folder_sync(const char *path);    // fsync of the directory itself
 int ts_folder_remove(const char *path);  // recursively; missing is success
+// The same after a failure, whose error stays the one to tell.
+void ts_folder_discard(const char *path);
 // Keeps other processes that lock it away from a folder, until this one closes *out or ends. Waits `patience` seconds
 // for another to go, then TS_EUSAGE. A file system without locks is warned about.
 int ts_folder_lock(const char *path, double patience, int *out);

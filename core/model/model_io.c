@@ -215,7 +215,7 @@ int ts_model_save(const ts_model *model, const float *values, const char *folder
         status = replace_folder(tmp, folder);
     }
     if (status) {
-        ts_folder_remove(tmp);
+        ts_folder_discard(tmp);
     }
     return status;
 }

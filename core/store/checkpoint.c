@@ -245,11 +245,7 @@ static int save(const char *folder, int64_t step, const json_t *state, const ts_
         status = ts_folder_commit(temporary, path);
     }
     if (status) {
-        char reason[1024], place[256];  // removing may fail too; the first error is the one to tell
-        snprintf(reason, sizeof reason, "%s", ts_error_text());
-        snprintf(place, sizeof place, "%s", ts_error_place());
-        ts_folder_remove(temporary);
-        ts_error_set(status, place, reason);
+        ts_folder_discard(temporary);
         return status;
     }
     TS_TRY(ts_checkpoint_verify(path));
