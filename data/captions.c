@@ -104,7 +104,7 @@ static int add(collector *c, const char *place, const char *path, const char *ca
     return record.path && record.caption ? TS_OK : TS_ERESOURCE;
 }
 
-// ---- metadata.jsonl -------------------------------------------------------------------------------------------------
+// ---- metadata.jsonl
 
 static int add_json_line(collector *c, const char *line, const char *place) {
     json_t *object;
@@ -133,7 +133,7 @@ static int read_jsonl(collector *c, char *text, const char *path) {
     return TS_OK;
 }
 
-// ---- CSV ------------------------------------------------------------------------------------------------------------
+// ---- CSV
 
 typedef struct csv {
     char *rest;
@@ -223,7 +223,7 @@ static int read_csv(collector *c, char *text, const char *path) {
     return status == TS_EOF ? TS_OK : status;
 }
 
-// ---- a.mp4 + a.txt --------------------------------------------------------------------------------------------------
+// ---- a.mp4 + a.txt
 
 static const char *extension(const char *name) {
     const char *dot = strrchr(name, '.');
@@ -293,7 +293,7 @@ static int read_pairs(collector *c, char *const *names, int64_t count) {
     return TS_OK;
 }
 
-// ---- the folder -----------------------------------------------------------------------------------------------------
+// ---- the folder
 
 static int read_table(collector *c, const char *name, int (*read)(collector *, char *, const char *)) {
     char path[PATH_MAX], *text;

@@ -16,7 +16,7 @@ static const double SLACK = 0.0015;
 enum { MAX_SIDE = 8192, MAX_FRAMES = 4097 };
 static const int64_t MAX_CLIP_BYTES = (int64_t)1 << 32;
 
-// ---- buckets --------------------------------------------------------------------------------------------------------
+// ---- buckets
 
 int ts_bucket_parse(const char *text, ts_bucket *out) {
     char behind;
@@ -71,7 +71,7 @@ int ts_bucket_choose(const ts_bucket *buckets, int count, double fps, int64_t wi
     return best;
 }
 
-// ---- the reader -----------------------------------------------------------------------------------------------------
+// ---- the reader
 
 struct ts_clip_reader {
     ts_clip_params params;

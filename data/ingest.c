@@ -22,7 +22,7 @@
 
 enum { MAX_STATE_BYTES = 1 << 20 };
 
-// ---- the folder -----------------------------------------------------------------------------------------------------
+// ---- the folder
 
 static int remove_temporary(const char *folder) {
     char **names;
@@ -97,7 +97,7 @@ static void withdraw_folder(const ts_ingest_config *config) {
     rmdir(config->out);
 }
 
-// ---- the groups -----------------------------------------------------------------------------------------------------
+// ---- the groups
 
 typedef struct job {
     const ts_ingest_config *config;
@@ -163,7 +163,7 @@ static int run_groups(job *j) {
     return status;
 }
 
-// ---- the command ----------------------------------------------------------------------------------------------------
+// ---- the command
 
 static int begin(const ts_ingest_config *config, ts_captions *captions, ts_arena *arena, int rank, int *lock) {
     TS_TRY(ts_captions_read(captions, config->source, arena));

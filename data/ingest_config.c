@@ -98,7 +98,7 @@ int64_t ts_ingest_group_size(const ts_ingest_config *c, int64_t files) {
     return c->files_per_group ? c->files_per_group : size < 1 ? 1 : size > MAX_GROUP ? MAX_GROUP : size;
 }
 
-// ---- what must not change -------------------------------------------------------------------------------------------
+// ---- what must not change
 
 static int hash_files(const ts_ingest_config *c, const ts_captions *captions, char out[17]) {
     XXH3_state_t *state = XXH3_createState();

@@ -51,7 +51,7 @@ static int64_t shard_room(const work *w, const lane *l) {
     return fit < 1 ? 1 : fit < wanted ? fit : wanted;
 }
 
-// ---- the spool: {start, end, latent} of each clip of the current file ------------------------------------------------
+// ---- the spool: {start, end, latent} of each clip of the current file
 
 static int open_spool(work *w) {
     char name[64], path[PATH_MAX];
@@ -81,7 +81,7 @@ static int read_spool(work *w, int64_t clip, size_t latent_bytes, span *s) {
     return ts_file_pread_all(w->spool, w->latent, latent_bytes, offset + (int64_t)sizeof *s, "spool");
 }
 
-// ---- shards ---------------------------------------------------------------------------------------------------------
+// ---- shards
 
 static void shard_name(const work *w, int bucket, int part, char out[64]) {
     const ts_bucket *b = &w->group->config->bucket[bucket];
@@ -134,7 +134,7 @@ static int add_to_shard(work *w, int bucket, const ts_clip_record *record) {
     return TS_OK;
 }
 
-// ---- one file -------------------------------------------------------------------------------------------------------
+// ---- one file
 
 static int skip_file(work *w, const ts_captioned_file *file, const char *kind, const char *reason) {
     TS_DEBUG("skipped: %s", reason);
@@ -205,7 +205,7 @@ static int ingest_file(work *w, const ts_captioned_file *file, int64_t *clips) {
     return keep_clips(w, file, bucket, *clips);
 }
 
-// ---- the group ------------------------------------------------------------------------------------------------------
+// ---- the group
 
 static int open_work(work *w, const ts_ingest_group *group) {
     const ts_ingest_config *config = group->config;

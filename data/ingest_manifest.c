@@ -62,7 +62,7 @@ bool ts_ingest_record_is_whole(const ts_ingest_config *config, int64_t group) {
     return whole;
 }
 
-// ---- the sum of all records -----------------------------------------------------------------------------------------
+// ---- the sum of all records
 
 typedef struct kind_count {
     const char *kind;  // borrowed from the records
@@ -174,7 +174,7 @@ static double latent_variance(const totals *t) {
     return variance / (double)t->channels;
 }
 
-// ---- what is written ------------------------------------------------------------------------------------------------
+// ---- what is written
 
 // The vocabulary of the captions of all files that gave clips.
 static int make_tokenizer(const totals *t, const ts_ingest_config *config, const ts_captions *captions,

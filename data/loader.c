@@ -64,7 +64,7 @@ struct ts_loader {
     bool stop;
 };
 
-// ---- the order ---------------------------------------------------------------------------------------------------
+// ---- the order
 
 // Draws of one epoch: stream 0 orders its batches, stream 1 + b the clips of bucket b.
 static uint64_t stream(const ts_loader *l, int64_t epoch, int64_t number) {
@@ -106,7 +106,7 @@ static void advance(const ts_loader *l, ts_cursor *cursor) {
     }
 }
 
-// ---- filling a slot ----------------------------------------------------------------------------------------------
+// ---- filling a slot
 
 static int read_latent(ts_loader *l, int64_t clip, int64_t elements, float *out) {
     TS_TRY(ts_dataset_read_latent(l->dataset, clip, l->bits));
@@ -149,7 +149,7 @@ static int fill(ts_loader *l, slot *s, ts_cursor cursor) {
     return TS_OK;
 }
 
-// ---- the thread --------------------------------------------------------------------------------------------------
+// ---- the thread
 
 // A slot may be filled when it is empty and the caller does not hold it: the caller holds the one it took last.
 static void *read_ahead(void *argument) {
@@ -261,7 +261,7 @@ int64_t ts_loader_validation(const ts_loader *l, const int64_t **clips) {
     return l->validation_count;
 }
 
-// ---- life --------------------------------------------------------------------------------------------------------
+// ---- life
 
 static int by_number(const void *a, const void *b) {
     const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;

@@ -63,7 +63,7 @@ static int read_params(world_params *p, ts_arena *arena, int argc, char **argv, 
     return TS_OK;
 }
 
-// ---- the folder -----------------------------------------------------------------------------------------------------
+// ---- the folder
 // While the clips are written, metadata.jsonl.tmp lies in the folder; it becomes metadata.jsonl when all are there. So
 // a folder with either is ours to write again, and one with metadata.jsonl is whole.
 
@@ -162,7 +162,7 @@ static int prepare_folder(const world_params *p, const ts_shapes_hold_out *hold_
     return write_metadata(p, hold_out, mark);
 }
 
-// ---- the clips ------------------------------------------------------------------------------------------------------
+// ---- the clips
 
 static int write_clips(const world_params *p, const ts_shapes_hold_out *hold_out, int rank, int size) {
     const int64_t width = p->size.width, height = p->size.height;

@@ -22,7 +22,7 @@ const ts_shapes_colour ts_shapes_backgrounds[TS_SHAPES_BACKGROUNDS] = {
 
 enum { CIRCLE, SQUARE, TRIANGLE };
 
-// ---- held-out combinations ------------------------------------------------------------------------------------------
+// ---- held-out combinations
 
 enum { MAX_HOLD_OUT_BYTES = 1 << 20 };
 
@@ -108,7 +108,7 @@ int64_t ts_shapes_allowed(const ts_shapes_hold_out *hold_out) {
     return allowed;
 }
 
-// ---- factors --------------------------------------------------------------------------------------------------------
+// ---- factors
 
 // Lanes of the clip's random stream. Integers take a whole draw each, uniforms a quarter: lanes 8.. are draws 2...
 enum { LANE_COMBINATION = 0, LANE_BACKGROUND = 1, LANE_RADIUS = 8, LANE_TRAVEL, LANE_START, LANE_ACROSS };
@@ -161,7 +161,7 @@ const char *ts_shapes_caption(const ts_shapes_factors *f, char *out, size_t out_
     return out;
 }
 
-// ---- pixels ---------------------------------------------------------------------------------------------------------
+// ---- pixels
 
 // Signed distance from the shape's edge, negative inside; (x, y) from its centre.
 static double edge_distance(int shape, double radius, double x, double y) {

@@ -9,7 +9,7 @@
 #include "core/kernels/kernels.h"
 #include "tests/ts_test.h"
 
-// ---- memory of one case: separate blocks, so that a sanitizer sees every overrun ----------------------------------
+// ---- memory of one case: separate blocks, so that a sanitizer sees every overrun
 
 enum { TEST_MAX_BLOCKS = 256 };
 static void *test_blocks[TEST_MAX_BLOCKS];
@@ -71,7 +71,7 @@ static inline void *test_copy(const void *data, size_t bytes) {
     return memcpy(test_zeros(bytes), data, bytes);
 }
 
-// ---- comparison ----------------------------------------------------------------------------------------------------
+// ---- comparison
 
 // Unit roundoff: the largest relative error of one rounding.
 static inline double test_epsilon(ts_dtype dtype) {
@@ -100,7 +100,7 @@ static inline void test_close_can_fail(void) {
     CHECK(!test_close("a known error", wrong, TS_F32, want, 3, 0, 1e-5));
 }
 
-// ---- gradients -----------------------------------------------------------------------------------------------------
+// ---- gradients
 
 // A scalar function of x [n] in double precision.
 typedef double (*test_function)(const void *context, const double *x);
@@ -136,7 +136,7 @@ static inline void test_gradient(const char *what, test_function f, const void *
     }
 }
 
-// ---- instruction sets ----------------------------------------------------------------------------------------------
+// ---- instruction sets
 
 // Runs `body` with the table of every instruction set up to `highest` that this machine has. From the highest down: the
 // GEMM library keeps to the level of its first call.

@@ -76,7 +76,7 @@ static void expect_newest(int64_t wanted) {
     }
 }
 
-// ---- collective --------------------------------------------------------------------------------------------------
+// ---- collective
 
 static void test_save_and_find(void) {
     expect_newest(-1);
@@ -106,7 +106,7 @@ static void test_save_and_find(void) {
     CHECK_OK(ts_barrier(world));
 }
 
-// ---- damage ------------------------------------------------------------------------------------------------------
+// ---- damage
 
 static void flip(const char *path, size_t place) {
     char *bytes;
@@ -172,7 +172,7 @@ static void test_full_disk(void) {
     }
 }
 
-// ---- kill -9 -----------------------------------------------------------------------------------------------------
+// ---- kill -9
 
 // Saves one step after the other and tells each acknowledged one, until killed.
 _Noreturn static void save_forever(int64_t step, int pipe_end) {

@@ -53,7 +53,7 @@ static ts_codec *fit_all(int64_t channels, double power) {
     return codec;
 }
 
-// ---- eigenvectors ------------------------------------------------------------------------------------------------
+// ---- eigenvectors
 
 static void test_eigen(int64_t n, int64_t rank) {
     double *x = malloc((size_t)(n * rank) * sizeof *x), *a = calloc((size_t)(n * n), sizeof *a);
@@ -94,7 +94,7 @@ static void test_eigen(int64_t n, int64_t rank) {
     free(vector);
 }
 
-// ---- properties --------------------------------------------------------------------------------------------------
+// ---- properties
 
 static void test_orthonormal(const ts_codec *codec) {
     const ts_codec_transform *both[2] = {&codec->first, &codec->later};
@@ -196,7 +196,7 @@ static void test_alignment(void) {
     ts_codec_close(&codec);
 }
 
-// ---- ranks, files, refusals --------------------------------------------------------------------------------------
+// ---- ranks, files, refusals
 
 // `alone` is what rank 0 fitted from all clips by itself.
 static void test_ranks(const ts_codec *alone) {

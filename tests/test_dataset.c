@@ -78,7 +78,7 @@ static void write_all(void) {
     write_manifest(3);
 }
 
-// ---- honest ------------------------------------------------------------------------------------------------------
+// ---- honest
 
 static void *read_everything(void *argument) {
     const ts_dataset *dataset = argument;
@@ -188,7 +188,7 @@ static void test_full_disk(void) {
     CHECK(refused > 5);
 }
 
-// ---- damage ------------------------------------------------------------------------------------------------------
+// ---- damage
 
 static void open_fails(bool verify_sums, const char *text) {
     ts_dataset *dataset = NULL;
@@ -263,7 +263,7 @@ static void test_manifest(void) {
     write_manifest(3);
 }
 
-// ---- hostile shards: made with the HDF5 library itself -------------------------------------------------------------
+// ---- hostile shards: made with the HDF5 library itself
 
 typedef enum { GOOD, CHUNKED, COMPACT, EXTERNAL, FILTERED, LATE, WRONG_TYPE } storage;
 

@@ -32,7 +32,7 @@ static int64_t table_count(shape s) {
     return s.tables ? s.tables : 1;
 }
 
-// ---- layer norm ----------------------------------------------------------------------------------------------------
+// ---- layer norm
 
 typedef struct layer_case {
     ts_layer_norm call;
@@ -147,7 +147,7 @@ static void layer_norm_cases(const ts_kernels *k) {
     }
 }
 
-// ---- RMS norm with rotation ----------------------------------------------------------------------------------------
+// ---- RMS norm with rotation
 
 typedef struct rms_case {
     ts_rms_norm call;
@@ -286,7 +286,7 @@ static void rms_norm_cases(const ts_kernels *k) {
     }
 }
 
-// ---- gated residual, bias gradient, sums over rows -----------------------------------------------------------------
+// ---- gated residual, bias gradient, sums over rows
 
 static void gated_check(const ts_kernels *k, shape s, ts_dtype dtype, bool gated, bool in_place) {
     const int64_t n = s.rows * s.width, stride = s.width + 1, table = table_count(s) * stride;
@@ -356,7 +356,7 @@ static void row_cases(const ts_kernels *k) {
     }
 }
 
-// ---- the same bits for any number of threads ------------------------------------------------------------------------
+// ---- the same bits for any number of threads
 
 enum { MANY_ROWS = 700, MANY_WIDTH = 96, MANY_TABLES = 9 };
 

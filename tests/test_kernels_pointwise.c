@@ -6,7 +6,7 @@
 static const int64_t COUNTS[] = {0, 1, 3, 15, 16, 17, 1000, 40003};
 enum { COUNT_COUNT = sizeof COUNTS / sizeof *COUNTS };
 
-// ---- activations ---------------------------------------------------------------------------------------------------
+// ---- activations
 
 static double gelu(double x) {
     return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
@@ -114,7 +114,7 @@ static void softmax_cases(const ts_kernels *k) {
     }
 }
 
-// ---- simple vectors ------------------------------------------------------------------------------------------------
+// ---- simple vectors
 
 static void cast_check(const ts_kernels *k, int64_t n) {
     float *x = wide_random(TS_F32, n), *back = test_zeros((size_t)n * sizeof *back);
@@ -166,7 +166,7 @@ static void vector_cases(const ts_kernels *k) {
     omp_set_num_threads(most);
 }
 
-// ---- loss and optimizer --------------------------------------------------------------------------------------------
+// ---- loss and optimizer
 
 static void mse_cases(const ts_kernels *k) {
     static const int64_t shapes[][2] = {{1, 1}, {6, 5}, {130, 64}, {400, 97}};
@@ -279,7 +279,7 @@ static void adamw_cases(const ts_kernels *k) {
     CHECK(tiny * 0.1f > 0);  // and the caller's arithmetic is as it was
 }
 
-// ---- tables and patches --------------------------------------------------------------------------------------------
+// ---- tables and patches
 
 static void embedding_cases(const ts_kernels *k) {
     enum { VOCAB = 11, N = 300, WIDTH = 70 };

@@ -82,7 +82,7 @@ static int step(void *user, bool gradients, double *loss) {
     return 0;
 }
 
-// ---- cases -----------------------------------------------------------------------------------------------------------
+// ---- cases
 
 static ts_var *operand(ts_tape *tape, ts_var *x) {
     return ts_nn_cast(tape, x, ts_tape_operand_dtype(tape));

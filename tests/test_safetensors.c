@@ -39,7 +39,7 @@ static void refused(const char *header, size_t data_bytes, const char *text) {
     CHECK(file == NULL);
 }
 
-// ---- honest files ------------------------------------------------------------------------------------------------
+// ---- honest files
 
 static void test_round_trip(void) {
     const float weight[6] = {1, -2, 3.5f, FLT_MIN, -0.0f, FLT_MAX};
@@ -135,7 +135,7 @@ static void test_writer_refuses(void) {
     CHECK(!ts_path_exists(in_folder("twice.safetensors")) && !ts_path_exists(in_folder("twice.safetensors.tmp")));
 }
 
-// ---- forged files ------------------------------------------------------------------------------------------------
+// ---- forged files
 
 #define ENTRY(name, dtype, shape, begin, end)                                                                          \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
@@ -221,7 +221,7 @@ static void test_layout(void) {
     ts_safetensors_close(&file);
 }
 
-// ---- folders and indexes -----------------------------------------------------------------------------------------
+// ---- folders and indexes
 
 static void index_refused(const char *json, const char *text) {
     ts_safetensors *file = NULL;
@@ -260,7 +260,7 @@ static void test_index(void) {
     CHECK_FAILS(ts_safetensors_open(&file, in_folder("none")), TS_EINPUT, "holds no .safetensors");
 }
 
-// ---- the reference writer's files --------------------------------------------------------------------------------
+// ---- the reference writer's files
 
 static void rewrite_reference(const char *path) {
     ts_safetensors *file;

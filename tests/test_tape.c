@@ -22,7 +22,7 @@ static ts_tensor rows_of(float *data) {
     return (ts_tensor){TS_F32, TS_SHAPE(ROWS, D), data};
 }
 
-// ---- parameters ------------------------------------------------------------------------------------------------------
+// ---- parameters
 
 static void test_params(void) {
     ts_params *params;
@@ -56,7 +56,7 @@ static void test_params(void) {
     CHECK(params == NULL);
 }
 
-// ---- gradients -------------------------------------------------------------------------------------------------------
+// ---- gradients
 
 // d/dx of sum over 3 uses of x: x + silu(x) + x, with d_output = 1.
 static void test_consumers(void) {
@@ -119,7 +119,7 @@ static void test_frozen(void) {
     ts_params_close(&params);
 }
 
-// ---- errors ----------------------------------------------------------------------------------------------------------
+// ---- errors
 
 static void test_missing_kernel(void) {
     ts_kernels some = *kernels;
@@ -138,7 +138,7 @@ static void test_missing_kernel(void) {
     ts_tape_close(&tape);
 }
 
-// ---- scopes and memory -----------------------------------------------------------------------------------------------
+// ---- scopes and memory
 
 typedef struct scope_counter {
     int calls;

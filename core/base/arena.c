@@ -209,7 +209,6 @@ uint64_t ts_arena_system_calls(const ts_arena *arena) {
 }
 
 // ---- heap
-// ------------------------------------------------------------------------------------------------------------
 
 void *ts_malloc(size_t bytes) {
     void *block = malloc(bytes ? bytes : 1);

@@ -50,7 +50,6 @@ int ts_file_fail(const char *path, const char *what, const char *file, int line)
 }
 
 // ---- reading
-// -----------------------------------------------------------------------------------------------------------
 
 static int read_open_file(int fd, const char *path, size_t max_bytes, char **out, size_t *out_bytes) {
     struct stat about;
@@ -147,7 +146,6 @@ int ts_file_hash(const char *path, uint64_t *out) {
 }
 
 // ---- writing
-// -----------------------------------------------------------------------------------------------------------
 
 int ts_file_write_all(int fd, const void *data, size_t bytes, const char *path) {
     const char *from = data;
@@ -221,7 +219,6 @@ int ts_file_write_atomic(const char *path, const void *data, size_t bytes) {
 }
 
 // ---- paths
-// -------------------------------------------------------------------------------------------------------------
 
 bool ts_path_exists(const char *path) {
     struct stat about;
@@ -254,7 +251,6 @@ const char *ts_path_base(const char *path) {
 }
 
 // ---- folders
-// -----------------------------------------------------------------------------------------------------------
 
 int ts_folder_make(const char *path) {
     char partial[TS_PATH_BYTES];

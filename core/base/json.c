@@ -41,7 +41,6 @@ int ts_json_write_atomic(const char *path, const json_t *value) {
 }
 
 // ---- members
-// -----------------------------------------------------------------------------------------------------------
 
 static const char *type_name(const json_t *value) {
     static const char *const names[] = {"an object", "an array", "a string", "a whole number",

@@ -107,7 +107,6 @@ void ts_log(ts_log_level level, const char *format, ...) {
 }
 
 // ---- progress
-// ----------------------------------------------------------------------------------------------------------
 
 void ts_progress_begin(ts_progress *p, const char *label, const char *unit, int64_t total) {
     const double now = ts_clock_seconds();

@@ -82,7 +82,6 @@ static int64_t sum_of_others(const ts_comm *comm, const int64_t *counts) {
 }
 
 // ---- collectives
-// -------------------------------------------------------------------------------------------------------
 
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
     if (comm->size == 1) {
@@ -148,7 +147,6 @@ int ts_barrier(ts_comm *comm) {
 }
 
 // ---- under way
-// ---------------------------------------------------------------------------------------------------------
 
 static ts_request *take_request(ts_comm *comm) {
     ts_request *request = comm->free_requests;

@@ -30,7 +30,7 @@ typedef struct ts_comm_counters {
     double seconds;  // spent inside calls and waits
 } ts_comm_counters;
 
-// ---- the world ----------------------------------------------------------------------------------------------------
+// ---- the world
 // Initialises MPI (MPI_THREAD_SERIALIZED) when a launcher started the program (mpirun, srun ...; TESSERA_MPI=1 in the
 // environment for one that is not recognised), else makes a world of one rank without MPI. Sets the log's rank. Call
 // once, first.
@@ -53,7 +53,7 @@ int ts_comm_rank(const ts_comm *comm);
 int ts_comm_size(const ts_comm *comm);
 ts_comm_counters ts_comm_get_counters(const ts_comm *comm);
 
-// ---- collectives: host memory; blocking unless said -----------------------------------------------------------------
+// ---- collectives: host memory; blocking unless said
 // In place; F32 F64 I64 I32.
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op);
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root);
@@ -70,7 +70,7 @@ int ts_barrier(ts_comm *comm);
 int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **out);
 int ts_wait(ts_request **request);
 
-// ---- errors across ranks ---------------------------------------------------------------------------------------------
+// ---- errors across ranks
 
 // Collective. When any rank gives a non-zero status, all ranks return the status of the lowest failing rank with its
 // text ("rank 3: ...") as last error. Returns 0 when all are 0.

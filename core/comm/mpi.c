@@ -88,7 +88,6 @@ static bool fill_counts(ts_comm *comm, const int64_t *counts) {
 }
 
 // ---- collectives
-// -------------------------------------------------------------------------------------------------------
 
 static int all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
     TS_TRY(summable(dtype));
@@ -194,7 +193,6 @@ static int barrier(ts_comm *comm) {
 }
 
 // ---- under way
-// ---------------------------------------------------------------------------------------------------------
 
 static int all_reduce_start(ts_request *request, float *data, int64_t count) {
     const int needed = (int)((count + ts_mpi_chunk - 1) / ts_mpi_chunk);

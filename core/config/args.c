@@ -65,7 +65,6 @@ int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, 
 }
 
 // ---- help
-// --------------------------------------------------------------------------------------------------------------
 
 // "  --train.steps=N"
 static size_t format_left(const ts_option *option, char *out, size_t bytes) {

@@ -68,7 +68,6 @@ int ts_options_check(const ts_option *table, const void *target) {
 }
 
 // ---- the nearest known name
-// --------------------------------------------------------------------------------------------
 
 // Edit distance with swaps of neighbours (optimal string alignment); both names shorter than NAME_BYTES.
 static int edit_distance(const char *a, const char *b) {

@@ -46,7 +46,6 @@ const char *ts_option_real_text(double value, char *out, size_t out_bytes) {
 }
 
 // ---- numbers
-// -----------------------------------------------------------------------------------------------------------
 
 // Skips digits with single underscores between them, copying the digits to *out; false when there are none.
 static bool take_digits(const char **text, char **out) {
@@ -123,7 +122,6 @@ static int check_range(const ts_option *option, const char *place, double value,
 }
 
 // ---- the other types
-// ---------------------------------------------------------------------------------------------------
 
 static bool parse_bool(const char *text, bool *out) {
     static const char *const words[][2] = {{"false", "true"}, {"no", "yes"}, {"off", "on"}};
@@ -220,7 +218,6 @@ static int set_list_text(const ts_option *option, void *target, ts_arena *arena,
 }
 
 // ---- any option
-// --------------------------------------------------------------------------------------------------------
 
 int ts_option_set(const ts_option *option, void *target, ts_arena *arena, const char *text, const char *place) {
     int64_t whole;

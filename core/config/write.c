@@ -53,7 +53,6 @@ static int visit(const ts_option *table, const char *section, int depth, const v
 }
 
 // ---- YAML
-// --------------------------------------------------------------------------------------------------------------
 
 typedef struct yaml_writer {
     FILE *out;
@@ -173,7 +172,6 @@ int ts_options_write_yaml(const ts_option *table, const void *target, FILE *out)
 }
 
 // ---- JSON
-// --------------------------------------------------------------------------------------------------------------
 
 enum { JSON_LEVELS = 16 };
 

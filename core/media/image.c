@@ -13,7 +13,7 @@
 enum { MAX_SIDE = 32768, BORDER = 2, LINE_HEIGHT = FONT_HEIGHT + 2, MAX_LABEL_LINES = 4 };
 static const uint8_t PAPER[3] = {24, 24, 24}, INK[3] = {230, 230, 230};
 
-// ---- PNG ------------------------------------------------------------------------------------------------------------
+// ---- PNG
 
 int ts_image_encode_png(const uint8_t *rgb, int64_t height, int64_t width, uint8_t **out, size_t *out_bytes) {
     *out = NULL;
@@ -49,7 +49,7 @@ int ts_image_write_png(const char *path, const uint8_t *rgb, int64_t height, int
     return status;
 }
 
-// ---- text -----------------------------------------------------------------------------------------------------------
+// ---- text
 
 typedef struct canvas {
     uint8_t *rgb;  // [height, width, 3]
@@ -108,7 +108,7 @@ static int64_t draw_label(canvas *c, const char *text, int64_t left, int64_t top
     return lines;
 }
 
-// ---- contact sheets -------------------------------------------------------------------------------------------------
+// ---- contact sheets
 
 static int64_t label_columns(int64_t sheet_width) {
     return (sheet_width - 2 * BORDER) / FONT_ADVANCE;  // 0 on a sheet too narrow for letters

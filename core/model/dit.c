@@ -10,7 +10,6 @@
 #include "core/nn/residual.h"
 
 // ---- blocks
-// ----------------------------------------------------------------------------------------------------------
 
 // What all blocks of one forward pass share; lives as long as the tape's step.
 typedef struct forward_pass {
@@ -104,7 +103,6 @@ static ts_var *block_forward(ts_tape *tape, const void *context, ts_var *const *
 }
 
 // ---- conditioning
-// ----------------------------------------------------------------------------------------------------
 
 // Rows of equal timestep, one after another, share a row of the modulation table: one noise level for each sample costs
 // B rows, not B L. Fills levels[B L] and t[rows]; returns the number of rows.
@@ -161,7 +159,6 @@ static ts_var *head(ts_tape *tape, const ts_dit *dit, ts_var *x, ts_var *temb, t
 }
 
 // ---- forward
-// ---------------------------------------------------------------------------------------------------------
 
 static int check_image(const ts_dit_config *c, const ts_shape *image, int64_t batch) {
     if (image->ndim != 3 || image->dim[0] != batch || image->dim[1] < 1 || image->dim[2] != c->image_dim) {

@@ -143,7 +143,6 @@ const ts_dit_config *ts_dit_get_config(const ts_dit *dit) {
 }
 
 // ---- fresh values
-// ----------------------------------------------------------------------------------------------------
 
 // Blocks start wide open and deaf to the noise level: gates at 1, the time projection and the head at 0. With
 // orthogonalised momentum this learns far sooner than closed gates (see configs/shapes.yaml).

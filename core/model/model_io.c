@@ -13,7 +13,6 @@ enum { MAX_CONFIG_BYTES = 1 << 20 };
 static const char *TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors", *TEXT_FILE = "model.safetensors";
 
 // ---- reading
-// ---------------------------------------------------------------------------------------------------------
 
 static int read_json(const char *folder, const char *name, char path[TS_PATH_BYTES], json_t **out) {
     TS_TRY(ts_path_join(path, TS_PATH_BYTES, folder, name));
@@ -116,7 +115,6 @@ failed:
 }
 
 // ---- writing
-// ---------------------------------------------------------------------------------------------------------
 
 // Takes over `value`.
 static int write_json(const char *folder, const char *name, json_t *value) {

@@ -8,7 +8,7 @@
 #include "core/config/command.h"
 #include "core/model/parity_private.h"
 
-// ---- options ---------------------------------------------------------------------------------------------------------
+// ---- options
 
 typedef struct parity_options {
     const char *model, *config, *io, *grads, *mesh;
@@ -59,7 +59,7 @@ static int check_mesh(const char *mesh) {
     return 0;
 }
 
-// ---- the check -------------------------------------------------------------------------------------------------------
+// ---- the check
 
 static int conclude(const ts_parity *p) {
     for (int64_t i = 0; i < ts_safetensors_count(p->io); i++) {
@@ -134,7 +134,7 @@ static int command_parity(ts_comm *world, int argc, char **argv) {
     return status;
 }
 
-// ---- tessera check ---------------------------------------------------------------------------------------------------
+// ---- tessera check
 
 static const struct {
     const char *name;

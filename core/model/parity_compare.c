@@ -76,7 +76,7 @@ void ts_parity_row(ts_parity *p, const char *name, const float *ours, const floa
     p->exceeded += !good;
 }
 
-// ---- our layouts -> the reference's ----------------------------------------------------------------------------------
+// ---- our layouts -> the reference's
 
 static bool starts_with(const char *name, const char *prefix) {
     return strncmp(name, prefix, strlen(prefix)) == 0;

@@ -13,7 +13,7 @@
 
 enum { MAX_CONFIG_BYTES = 1 << 20 };
 
-// ---- transformer -----------------------------------------------------------------------------------------------------
+// ---- transformer
 
 typedef struct transformer_io {
     ts_shape latent_shape;  // ours: [B, T, H, W, C]
@@ -175,7 +175,7 @@ static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, con
     return status;
 }
 
-// ---- text encoder ----------------------------------------------------------------------------------------------------
+// ---- text encoder
 
 // ids and counts from input_ids and attention_mask [B, rows], whose ones must come first.
 static int read_text(ts_parity *p, int64_t *batch, int64_t *rows, int32_t **ids, int32_t **counts) {
@@ -238,7 +238,7 @@ static int check_text(ts_parity *p, ts_tape *tape, ts_params *params, const json
     return status;
 }
 
-// ---- which -----------------------------------------------------------------------------------------------------------
+// ---- which
 
 static int check_component(ts_parity *p, ts_tape *tape, ts_params *params, const json_t *json, const char *name) {
     const char *kind = json_string_value(json_object_get(json, "_class_name"));

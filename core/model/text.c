@@ -30,7 +30,6 @@ struct ts_text {
 };
 
 // ---- configuration
-// ---------------------------------------------------------------------------------------------------
 
 enum { MAX_SIZE = 1 << 20, MAX_LAYERS = 1024, PREFIX_BYTES = 160 };
 
@@ -86,7 +85,6 @@ json_t *ts_text_config_to_json(const ts_text_config *c) {
 }
 
 // ---- parameters
-// ------------------------------------------------------------------------------------------------------
 
 // Vectors and tables do not decay.
 static int declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape) {
@@ -173,7 +171,6 @@ void ts_text_init(ts_text *text, uint64_t seed) {
 }
 
 // ---- forward
-// ---------------------------------------------------------------------------------------------------------
 
 typedef struct block_context {
     const ts_text_config *config;

@@ -41,7 +41,6 @@ struct ts_tokenizer {
 };
 
 // ---- lexicon
-// -----------------------------------------------------------------------------------------------------------
 
 static void lexicon_close(lexicon *l) {
     ts_arena_close(&l->arena);
@@ -116,7 +115,6 @@ static int64_t add_word(lexicon *l, const char *text, size_t length) {
 }
 
 // ---- text to pieces
-// ----------------------------------------------------------------------------------------------------
 
 // NFC with case folded, into *out, which the caller frees.
 static int normalize(const char *text, char **out) {
@@ -188,7 +186,6 @@ static bool next_piece(const char **at, const char **piece, size_t *length) {
 }
 
 // ---- vocabulary
-// --------------------------------------------------------------------------------------------------------
 
 static int count_words(lexicon *l, const char *caption) {
     char *text;
@@ -278,7 +275,6 @@ uint64_t ts_tokenizer_fingerprint(const ts_tokenizer *tokenizer) {
 }
 
 // ---- file
-// --------------------------------------------------------------------------------------------------------------
 
 int ts_tokenizer_save(const ts_tokenizer *tokenizer, const char *folder) {
     char path[TS_PATH_BYTES];
@@ -360,7 +356,6 @@ int ts_tokenizer_load(ts_tokenizer **out, const char *folder) {
 }
 
 // ---- encoding
-// ----------------------------------------------------------------------------------------------------------
 
 typedef struct id_list {
     int32_t *ids;

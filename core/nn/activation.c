@@ -7,7 +7,7 @@ static int64_t count_of(const ts_var *x) {
     return ts_shape_count(x->value.shape);
 }
 
-// ---- layers of one input ---------------------------------------------------------------------------------------------
+// ---- layers of one input
 
 typedef struct unary_call {
     ts_var *x, *y;
@@ -84,7 +84,6 @@ ts_var *ts_nn_cast(ts_tape *tape, ts_var *x, ts_dtype dtype) {
 }
 
 // ---- T5's gated GELU
-// -------------------------------------------------------------------------------------------------
 
 typedef struct gated_call {
     ts_var *a, *b, *y;
@@ -125,7 +124,6 @@ ts_var *ts_nn_gated_gelu(ts_tape *tape, ts_var *a, ts_var *b) {
 }
 
 // ---- rows beyond a count
-// ---------------------------------------------------------------------------------------------
 
 typedef struct keep_rows_call {
     ts_var *x, *y;

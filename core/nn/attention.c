@@ -94,7 +94,6 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
 }
 
 // ---- relative bias
-// ---------------------------------------------------------------------------------------------------
 
 int64_t ts_relative_bucket(int64_t key_minus_query, int64_t buckets, int64_t max_distance) {
     const int64_t half = buckets / 2, exact = half / 2;

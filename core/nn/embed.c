@@ -4,7 +4,6 @@
 #include "core/nn/layer.h"
 
 // ---- patches
-// ---------------------------------------------------------------------------------------------------------
 
 typedef struct patch_call {
     ts_patchify args;  // .video and .tokens are set when called
@@ -95,7 +94,6 @@ ts_var *ts_nn_unpatchify(ts_tape *tape, ts_var *tokens, const int64_t patch[3], 
 }
 
 // ---- embedding
-// -------------------------------------------------------------------------------------------------------
 
 typedef struct embedding_call {
     const ts_param *table;
@@ -129,7 +127,6 @@ ts_var *ts_nn_embedding(ts_tape *tape, const ts_param *table, const int32_t *id,
 }
 
 // ---- sinusoid
-// --------------------------------------------------------------------------------------------------------
 
 ts_var *ts_nn_sinusoid(ts_tape *tape, const float *t, int64_t rows, int64_t half) {
     if (ts_tape_status(tape)) {

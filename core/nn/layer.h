@@ -62,7 +62,7 @@ typedef struct ts_columns {
 ts_columns ts_whole(ts_var *var);
 const void *ts_columns_data(ts_columns x);
 
-// ---- gradients, in backward functions --------------------------------------------------------------------------------
+// ---- gradients, in backward functions
 
 // Buffers come from a pool of exact sizes, so that a step uses few of them and they stay in cache.
 void *ts_pool_take(ts_tape *tape, size_t bytes);

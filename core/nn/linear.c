@@ -7,7 +7,6 @@
 #include "core/nn/layer.h"
 
 // ---- declaration
-// -----------------------------------------------------------------------------------------------------
 
 enum { NAME_BYTES = 256 };
 
@@ -70,7 +69,6 @@ void ts_linear_mark_hidden(ts_linear *linear) {
 }
 
 // ---- the layer
-// -------------------------------------------------------------------------------------------------------
 
 typedef struct linear_call {
     const ts_linear *linear;

@@ -2,7 +2,6 @@
 #include "core/nn/norm.h"
 
 // ---- layer norm
-// ------------------------------------------------------------------------------------------------------
 
 typedef struct layer_norm_call {
     ts_layer_norm args;
@@ -81,7 +80,6 @@ ts_var *ts_nn_layer_norm_affine(ts_tape *tape, ts_var *x, double eps, const ts_p
 }
 
 // ---- RMS norm
-// --------------------------------------------------------------------------------------------------------
 
 typedef struct rms_norm_call {
     ts_rms_norm args;

@@ -2,7 +2,6 @@
 #include "core/nn/residual.h"
 
 // ---- gated residual
-// --------------------------------------------------------------------------------------------------
 
 typedef struct residual_call {
     ts_gated_residual args;
@@ -66,7 +65,6 @@ ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gat
 }
 
 // ---- broadcast sum
-// ---------------------------------------------------------------------------------------------------
 
 typedef struct add_rows_call {
     ts_var *x, *b, *out;

@@ -99,7 +99,6 @@ ts_dtype ts_tape_operand_dtype(const ts_tape *tape) {
 }
 
 // ---- for layers
-// ------------------------------------------------------------------------------------------------------
 
 bool ts_tape_computes(const ts_tape *tape) {
     return !counts(tape->mode);
@@ -240,7 +239,6 @@ const void *ts_columns_data(ts_columns x) {
 }
 
 // ---- backward
-// --------------------------------------------------------------------------------------------------------
 
 static void note_activations(ts_tape *tape) {
     const uint64_t used = ts_arena_used(tape->values);
@@ -284,7 +282,6 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
 }
 
 // ---- scopes
-// ----------------------------------------------------------------------------------------------------------
 
 typedef struct scope_call {
     ts_block_fn block;
@@ -406,7 +403,6 @@ ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_
 }
 
 // ---- probes
-// ----------------------------------------------------------------------------------------------------------
 
 void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user) {
     tape->probe = probe;

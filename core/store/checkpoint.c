@@ -37,7 +37,7 @@ static int step_path(char *out, const char *folder, int64_t step, const char *en
     return ts_path_join(out, TS_PATH_BYTES, folder, name);
 }
 
-// ---- writing -----------------------------------------------------------------------------------------------------
+// ---- writing
 
 static int check_finite(const ts_checkpoint_group *group) {
     for (int64_t t = 0; t < group->count; t++) {
@@ -96,7 +96,7 @@ static int write_files(const char *folder, int64_t step, const json_t *state, co
     return status;
 }
 
-// ---- housekeeping ------------------------------------------------------------------------------------------------
+// ---- housekeeping
 
 static bool is_temporary(const char *name) {
     const size_t length = strlen(name);
@@ -196,7 +196,7 @@ static int read_manifest(const char *path, json_t **out) {
     return status;
 }
 
-// ---- saving ------------------------------------------------------------------------------------------------------
+// ---- saving
 
 // Whether two checkpoints hold the same files; what their states say may differ in a clock.
 static int compare_files(const char *path, const char *other, bool *same) {
@@ -258,7 +258,7 @@ int ts_checkpoint_save(const char *folder, int64_t step, const json_t *state, co
     return ts_agree(world, status);
 }
 
-// ---- verifying and reading ---------------------------------------------------------------------------------------
+// ---- verifying and reading
 
 static int verify_file(const char *path, const json_t *about) {
     char file[TS_PATH_BYTES], hex[17];
@@ -328,7 +328,7 @@ int ts_checkpoint_open_group(const char *path, const char *group, ts_safetensors
     return ts_safetensors_open(out, file);
 }
 
-// ---- finding -----------------------------------------------------------------------------------------------------
+// ---- finding
 
 static int find(const char *folder, int64_t *step, char path[TS_PATH_BYTES]) {
     int64_t *steps, count;

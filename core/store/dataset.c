@@ -23,7 +23,7 @@ struct ts_dataset {
     uint64_t fingerprint;
 };
 
-// ---- opening -----------------------------------------------------------------------------------------------------
+// ---- opening
 
 static uint64_t hash_manifest(const ts_manifest *m) {
     uint64_t hash = TS_DATASET_VERSION;
@@ -127,7 +127,7 @@ void ts_dataset_close(ts_dataset **dataset) {
     *dataset = NULL;
 }
 
-// ---- looking and reading -----------------------------------------------------------------------------------------
+// ---- looking and reading
 
 const ts_manifest *ts_dataset_manifest(const ts_dataset *d) {
     return &d->manifest;

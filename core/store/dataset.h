@@ -17,7 +17,6 @@
 enum { TS_DATASET_VERSION = 1 };
 
 // ---- one shard being written (serial HDF5, one owner)
-// -------------------------------------------------------------------
 typedef struct ts_clip_record {
     const char *source;   // path relative to the corpus
     const char *caption;  // UTF-8
@@ -35,7 +34,6 @@ int ts_shard_writer_commit(ts_shard_writer **writer, int64_t *count, uint64_t *s
 void ts_shard_writer_abandon(ts_shard_writer **writer);
 
 // ---- the manifest
-// ---------------------------------------------------------------------------------------------------------
 typedef struct ts_shard_info {
     char name[64];
     ts_shape shape;  // [T, H, W, C] of each clip
@@ -56,7 +54,6 @@ int ts_manifest_read(const char *folder, ts_manifest *out);
 void ts_manifest_free(ts_manifest *manifest);
 
 // ---- reading
-// ----------------------------------------------------------------------------------------------------------------
 typedef struct ts_dataset ts_dataset;
 // Opens every shard: sizes, shapes, version and fingerprints are checked before anything is allocated from them;
 // external storage, links and filters are refused. verify_sums also hashes the files.

@@ -16,7 +16,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const ts_shard_info *)a)->name, ((const ts_shard_info *)b)->name);
 }
 
-// ---- writing -----------------------------------------------------------------------------------------------------
+// ---- writing
 
 // 64-bit sums are written as 16 hexadecimal digits: JSON numbers are exact only to 53 bits for many readers.
 static json_t *hex(uint64_t value) {
@@ -61,7 +61,7 @@ int ts_manifest_write(const char *folder, const ts_manifest *manifest) {
     return status;
 }
 
-// ---- reading -----------------------------------------------------------------------------------------------------
+// ---- reading
 
 static int read_hex(const json_t *object, const char *key, const char *path, uint64_t *out) {
     const char *text;

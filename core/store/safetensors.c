@@ -40,7 +40,7 @@ struct ts_safetensors {
     int64_t count, capacity;
 };
 
-// ---- one file ----------------------------------------------------------------------------------------------------
+// ---- one file
 
 static bool dtype_parse(const char *name, ts_dtype *out) {
     static const ts_dtype known[] = {TS_F32, TS_BF16, TS_F16, TS_F64, TS_I64, TS_I32, TS_U16, TS_U8, TS_BOOL};
@@ -246,7 +246,7 @@ static int add_shard(ts_safetensors *file, const char *path) {
     return check_contiguous(s, file->entry + first, file->count - first);
 }
 
-// ---- a sharded index ---------------------------------------------------------------------------------------------
+// ---- a sharded index
 
 static int by_name(const void *a, const void *b) {
     return strcmp(((const ts_safetensors_entry *)a)->name, ((const ts_safetensors_entry *)b)->name);
@@ -335,7 +335,7 @@ done:
     return status;
 }
 
-// ---- finding the file --------------------------------------------------------------------------------------------
+// ---- finding the file
 
 static bool ends_with(const char *text, const char *ending) {
     const size_t n = strlen(text), m = strlen(ending);
@@ -427,7 +427,7 @@ void ts_safetensors_close(ts_safetensors **file) {
     *file = NULL;
 }
 
-// ---- looking and reading -----------------------------------------------------------------------------------------
+// ---- looking and reading
 
 int64_t ts_safetensors_count(const ts_safetensors *file) {
     return file->count;

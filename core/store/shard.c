@@ -43,7 +43,7 @@ bool ts_text_is_utf8(const char *text, size_t bytes) {
     return true;
 }
 
-// ---- where a data set lies ---------------------------------------------------------------------------------------
+// ---- where a data set lies
 
 // Where we are, for messages.
 typedef struct opening {
@@ -152,7 +152,7 @@ static int locate(const opening *o, const char *name, hid_t type, int rank, int6
     return status;
 }
 
-// ---- reading the small parts -------------------------------------------------------------------------------------
+// ---- reading the small parts
 
 static int read_attribute(const opening *o, const char *name, hid_t type, void *value) {
     const hid_t attribute = H5Aopen(o->file, name, H5P_DEFAULT);
@@ -267,7 +267,7 @@ static int read_fps(const opening *o, int fd, int64_t count, double **out) {
     return TS_OK;
 }
 
-// ---- the whole ---------------------------------------------------------------------------------------------------
+// ---- the whole
 
 static int read_all(ts_shard *s, const opening *o, const ts_shard_info *info, uint64_t codec_fingerprint) {
     int64_t extent[5] = {info->count, info->shape.dim[0], info->shape.dim[1], info->shape.dim[2], info->shape.dim[3]};

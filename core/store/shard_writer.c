@@ -39,7 +39,7 @@ struct ts_shard_writer {
     heap caption, source;
 };
 
-// ---- gathering clips ---------------------------------------------------------------------------------------------
+// ---- gathering clips
 
 static int open_spool(ts_shard_writer *w) {
     char spool[TS_PATH_BYTES];
@@ -152,7 +152,7 @@ int ts_shard_writer_add(ts_shard_writer *w, const float *latent, const ts_clip_r
     return TS_OK;
 }
 
-// ---- the HDF5 file -----------------------------------------------------------------------------------------------
+// ---- the HDF5 file
 
 // A creation list without time stamps: equal clips make equal files.
 static hid_t untimed(hid_t kind) {
@@ -244,7 +244,7 @@ static bool put_all(hid_t file, const ts_shard_writer *w, haddr_t *latents) {
            put_dataset(file, "/latents", H5T_STD_U16LE, 5, dims, NULL, latents);
 }
 
-// ---- laying the file out in memory -------------------------------------------------------------------------------
+// ---- laying the file out in memory
 
 // HDF5 crashes at exit when a file of its own has met a full disk. So it lays the file out in memory, and writing to
 // the disk is ours, with ordinary errors. The image reaches as far as HDF5 has written: latents come last, are never
@@ -315,7 +315,7 @@ static int lay_out(const ts_shard_writer *w, layout *l) {
     return good ? TS_OK : TS_FAIL(TS_ERESOURCE, "%s: HDF5 cannot lay it out; is memory exhausted?", w->path);
 }
 
-// ---- finishing ---------------------------------------------------------------------------------------------------
+// ---- finishing
 
 typedef struct target {
     int fd;

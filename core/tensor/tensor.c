@@ -78,7 +78,6 @@ float ts_f16_to_f32(uint16_t h) {
 }
 
 // ---- conversion: every pair goes through a block of floats, which is exact or rounds once
-// ----------------------------
 
 enum { BLOCK = 512 };
 

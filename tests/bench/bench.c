@@ -55,7 +55,7 @@ static const ts_option options[] = {
     {.name = "json", .type = TS_OPTION_BOOL, .offset = FIELD(json), .help = "print one JSON object instead of tables"},
     {0}};
 
-// ---- the clock -----------------------------------------------------------------------------------------------------
+// ---- the clock
 
 static bool counts_cpu_time;
 
@@ -101,7 +101,7 @@ int ts_bench_measure(int (*call)(const void *context), const void *context, int6
     return 0;
 }
 
-// ---- the command ---------------------------------------------------------------------------------------------------
+// ---- the command
 
 static json_t *peak_report(const ts_bench_peak *peak) {
     return json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "instruction_set", ts_kernels_cpu_instruction_set(),

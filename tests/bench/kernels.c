@@ -42,7 +42,7 @@ typedef struct item {
     ts_dtype dtype;
 } item;
 
-// ---- products ------------------------------------------------------------------------------------------------------
+// ---- products
 
 typedef struct product {
     const char *name;
@@ -61,7 +61,7 @@ static int call_product(const void *context) {
     return c->k->gemm(&c->gemm);
 }
 
-// ---- one call of every other kernel --------------------------------------------------------------------------------
+// ---- one call of every other kernel
 
 #define CALL(name, expression)                                                                                         \
     static int call_##name(const void *context) {                                                                      \
@@ -156,7 +156,7 @@ CALL(noise, noise(w->f[0], n, 1, TS_RNG_TEST, 1, 0))
 CALL(conv3d, conv3d_forward(CONV))
 CALL(conv3d_backward, conv3d_backward(CONV))
 
-// ---- measuring and reporting ---------------------------------------------------------------------------------------
+// ---- measuring and reporting
 
 typedef struct session {
     const ts_bench_params *params;
@@ -288,7 +288,7 @@ static int measure_others(const session *s, const workspace *w) {
     return 0;
 }
 
-// ---- operands ------------------------------------------------------------------------------------------------------
+// ---- operands
 
 static void close_workspace(workspace *w) {
     for (int i = 0; i < 8; i++) {

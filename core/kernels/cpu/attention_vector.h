@@ -62,7 +62,7 @@ static float exp_one(float x) {
     return vec_exp(vec_set(x))[0];
 }
 
-// ---- products ----
+// ---- products
 
 typedef struct matrix {  // element (i, k) is data[i * row + k * step]
     const float *data;
@@ -114,7 +114,7 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, matrix a, con
     }
 }
 
-// ---- packing ----
+// ---- packing
 
 // to [padded_rows, padded] f32 = scale * from [rows, head_dim] of any stride; the padding is zero.
 static void pack_rows(float *to, int64_t padded, int64_t padded_rows, const void *from, ts_dtype dtype, int64_t stride,
@@ -197,7 +197,7 @@ static const float *bias_row(const ts_attention *p, int64_t head, int64_t query,
     return p->bias_strip ? p->bias_strip + head * strip + first_key - query + p->queries - 1 : NULL;
 }
 
-// ---- forward ----
+// ---- forward
 
 typedef struct forward_scratch {
     int64_t padded;       // head_dim rounded up to LANES
@@ -304,7 +304,7 @@ static void forward(const ts_attention *p, int64_t batch, int64_t head, int64_t 
     }
 }
 
-// ---- backward ----
+// ---- backward
 
 //   P = exp(S - lse)   dV = P^T dO   dP = dO V^T   dS = P * (dP - rowsum(dO * O))   dQ = scale dS K   dK = scale dS^T Q
 

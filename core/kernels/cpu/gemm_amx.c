@@ -46,7 +46,7 @@ static inline int64_t divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-// ---- packing -------------------------------------------------------------------------------------------------------
+// ---- packing
 
 // Arrays of vectors stay in registers only when every loop over them is unrolled.
 #if defined(__clang__)
@@ -182,7 +182,7 @@ static void pack_operands(const pass *p) {
     }
 }
 
-// ---- results -------------------------------------------------------------------------------------------------------
+// ---- results
 
 // A row of a micro-block: 32 floats.
 typedef struct line {
@@ -241,7 +241,7 @@ TS_INLINE void finish_row(const pass *p, const pending *done, int64_t i) {
     line_store(g->c, g->dtype_c, at, done->lanes, g->gelu ? line_gelu(v, g->dtype_c) : v);
 }
 
-// ---- multiplication ------------------------------------------------------------------------------------------------
+// ---- multiplication
 
 // Tiles 0 to 3 accumulate the micro-block, 4 and 5 are A, 6 and 7 are B; all 16 rows of 64
 // bytes. Constant data: GCC's intrinsic does not tell the optimizer that all 64 bytes are

@@ -70,7 +70,7 @@ bool ts_onednn_multiplies_bf16(void) {
     return (engine ? library_level : ts_cpu_isa()) >= TS_ISA_AVX512;
 }
 
-// ---- the table of primitives ---------------------------------------------------------------------------------------
+// ---- the table of primitives
 
 static uint64_t hash(const key *k) {
     uint64_t h = 0xcbf29ce484222325u;  // FNV-1a over words, then folded
@@ -187,7 +187,7 @@ static int attributes_create(dnnl_primitive_attr_t *out, bool accumulate) {
     return 0;
 }
 
-// ---- matrix products -----------------------------------------------------------------------------------------------
+// ---- matrix products
 
 static dnnl_data_type_t data_type(ts_dtype dtype) {
     return dtype == TS_BF16 ? dnnl_bf16 : dnnl_f32;
@@ -238,7 +238,7 @@ int ts_onednn_matmul(const ts_gemm *p) {
     return primitive_run(matmul, (const void *[]){p->a, p->b, p->c, p->bias});
 }
 
-// ---- convolution ---------------------------------------------------------------------------------------------------
+// ---- convolution
 
 typedef struct conv_memory {
     dnnl_memory_desc_t x, y, plain, any, bias;  // weights as ours, and as the library likes them

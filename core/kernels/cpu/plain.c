@@ -8,7 +8,7 @@
 #include "core/base/status.h"
 #include "core/kernels/cpu/cpu.h"
 
-// ---- patches -------------------------------------------------------------------------------------------------------
+// ---- patches
 
 static int check_patchify(const ts_patchify *p) {
     const bool whole = p->patch_t > 0 && p->patch_h > 0 && p->patch_w > 0 && p->frames % p->patch_t == 0 &&
@@ -70,7 +70,7 @@ static int unpatchify(const ts_patchify *p) {
     return copy_patches(p, false);
 }
 
-// ---- embedding -----------------------------------------------------------------------------------------------------
+// ---- embedding
 
 static int embedding_forward(const float *table, const int32_t *id, float *y, int64_t n, int64_t width) {
 #pragma omp parallel for schedule(static) if (n * width > 16384)
@@ -97,7 +97,7 @@ static int embedding_backward(const float *d_y, const int32_t *id, float *d_tabl
     return 0;
 }
 
-// ---- sinusoid and noise --------------------------------------------------------------------------------------------
+// ---- sinusoid and noise
 
 static int sinusoid(const float *t, float *y, int64_t rows, int64_t half) {
 #pragma omp parallel for schedule(static) if (rows * half > 1024)
@@ -122,7 +122,7 @@ static int noise(float *out, int64_t n, uint64_t seed, uint32_t purpose, uint64_
     return 0;
 }
 
-// ---- exact GELU ----------------------------------------------------------------------------------------------------
+// ---- exact GELU
 
 static double normal_distribution(double x) {
     return 0.5 * (1.0 + erf(x * 0.70710678118654752440));

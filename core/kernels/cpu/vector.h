@@ -219,7 +219,7 @@ TS_INLINE vec vec_gelu_derivative_of(ts_dtype dtype, vec x) {
     return s + y * (s * (1.0f - s)) * (1.5957691216057308f + 0.21406443847815909f * squared);
 }
 
-// ---- loops ---------------------------------------------------------------------------------------------------------
+// ---- loops
 
 // Below this many elements a parallel region costs more than it brings.
 enum { TS_PARALLEL_MIN = 16384, TS_BLOCK = 4096 };

@@ -2,7 +2,7 @@
 // Layer norm with scale and shift, and RMS norm with rotary embedding; a template included by vector_*.c.
 // Formulas and the gradient contract: core/kernels/kernels.h.
 
-// ---- layer norm ----------------------------------------------------------------------------------------------------
+// ---- layer norm
 
 TS_INLINE vec centred(const float *x, float mean, int64_t i, int64_t count) {
     return vec_keep(vec_load_f32(x, i, count) - mean, count);
@@ -130,7 +130,7 @@ static int layer_norm_backward(const ts_layer_norm *p) {
     return 0;
 }
 
-// ---- rotary embedding ----------------------------------------------------------------------------------------------
+// ---- rotary embedding
 
 // Lane lists for pairs: {0,0,1,1,...} doubles a cosine for both members of its pair, {1,0,3,2,...} swaps the members.
 #if TS_WIDTH == 16
@@ -174,7 +174,7 @@ TS_INLINE rotation rotation_of(const ts_rms_norm *p, int64_t row, float directio
     return (rotation){p->cosine ? p->cosine + at : NULL, p->cosine ? p->sine + at : NULL, direction};
 }
 
-// ---- RMS norm ------------------------------------------------------------------------------------------------------
+// ---- RMS norm
 
 static int check_rms_norm(const ts_rms_norm *p) {
     TS_TRY(check_operand(p->dtype_x, "rms_norm"));

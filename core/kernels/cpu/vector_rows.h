@@ -114,7 +114,7 @@ static int sum_rows(const float *d_out, float *d_b, int64_t rows, int64_t b_rows
     return 0;
 }
 
-// ---- out = x + y * gate[t] -----------------------------------------------------------------------------------------
+// ---- out = x + y * gate[t]
 
 static int gated_residual_forward(const ts_gated_residual *p) {
     TS_TRY(check_operand(p->dtype_y, "gated_residual"));

@@ -31,7 +31,7 @@ struct ts_codec_fit {
     moments first, later;
 };
 
-// ---- accumulation ------------------------------------------------------------------------------------------------
+// ---- accumulation
 
 static bool moments_new(moments *m, int64_t frames) {
     m->frames = frames;
@@ -144,7 +144,7 @@ int ts_codec_fit_add(ts_codec_fit *fit, const uint8_t *pixels, int64_t frames, i
     return TS_OK;
 }
 
-// ---- from moments to axes ----------------------------------------------------------------------------------------
+// ---- from moments to axes
 
 static int reduce(moments *m, ts_comm *comm) {
     flush(m);

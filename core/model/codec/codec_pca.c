@@ -13,7 +13,7 @@ enum { ROWS = 4, PANEL = 8, RUN = TS_CODEC_SPACE * TS_CODEC_COLOURS };
 
 typedef float f32x4 __attribute__((vector_size(16)));
 
-// ---- life --------------------------------------------------------------------------------------------------------
+// ---- life
 
 static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
@@ -116,7 +116,7 @@ int ts_codec_check_clip(int64_t frames, int64_t height, int64_t width) {
     return TS_OK;
 }
 
-// ---- the product -------------------------------------------------------------------------------------------------
+// ---- the product
 
 // out [ROWS, n] = a [ROWS, k] b [k, n]; rows of a and out are lda and ldo apart, b is packed in panels of 8 columns and
 // padded with zeros to whole panels.
@@ -140,7 +140,7 @@ static void multiply(const float *a, int64_t lda, int64_t k, const float *b, int
     }
 }
 
-// ---- encoding ----------------------------------------------------------------------------------------------------
+// ---- encoding
 
 // x [dims] = pixels of the block at `from`, less the mean
 static void gather(const ts_codec_transform *t, const uint8_t *from, int64_t height, int64_t width, float *x) {
@@ -191,7 +191,7 @@ int ts_codec_encode(const ts_codec *codec, const uint8_t *pixels, int64_t frames
     return TS_OK;
 }
 
-// ---- decoding ----------------------------------------------------------------------------------------------------
+// ---- decoding
 
 static void scatter(const ts_codec_transform *t, const float *x, uint8_t *to, int64_t height, int64_t width) {
     const float *mean = t->mean;
