@@ -6,7 +6,7 @@
 //
 // orthogonal(u) is u with its singular values brought near 1, by five steps of a quintic Newton-Schulz iteration:
 //   X <- a X + (b A + c A A) X,  A = X X^T,  from X = u / |u|
-// On the shapes world it needs a fifth of the samples that AdamW does.
+// On the shapes world it learns far sooner than AdamW: configs/shapes-model/README.md has the comparison.
 #ifndef TS_TRAIN_MUON_H
 #define TS_TRAIN_MUON_H
 
