@@ -30,6 +30,25 @@ static void sampler_close(sampler *s) {
     free(s->without);
 }
 
+// Runs the text encoder on prompts [n] into `context` [n, rows, width].
+static int encode_prompts(sampler *s, const char *const *prompts, int64_t n, float *context) {
+    ts_tape_reset(s->tape);
+    const ts_var *encoded = ts_model_encode_text(s->tape, s->model, prompts, n);
+    TS_TRY(ts_tape_status(s->tape));
+    memcpy(context, encoded->value.data, (size_t)(n * s->context_numbers) * sizeof *context);
+    return TS_OK;
+}
+
+// The negative prompt is the same for every video, so its context is made once, a copy for each video of a group.
+static int encode_negative(sampler *s) {
+    const char *negative = s->params->negative ? s->params->negative : "";
+    TS_TRY(encode_prompts(s, &negative, 1, s->without));
+    for (int64_t i = 1; i < s->params->batch; i++) {
+        memcpy(s->without + i * s->context_numbers, s->without, (size_t)s->context_numbers * sizeof(float));
+    }
+    return TS_OK;
+}
+
 static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params) {
     const ts_dit_config *dit = ts_dit_get_config(model->dit);
     *s = (sampler){.model = model, .kernels = kernels, .params = params};
@@ -44,16 +63,8 @@ static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *ker
     if (!s->with || !s->without) {
         return TS_ERESOURCE;
     }
-    return ts_tape_open(&s->tape, kernels, TS_TAPE_RUN, model->params->operand_dtype);
-}
-
-// Runs the text encoder on prompts [n] into `context` [n, rows, width].
-static int encode_prompts(sampler *s, const char *const *prompts, int64_t n, float *context) {
-    ts_tape_reset(s->tape);
-    const ts_var *encoded = ts_model_encode_text(s->tape, s->model, prompts, n);
-    TS_TRY(ts_tape_status(s->tape));
-    memcpy(context, encoded->value.data, (size_t)(n * s->context_numbers) * sizeof *context);
-    return TS_OK;
+    TS_TRY(ts_tape_open(&s->tape, kernels, TS_TAPE_RUN, model->params->operand_dtype));
+    return params->guidance == 1.0 ? TS_OK : encode_negative(s);
 }
 
 static int count_step(void *user, int64_t step, const float *x) {
@@ -83,16 +94,11 @@ static int check_finite(const sampler *s, const float *x, int64_t n, int64_t fir
 // Noise to latents for n <= batch videos, x [n, T, H, W, C].
 static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *x) {
     const ts_sample_params *p = s->params;
-    const char *negative = p->negative ? p->negative : "";
     for (int64_t i = 0; i < n; i++) {
         TS_TRY(s->kernels->noise(x + i * s->video_numbers, s->video_numbers, p->seed, TS_RNG_SAMPLE,
                                  (uint64_t)(first_index + i), 0));
     }
     TS_TRY(encode_prompts(s, prompts, n, s->with));
-    TS_TRY(encode_prompts(s, &negative, 1, s->without));
-    for (int64_t i = 1; i < n; i++) {
-        memcpy(s->without + i * s->context_numbers, s->without, (size_t)s->context_numbers * sizeof(float));
-    }
     s->group = n;
     const ts_denoise_params denoise = {
         .schedule = &s->schedule,
