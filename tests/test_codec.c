@@ -2,6 +2,7 @@
 // TEST: ranks=1,2,3 timeout=120
 // The pca codec: exact on data of low rank, orthonormal, scaled as promised, and fitted to the same bits on any number
 // of ranks.
+#include "core/comm/mesh.h"
 #include "core/model/codec.h"
 
 #include <unistd.h>
@@ -284,8 +285,7 @@ static void test_refusals(const ts_codec *codec) {
 int main(int argc, char **argv) {
     ts_mesh mesh;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
-    const int degree[TS_AXIS_COUNT] = {ts_comm_size(world), 1, 1, 1, ts_comm_size(world)};
-    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){ts_comm_size(world), 1, 1, 1, 1}));
     self = mesh.axis[TS_AXIS_TENSOR];
     CHECK(ts_comm_size(self) == 1);
     CHECK(mkdtemp(folder) != NULL);

@@ -12,6 +12,7 @@
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/comm/comm.h"
+#include "core/comm/mesh.h"
 #include "core/model/codec.h"
 #include "core/store/dataset.h"
 #include "data/ingest.h"
@@ -241,12 +242,7 @@ static void test_same_on_one_rank(void) {
     const uint64_t together = sum_of("whole");
     CHECK_OK(ts_barrier(world));
     ts_mesh alone;
-    const int degree[TS_AXIS_COUNT] = {[TS_AXIS_DATA] = ts_comm_size(world),
-                                       [TS_AXIS_CFG] = 1,
-                                       [TS_AXIS_SEQUENCE] = 1,
-                                       [TS_AXIS_TENSOR] = 1,
-                                       [TS_AXIS_WORLD] = 1};
-    CHECK_OK(ts_mesh_open(&alone, world, degree));
+    CHECK_OK(ts_mesh_open(&alone, world, &(ts_degrees){ts_comm_size(world), 1, 1, 1, 1}));
     if (ts_comm_rank(world) == 0) {
         CHECK_OK(ingest(alone.axis[TS_AXIS_TENSOR], "alone", NULL));
         CHECK(sum_of("alone") == together);

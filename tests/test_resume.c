@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/base/signal.h"
+#include "core/comm/mesh.h"
 #include "core/model/model.h"
 #include "core/store/checkpoint.h"
 #include "tests/same_checkpoint.h"
@@ -171,9 +172,7 @@ int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
     ts_log_set_level(TS_LOG_WARN);
-    const int degree[TS_AXIS_COUNT] = {
-        [TS_AXIS_DATA] = ts_comm_size(world), [TS_AXIS_CFG] = 1, [TS_AXIS_SEQUENCE] = 1, [TS_AXIS_TENSOR] = 1};
-    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){ts_comm_size(world), 1, 1, 1, 1}));
     test(world, mesh.axis[TS_AXIS_TENSOR], arena);
     ts_arena_close(&arena);
     ts_mesh_close(&mesh);

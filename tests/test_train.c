@@ -2,6 +2,7 @@
 // TEST: ranks=1,2,4 timeout=120
 // Training on any number of ranks: the same losses as one rank, which fall; no allocation inside a step.
 #include "core/base/log.h"
+#include "core/comm/mesh.h"
 #include "tests/tiny_config.h"
 #include "tests/tiny_dataset.h"
 #include "tests/ts_test.h"
@@ -111,10 +112,8 @@ int main(int argc, char **argv) {
     ts_comm *world = NULL;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     ts_log_set_level(TS_LOG_WARN);
-    const int degree[TS_AXIS_COUNT] = {
-        [TS_AXIS_DATA] = ts_comm_size(world), [TS_AXIS_CFG] = 1, [TS_AXIS_SEQUENCE] = 1, [TS_AXIS_TENSOR] = 1};
     ts_mesh mesh;
-    CHECK_OK(ts_mesh_open(&mesh, world, degree));
+    CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){ts_comm_size(world), 1, 1, 1, 1}));
     ts_comm *solo = mesh.axis[TS_AXIS_TENSOR];
     char folder[64];
     CHECK_OK(tiny_dataset_make(folder, world, solo));

@@ -25,12 +25,8 @@ static int open_mesh(ts_trainer *t) {
         return TS_FAIL(TS_EUSAGE, "mesh: %lld x %lld ranks are asked for, %d run; start as many, or set mesh.data=0",
                        (long long)data, (long long)others, ranks);
     }
-    const int degree[TS_AXIS_COUNT] = {[TS_AXIS_DATA] = (int)data,
-                                       [TS_AXIS_CFG] = (int)c->mesh.cfg,
-                                       [TS_AXIS_SEQUENCE] = (int)c->mesh.sequence,
-                                       [TS_AXIS_TENSOR] = (int)c->mesh.tensor,
-                                       [TS_AXIS_WORLD] = ranks};
-    TS_TRY(ts_mesh_open(&t->mesh, t->world, degree));
+    const ts_degrees degree = {(int)data, (int)c->mesh.cfg, 1, (int)c->mesh.sequence, (int)c->mesh.tensor};
+    TS_TRY(ts_mesh_open(&t->mesh, t->world, &degree));
     t->data = t->mesh.axis[TS_AXIS_DATA];
     return TS_OK;
 }

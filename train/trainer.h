@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/comm/comm.h"
+#include "core/comm/mesh.h"
 #include "core/model/model.h"
 #include "data/loader.h"
 #include "train/config.h"

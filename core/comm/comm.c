@@ -30,15 +30,17 @@ int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
     return TS_OK;
 }
 
+int ts_comm_imagine(ts_comm **out, int rank, int size) {
+    TS_TRY(ts_comm_new(out, MPI_COMM_NULL));
+    (*out)->rank = rank;
+    (*out)->size = size;
+    (*out)->transport = NULL;
+    return TS_OK;
+}
+
 void ts_comm_delete(ts_comm **comm) {
     if (!*comm) {
         return;
-    }
-    for (ts_request *request = (*comm)->free_requests; request;) {
-        ts_request *next = request->next_free;
-        free(request->parts);
-        free(request);
-        request = next;
     }
     if ((*comm)->mpi != MPI_COMM_NULL && (*comm)->mpi != MPI_COMM_WORLD) {
         MPI_Comm_free(&(*comm)->mpi);
@@ -56,15 +58,41 @@ int ts_comm_size(const ts_comm *comm) {
     return comm->size;
 }
 
-ts_comm_counters ts_comm_get_counters(const ts_comm *comm) {
-    return comm->counters;
+// ---- counters
+
+ts_comm_counters ts_comm_get_counters(const ts_comm *comm, ts_collective kind) {
+    return comm->counters[kind];
+}
+
+ts_comm_counters ts_comm_total(const ts_comm *comm) {
+    ts_comm_counters total = {0};
+    for (int kind = 0; kind < TS_COLLECTIVE_COUNT; kind++) {
+        total.calls += comm->counters[kind].calls;
+        total.bytes_sent += comm->counters[kind].bytes_sent;
+        total.seconds += comm->counters[kind].seconds;
+    }
+    return total;
+}
+
+void ts_comm_reset_counters(ts_comm *comm) {
+    memset(comm->counters, 0, sizeof comm->counters);
+}
+
+const char *ts_collective_name(ts_collective kind) {
+    static const char *const names[TS_COLLECTIVE_COUNT] = {
+        [TS_ALL_REDUCE] = "all-reduce", [TS_BROADCAST] = "broadcast",
+        [TS_ALL_GATHER] = "all-gather", [TS_REDUCE_SCATTER] = "reduce-scatter",
+        [TS_ALL_TO_ALL] = "all-to-all", [TS_RING] = "ring",
+        [TS_BARRIER] = "barrier"};
+    return names[kind];
 }
 
 // Adds a finished call to the counters; returns its status.
-static int account(ts_comm *comm, double start, int64_t bytes_sent, int status) {
-    comm->counters.calls++;
-    comm->counters.bytes_sent += (uint64_t)bytes_sent;
-    comm->counters.seconds += ts_clock_seconds() - start;
+static int account(ts_comm *comm, ts_collective kind, double start, int64_t bytes_sent, int status) {
+    ts_comm_counters *counters = &comm->counters[kind];
+    counters->calls++;
+    counters->bytes_sent += (uint64_t)bytes_sent;
+    counters->seconds += ts_clock_seconds() - start;
     return status;
 }
 
@@ -81,6 +109,28 @@ static int64_t sum_of_others(const ts_comm *comm, const int64_t *counts) {
     return sum;
 }
 
+int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype) {
+    const int64_t element = (int64_t)ts_dtype_bytes(dtype);
+    if (comm->size == 1) {
+        return 0;
+    }
+    switch (kind) {
+    case TS_ALL_REDUCE:
+        return 2 * share(comm, counts[0] * element);
+    case TS_BROADCAST:
+        return share(comm, counts[0] * element);
+    case TS_ALL_GATHER:
+        return counts[comm->rank] * element * (comm->size - 1);
+    case TS_REDUCE_SCATTER:
+    case TS_ALL_TO_ALL:
+        return sum_of_others(comm, counts) * element;
+    case TS_RING:
+        return counts[0] * element;
+    default:
+        return 0;
+    }
+}
+
 // ---- collectives
 
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
@@ -88,8 +138,8 @@ int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_r
         return TS_OK;
     }
     const double start = ts_clock_seconds();
-    const int64_t sent = 2 * share(comm, count * (int64_t)ts_dtype_bytes(dtype));
-    return account(comm, start, sent, comm->transport->all_reduce(comm, data, count, dtype, op));
+    const int64_t sent = ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype);
+    return account(comm, TS_ALL_REDUCE, start, sent, comm->transport->all_reduce(comm, data, count, dtype, op));
 }
 
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
@@ -97,7 +147,7 @@ int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
         return TS_OK;
     }
     const double start = ts_clock_seconds();
-    return account(comm, start, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
+    return account(comm, TS_BROADCAST, start, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
 }
 
 // The one part there is, moved unless it lies in place.
@@ -113,8 +163,8 @@ int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_
         return copy_own(send, receive, counts[0], dtype);
     }
     const double start = ts_clock_seconds();
-    const int64_t sent = counts[comm->rank] * (int64_t)ts_dtype_bytes(dtype) * (comm->size - 1);
-    return account(comm, start, sent, comm->transport->all_gather_v(comm, send, receive, counts, dtype));
+    const int64_t sent = ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype);
+    return account(comm, TS_ALL_GATHER, start, sent, comm->transport->all_gather_v(comm, send, receive, counts, dtype));
 }
 
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
@@ -122,8 +172,9 @@ int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const in
         return copy_own(send, receive, counts[0], dtype);
     }
     const double start = ts_clock_seconds();
-    const int64_t sent = sum_of_others(comm, counts) * (int64_t)ts_dtype_bytes(dtype);
-    return account(comm, start, sent, comm->transport->reduce_scatter_v(comm, send, receive, counts, dtype));
+    const int64_t sent = ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype);
+    return account(comm, TS_REDUCE_SCATTER, start, sent,
+                   comm->transport->reduce_scatter_v(comm, send, receive, counts, dtype));
 }
 
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
@@ -133,8 +184,8 @@ int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts,
         return copy_own(send, receive, send_counts[0], dtype);
     }
     const double start = ts_clock_seconds();
-    const int64_t sent = sum_of_others(comm, send_counts) * (int64_t)ts_dtype_bytes(dtype);
-    return account(comm, start, sent,
+    const int64_t sent = ts_comm_bytes(comm, TS_ALL_TO_ALL, send_counts, dtype);
+    return account(comm, TS_ALL_TO_ALL, start, sent,
                    comm->transport->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype));
 }
 
@@ -143,49 +194,5 @@ int ts_barrier(ts_comm *comm) {
         return TS_OK;
     }
     const double start = ts_clock_seconds();
-    return account(comm, start, 0, comm->transport->barrier(comm));
-}
-
-// ---- under way
-
-static ts_request *take_request(ts_comm *comm) {
-    ts_request *request = comm->free_requests;
-    if (request) {
-        comm->free_requests = request->next_free;
-        return request;
-    }
-    request = ts_calloc(1, sizeof *request);
-    if (request) {
-        request->comm = comm;
-    }
-    return request;
-}
-
-int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **out) {
-    *out = NULL;
-    const double start = ts_clock_seconds();
-    ts_request *request = take_request(comm);
-    if (!request) {
-        return TS_ERESOURCE;
-    }
-    *out = request;
-    if (comm->size == 1) {
-        return TS_OK;
-    }
-    const int64_t sent = 2 * share(comm, count * (int64_t)sizeof *data);
-    return account(comm, start, sent, comm->transport->all_reduce_start(request, data, count));
-}
-
-int ts_wait(ts_request **request) {
-    if (!*request) {
-        return TS_OK;
-    }
-    ts_comm *comm = (*request)->comm;
-    const double start = ts_clock_seconds();
-    const int status = comm->size == 1 ? TS_OK : comm->transport->wait(*request);
-    comm->counters.seconds += ts_clock_seconds() - start;
-    (*request)->next_free = comm->free_requests;
-    comm->free_requests = *request;
-    *request = NULL;
-    return status;
+    return account(comm, TS_BARRIER, start, 0, comm->transport->barrier(comm));
 }

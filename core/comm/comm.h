@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Communicators and collectives. A ts_comm is one axis of the mesh (or the whole world); its table is filled by a
-// transport: mpi.c for host memory. Every call counts its bytes. Counts may exceed what MPI's ints hold.
+// Communicators and collectives. A ts_comm is an axis of the mesh, a group of axes or the whole world; its table is
+// filled by a transport: mpi.c for host memory, shared.c between ranks of one host. Every call counts its bytes. Counts
+// may exceed what MPI's ints hold.
 //
 // All calls are collective over the communicator and must be made in the same order on every rank of it.
 // Errors inside a step abort the job (ts_comm_abort); at the rare collective points ts_agree makes every rank return
 // the same error.
+//
+// Sums are taken in the order of the ranks, 0 + 1 + 2 .., whatever the transport: the same bits on all of them, and on
+// every run.
 #ifndef TS_COMM_COMM_H
 #define TS_COMM_COMM_H
 
@@ -15,15 +19,25 @@
 
 typedef enum { TS_SUM, TS_MAX, TS_MIN } ts_reduce_op;
 
-typedef enum { TS_AXIS_DATA, TS_AXIS_CFG, TS_AXIS_SEQUENCE, TS_AXIS_TENSOR, TS_AXIS_WORLD, TS_AXIS_COUNT } ts_axis;
-
 typedef struct ts_comm ts_comm;
 typedef struct ts_request ts_request;  // an operation under way
+
+typedef enum {
+    TS_ALL_REDUCE,
+    TS_BROADCAST,
+    TS_ALL_GATHER,
+    TS_REDUCE_SCATTER,
+    TS_ALL_TO_ALL,
+    TS_RING,
+    TS_BARRIER,  // and agreements
+    TS_COLLECTIVE_COUNT
+} ts_collective;
 
 // Payload bytes that one of n ranks sends, by a formula for each collective that no algorithm enters:
 //   all-reduce      2 (n-1)/n of the data       broadcast       (n-1)/n of the data, whoever is root
 //   all-gather      (n-1) times its own part    reduce-scatter  the parts of the others
-//   all-to-all      what goes to the others     barrier, agree  0
+//   all-to-all      what goes to the others     ring            what goes to the next rank
+//   barrier, agree  0
 // With even parts, all-gather and reduce-scatter are (n-1)/n of the whole.
 typedef struct ts_comm_counters {
     uint64_t calls, bytes_sent;
@@ -40,18 +54,17 @@ int ts_world_open(ts_comm **out, int *argc, char ***argv);
 // through ts_comm_abort instead of hanging in finalize. The program then exits with ts_exit_code(status).
 void ts_world_close(ts_comm **world, int status);
 
-// A grid over the world: tensor fastest, then sequence, cfg, data. The product must equal the world's size.
-typedef struct ts_mesh {
-    ts_comm *world;
-    ts_comm *axis[TS_AXIS_COUNT];  // communicator of this rank along each axis; size 1 axes too
-} ts_mesh;
-// degree[TS_AXIS_WORLD] is not read. TS_EUSAGE on every rank when the product is wrong.
-int ts_mesh_open(ts_mesh *out, ts_comm *world, const int degree[TS_AXIS_COUNT]);
-void ts_mesh_close(ts_mesh *mesh);
-
 int ts_comm_rank(const ts_comm *comm);
 int ts_comm_size(const ts_comm *comm);
-ts_comm_counters ts_comm_get_counters(const ts_comm *comm);
+ts_comm_counters ts_comm_get_counters(const ts_comm *comm, ts_collective kind);
+ts_comm_counters ts_comm_total(const ts_comm *comm);  // of all kinds
+void ts_comm_reset_counters(ts_comm *comm);
+const char *ts_collective_name(ts_collective kind);  // "all-reduce", ...
+
+// What this rank sends in one call, by the formulas above: what the counters add, and what planning adds without a
+// call. counts: all-reduce, broadcast and ring [1], the elements of the call; all-gather and reduce-scatter [size], the
+// part of each rank; all-to-all [size], what this rank sends to each.
+int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype);
 
 // ---- collectives: host memory; blocking unless said
 // In place; F32 F64 I64 I32.
@@ -60,15 +73,24 @@ int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root);
 // Every rank gives counts[rank] elements at `send`; all get all of them, in rank order, at `receive`.
 // `send` may be this rank's own part of `receive`; otherwise they must not overlap.
 int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
-// data holds sum(counts) elements; rank r receives the sum of part r. F32 F64 I64 I32.
+// data holds sum(counts) elements; rank r receives the sum of part r. F32 F64 I64 I32, and BF16, which is summed in f32
+// and rounded once. `receive` may be this rank's part of `send`; otherwise they must not overlap.
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype);
 // send_counts[r] elements to rank r from consecutive parts of `send`; likewise received.
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                     const int64_t *receive_counts, ts_dtype dtype);
 int ts_barrier(ts_comm *comm);
-// Starts an in-place sum; buffers must not be touched until ts_wait. Used to hide gradient reduction under backward.
-int ts_all_reduce_start(ts_comm *comm, float *data, int64_t count, ts_request **out);
-int ts_wait(ts_request **request);
+
+// ---- asynchronous forms: the buffers, and the counts' arrays, must not be touched until ts_wait
+int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                              ts_request **out);
+int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                          ts_request **out);
+// send_count elements to the next rank (rank + 1, the last one to 0) while receive_count come from the one before.
+// Counts may be 0. The buffers must not overlap.
+int ts_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+                  ts_dtype dtype, ts_request **out);
+int ts_wait(ts_request **request);  // of NULL: nothing to wait for
 
 // ---- errors across ranks
 

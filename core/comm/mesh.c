@@ -1,61 +1,194 @@
 // SPDX-License-Identifier: Apache-2.0
-// A grid of communicators over the world.
+// A grid of communicators over the world, its groups, and the text it is written as.
+#include "core/comm/mesh.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "core/base/status.h"
 #include "core/comm/transport.h"
 
-enum { GRID_AXES = TS_AXIS_WORLD };  // the axes before it form the grid, the last one fastest
+static const char *const NAMES[TS_AXIS_COUNT] = {
+    [TS_AXIS_DATA] = "data",       [TS_AXIS_CFG] = "cfg",         [TS_AXIS_RING] = "ring",
+    [TS_AXIS_ULYSSES] = "ulysses", [TS_AXIS_TENSOR] = "tensor",   [TS_AXIS_SEQUENCE] = "sequence",
+    [TS_AXIS_MODEL] = "model",     [TS_AXIS_REPLICA] = "replica", [TS_AXIS_WORLD] = "world"};
 
-static int check_degrees(const ts_comm *world, const int degree[TS_AXIS_COUNT]) {
-    int64_t product = 1;
-    for (int axis = 0; axis < GRID_AXES; axis++) {
-        if (degree[axis] < 1 || degree[axis] > world->size) {
-            product = 0;
-            break;
-        }
-        product *= degree[axis];
-        product = product > world->size ? 0 : product;
-    }
-    if (product != world->size) {
-        return TS_FAIL(TS_EUSAGE,
-                       "mesh data=%d cfg=%d sequence=%d tensor=%d does not fit: the product must be %d, the "
-                       "number of ranks",
-                       degree[TS_AXIS_DATA], degree[TS_AXIS_CFG], degree[TS_AXIS_SEQUENCE], degree[TS_AXIS_TENSOR],
-                       world->size);
-    }
-    return TS_OK;
+// Which axes of the grid each axis and group spans.
+static const bool SPANS[TS_AXIS_COUNT][TS_AXIS_GRID] = {
+    [TS_AXIS_DATA] = {[TS_AXIS_DATA] = true},
+    [TS_AXIS_CFG] = {[TS_AXIS_CFG] = true},
+    [TS_AXIS_RING] = {[TS_AXIS_RING] = true},
+    [TS_AXIS_ULYSSES] = {[TS_AXIS_ULYSSES] = true},
+    [TS_AXIS_TENSOR] = {[TS_AXIS_TENSOR] = true},
+    [TS_AXIS_SEQUENCE] = {[TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true},
+    [TS_AXIS_MODEL] = {[TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true, [TS_AXIS_TENSOR] = true},
+    [TS_AXIS_REPLICA] = {[TS_AXIS_DATA] = true, [TS_AXIS_CFG] = true, [TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true},
+};
+
+const char *ts_axis_name(ts_axis axis) {
+    return NAMES[axis];
 }
 
-// Ranks that differ only in this axis's coordinate come together, ordered by it.
-static int open_axis(ts_comm **out, const ts_comm *world, int degree, int stride) {
-    if (degree == 1) {
+// The degrees in the order of the axes.
+static void list_degrees(const ts_degrees *d, int out[TS_AXIS_GRID]) {
+    const int degree[TS_AXIS_GRID] = {d->data, d->cfg, d->ring, d->ulysses, d->tensor};
+    memcpy(out, degree, sizeof degree);
+}
+
+// Number of ranks, or 0 when a degree is below 1 or the product is beyond `most`.
+static int count_ranks(const int degree[TS_AXIS_GRID], int most) {
+    int64_t product = 1;
+    for (int axis = 0; axis < TS_AXIS_GRID; axis++) {
+        if (degree[axis] < 1 || degree[axis] > most) {
+            return 0;
+        }
+        product *= degree[axis];
+        if (product > most) {
+            return 0;
+        }
+    }
+    return (int)product;
+}
+
+// ---- opening
+
+// This rank's number within its group along `axis`, the group's size, and the world rank of the group's first.
+typedef struct place {
+    int rank, size, first;
+} place;
+
+static place place_in(const int degree[TS_AXIS_GRID], int world_rank, int axis) {
+    place p = {0, 1, world_rank};
+    int stride = 1, group_stride = 1;
+    for (int g = TS_AXIS_GRID - 1; g >= 0; g--) {
+        if (SPANS[axis][g]) {
+            const int coordinate = world_rank / stride % degree[g];
+            p.rank += coordinate * group_stride;
+            p.first -= coordinate * stride;
+            group_stride *= degree[g];
+        }
+        stride *= degree[g];
+    }
+    p.size = group_stride;
+    return p;
+}
+
+static int open_axis(ts_comm **out, const ts_comm *world, place p) {
+    if (p.size == 1) {
         return ts_comm_new(out, MPI_COMM_NULL);
     }
-    const int coordinate = world->rank / stride % degree;
     MPI_Comm split;
-    TS_TRY(ts_mpi_check(MPI_Comm_split(world->mpi, world->rank - coordinate * stride, coordinate, &split),
-                        "MPI_Comm_split"));
+    TS_TRY(ts_mpi_check(MPI_Comm_split(world->mpi, p.first, p.rank, &split), "MPI_Comm_split"));
     return ts_comm_new(out, split);
 }
 
-int ts_mesh_open(ts_mesh *out, ts_comm *world, const int degree[TS_AXIS_COUNT]) {
-    *out = (ts_mesh){.world = world};
-    TS_TRY(check_degrees(world, degree));
-    out->axis[TS_AXIS_WORLD] = world;
-    int stride = 1;
-    for (int axis = GRID_AXES - 1; axis >= 0; axis--) {
-        const int status = open_axis(&out->axis[axis], world, degree[axis], stride);
+int ts_mesh_open(ts_mesh *out, ts_comm *world, const ts_degrees *degrees) {
+    int degree[TS_AXIS_GRID];
+    list_degrees(degrees, degree);
+    *out = (ts_mesh){0};
+    if (count_ranks(degree, world->size) != world->size) {
+        return TS_FAIL(TS_EUSAGE,
+                       "mesh data=%d cfg=%d ring=%d ulysses=%d tensor=%d does not fit: the product must be %d, the "
+                       "number of ranks",
+                       degrees->data, degrees->cfg, degrees->ring, degrees->ulysses, degrees->tensor, world->size);
+    }
+    *out = (ts_mesh){.world = world, .degree = *degrees, .axis = {[TS_AXIS_WORLD] = world}};
+    for (int axis = 0; axis < TS_AXIS_WORLD; axis++) {
+        const int status = open_axis(&out->axis[axis], world, place_in(degree, world->rank, axis));
         if (status) {
             ts_mesh_close(out);
             return status;
         }
-        stride *= degree[axis];
+    }
+    return TS_OK;
+}
+
+int ts_mesh_imagine(ts_mesh *out, const ts_degrees *degrees, int rank) {
+    int degree[TS_AXIS_GRID];
+    list_degrees(degrees, degree);
+    *out = (ts_mesh){0};
+    const int ranks = count_ranks(degree, 1 << 20);
+    if (rank < 0 || rank >= ranks) {
+        return TS_FAIL(TS_EUSAGE, "mesh data=%d cfg=%d ring=%d ulysses=%d tensor=%d has no rank %d", degrees->data,
+                       degrees->cfg, degrees->ring, degrees->ulysses, degrees->tensor, rank);
+    }
+    out->degree = *degrees;
+    for (int axis = 0; axis <= TS_AXIS_WORLD; axis++) {
+        const place p = axis == TS_AXIS_WORLD ? (place){rank, ranks, 0} : place_in(degree, rank, axis);
+        const int status = ts_comm_imagine(&out->axis[axis], p.rank, p.size);
+        if (status) {
+            ts_mesh_close(out);
+            return status;
+        }
     }
     return TS_OK;
 }
 
 void ts_mesh_close(ts_mesh *mesh) {
-    for (int axis = 0; axis < GRID_AXES; axis++) {
-        ts_comm_delete(&mesh->axis[axis]);
+    for (int axis = 0; axis < TS_AXIS_COUNT; axis++) {
+        if (mesh->axis[axis] != mesh->world) {
+            ts_comm_delete(&mesh->axis[axis]);
+        }
     }
     *mesh = (ts_mesh){0};
+}
+
+// ---- text
+
+static int parse_item(const char *item, size_t length, ts_degrees *out, int *sequence) {
+    int *const slot[] = {&out->data, &out->cfg, &out->ring, &out->ulysses, &out->tensor, sequence};
+    for (int i = 0; i <= TS_AXIS_GRID; i++) {
+        const char *const name = NAMES[i];  // the sequence group follows the axes
+        const size_t n = strlen(name);
+        if (length > n && !strncmp(item, name, n) && item[n] == '=') {
+            char *end;
+            const long value = strtol(item + n + 1, &end, 10);
+            if (end != item + length || end == item + n + 1 || value < 1 || value > 1 << 20) {
+                return TS_FAIL(TS_EUSAGE, "mesh '%.*s': the degree must be a whole number from 1", (int)length, item);
+            }
+            *slot[i] = (int)value;
+            return TS_OK;
+        }
+    }
+    return TS_FAIL(TS_EUSAGE,
+                   "mesh '%.*s': write axis=degree with commas between, axis one of data, cfg, ring, ulysses, "
+                   "sequence, tensor",
+                   (int)length, item);
+}
+
+int ts_degrees_parse(ts_degrees *out, int *sequence, const char *text) {
+    *out = (ts_degrees){1, 1, 1, 1, 1};
+    *sequence = 0;
+    for (const char *at = text; *at;) {
+        const size_t length = strcspn(at, ",");
+        TS_TRY(parse_item(at, length, out, sequence));
+        at += length + (at[length] == ',');
+    }
+    if (*sequence && (out->ring > 1 || out->ulysses > 1)) {
+        return TS_FAIL(TS_EUSAGE, "mesh '%s': give sequence, or ring and ulysses", text);
+    }
+    return TS_OK;
+}
+
+void ts_degrees_sequence(ts_degrees *degree, int sequence, int64_t heads) {
+    int ulysses = sequence;
+    while (sequence % ulysses || ulysses > heads) {
+        ulysses--;
+    }
+    degree->ulysses = ulysses;
+    degree->ring = sequence / ulysses;
+}
+
+const char *ts_degrees_text(const ts_degrees *degrees, char *out, size_t bytes) {
+    int degree[TS_AXIS_GRID];
+    list_degrees(degrees, degree);
+    size_t used = 0;
+    snprintf(out, bytes, "1 rank");
+    for (int axis = 0; axis < TS_AXIS_GRID; axis++) {
+        if (degree[axis] > 1 && used < bytes) {
+            used += (size_t)snprintf(out + used, bytes - used, "%s%s=%d", used ? " " : "", NAMES[axis], degree[axis]);
+        }
+    }
+    return out;
 }

@@ -192,35 +192,6 @@ static int barrier(ts_comm *comm) {
     return TS_OK;
 }
 
-// ---- under way
-
-static int all_reduce_start(ts_request *request, float *data, int64_t count) {
-    const int needed = (int)((count + ts_mpi_chunk - 1) / ts_mpi_chunk);
-    if (needed > request->room) {
-        MPI_Request *grown = realloc(request->parts, (size_t)needed * sizeof *grown);
-        if (!grown) {
-            return TS_FAIL(TS_ERESOURCE, "out of memory for %d requests", needed);
-        }
-        request->parts = grown;
-        request->room = needed;
-    }
-    request->count = 0;
-    for (int64_t left = count; left > 0;) {
-        const int n = next_chunk(left);
-        TRY_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, n, MPI_FLOAT, MPI_SUM, request->comm->mpi,
-                               &request->parts[request->count]));
-        request->count++;
-        data += n;
-        left -= n;
-    }
-    return TS_OK;
-}
-
-static int wait_all(ts_request *request) {
-    TRY_MPI(MPI_Waitall(request->count, request->parts, MPI_STATUSES_IGNORE));
-    return TS_OK;
-}
-
 const ts_transport ts_mpi_transport = {
     .all_reduce = all_reduce,
     .broadcast = broadcast,
@@ -228,6 +199,4 @@ const ts_transport ts_mpi_transport = {
     .reduce_scatter_v = reduce_scatter_v,
     .all_to_all_v = all_to_all_v,
     .barrier = barrier,
-    .all_reduce_start = all_reduce_start,
-    .wait = wait_all,
 };

@@ -5,7 +5,7 @@
 
 #include <mpi.h>
 
-#include "core/comm/comm.h"
+#include "core/comm/mesh.h"
 
 // Called by comm.c, which has dealt with single ranks, sizes and counters: size > 1 here.
 typedef struct ts_transport {
@@ -16,28 +16,20 @@ typedef struct ts_transport {
     int (*all_to_all_v)(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                         const int64_t *receive_counts, ts_dtype dtype);
     int (*barrier)(ts_comm *comm);
-    int (*all_reduce_start)(ts_request *request, float *data, int64_t count);
-    int (*wait)(ts_request *request);
 } ts_transport;
-
-struct ts_request {
-    ts_comm *comm;
-    MPI_Request *parts;  // [count]; kept between uses, so that a step allocates nothing after the first
-    int count, room;
-    ts_request *next_free;
-};
 
 struct ts_comm {
     int rank, size;
     const ts_transport *transport;
     MPI_Comm mpi;  // MPI_COMM_NULL for a program started without a launcher
     int *counts;   // [2 * size] scratch for MPI's int counts and displacements
-    ts_request *free_requests;
-    ts_comm_counters counters;
+    ts_comm_counters counters[TS_COLLECTIVE_COUNT];
 };
 
 // A communicator over `mpi`, which it owns unless it is MPI_COMM_WORLD; MPI_COMM_NULL makes a lone rank.
 int ts_comm_new(ts_comm **out, MPI_Comm mpi);
+// A communicator that only knows its place: transport NULL.
+int ts_comm_imagine(ts_comm **out, int rank, int size);
 void ts_comm_delete(ts_comm **comm);
 
 extern const ts_transport ts_mpi_transport;
