@@ -17,7 +17,7 @@ static bool names_rank(const char *text) {
 }
 
 int ts_agree(ts_comm *comm, int status) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return status;
     }
     int lowest = status ? comm->rank : comm->size;
@@ -40,7 +40,7 @@ int ts_agree(ts_comm *comm, int status) {
 }
 
 bool ts_agree_any(ts_comm *comm, bool flag) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return flag;
     }
     int any = flag;

@@ -51,11 +51,11 @@ void ts_comm_delete(ts_comm **comm) {
 }
 
 int ts_comm_rank(const ts_comm *comm) {
-    return comm->rank;
+    return comm ? comm->rank : 0;
 }
 
 int ts_comm_size(const ts_comm *comm) {
-    return comm->size;
+    return comm ? comm->size : 1;
 }
 
 // ---- counters
@@ -111,7 +111,7 @@ static int64_t sum_of_others(const ts_comm *comm, const int64_t *counts) {
 
 int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype) {
     const int64_t element = (int64_t)ts_dtype_bytes(dtype);
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return 0;
     }
     switch (kind) {
@@ -131,10 +131,17 @@ int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *co
     }
 }
 
+void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype) {
+    if (ts_comm_size(comm) > 1) {
+        comm->counters[kind].calls++;
+        comm->counters[kind].bytes_sent += (uint64_t)ts_comm_bytes(comm, kind, counts, dtype);
+    }
+}
+
 // ---- collectives
 
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
     const double start = ts_clock_seconds();
@@ -143,7 +150,7 @@ int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_r
 }
 
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
     const double start = ts_clock_seconds();
@@ -159,7 +166,7 @@ static int copy_own(const void *send, void *receive, int64_t count, ts_dtype dty
 }
 
 int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
     const double start = ts_clock_seconds();
@@ -168,7 +175,7 @@ int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_
 }
 
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
     const double start = ts_clock_seconds();
@@ -180,7 +187,7 @@ int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const in
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                     const int64_t *receive_counts, ts_dtype dtype) {
     TS_ASSERT(send_counts[comm->rank] == receive_counts[comm->rank]);
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, send_counts[0], dtype);
     }
     const double start = ts_clock_seconds();
@@ -190,7 +197,7 @@ int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts,
 }
 
 int ts_barrier(ts_comm *comm) {
-    if (comm->size == 1) {
+    if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
     const double start = ts_clock_seconds();

@@ -19,7 +19,7 @@
 
 typedef enum { TS_SUM, TS_MAX, TS_MIN } ts_reduce_op;
 
-typedef struct ts_comm ts_comm;
+typedef struct ts_comm ts_comm;        // NULL is a lone rank: rank 0 of 1
 typedef struct ts_request ts_request;  // an operation under way
 
 typedef enum {
@@ -65,6 +65,8 @@ const char *ts_collective_name(ts_collective kind);  // "all-reduce", ...
 // call. counts: all-reduce, broadcast and ring [1], the elements of the call; all-gather and reduce-scatter [size], the
 // part of each rank; all-to-all [size], what this rank sends to each.
 int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype);
+// Adds to the counters what such a call would, without making it.
+void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype);
 
 // ---- collectives: host memory; blocking unless said
 // In place; F32 F64 I64 I32.

@@ -42,6 +42,10 @@ int ts_mesh_open(ts_mesh *out, ts_comm *world, const ts_degrees *degree);
 // their rank and size; a collective on one of more than one rank is an error.
 int ts_mesh_imagine(ts_mesh *out, const ts_degrees *degree, int rank);
 void ts_mesh_close(ts_mesh *mesh);
+// The communicator along an axis or group; NULL, a lone rank, of a NULL mesh.
+static inline ts_comm *ts_mesh_axis(const ts_mesh *mesh, ts_axis axis) {
+    return mesh ? mesh->axis[axis] : NULL;
+}
 
 // "tensor=2,ulysses=2": axis=degree with commas between, 1 where left out; "sequence=4" leaves its split into ulysses
 // and ring to ts_degrees_sequence. TS_EUSAGE for anything else. `sequence` is 0 when not given.

@@ -45,7 +45,7 @@ typedef struct ts_dit_input {
     ts_var *image;          // [B, rows, image_dim] f32 or NULL
     const float *timestep;  // 1000 * sigma, [B, timesteps_per_sample]: 1 (a level per sample), T (per latent frame)
     int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call
-    bool recompute;                // recompute each block in backward
+    ts_recompute recompute;        // of each block
 } ts_dit_input;
 
 // Velocity [B, T, H, W, out_channels] f32, or NULL (see ts_tape_status). T, H, W must be multiples of the patch.

@@ -33,6 +33,12 @@ void ts_tape_add_flops(ts_tape *tape, double n);  // of a forward pass; ignored 
 // Uninitialised memory that lasts as long as the tape's values (released at the end of a scope that is not recorded).
 void *ts_tape_alloc(ts_tape *tape, size_t bytes);
 ts_var *ts_tape_new(ts_tape *tape, ts_dtype dtype, ts_shape shape, bool needs_grad);
+// Outputs that are dear to compute and cheap to keep (GEMM, attention, what comes from other ranks): with elementwise
+// recompute their memory outlives the block, and *ready tells, when the block runs again, that it still holds the
+// values: the kernel or message must be left out then. Every run of a block must ask for the same ones in the same
+// order.
+void *ts_tape_alloc_kept(ts_tape *tape, size_t bytes, bool *ready);
+ts_var *ts_tape_new_kept(ts_tape *tape, ts_dtype dtype, ts_shape shape, bool needs_grad, bool *ready);
 // A variable that shares x's memory under another shape.
 ts_var *ts_tape_alias(ts_tape *tape, const ts_var *x, ts_shape shape, bool needs_grad);
 

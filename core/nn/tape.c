@@ -194,11 +194,9 @@ ts_var *ts_tape_param(ts_tape *tape, const ts_param *param) {
     return ts_tape_param_part(tape, param, 0, param->shape);
 }
 
-void *ts_tape_note(ts_tape *tape, ts_var *output, ts_backward_fn backward, size_t call_bytes) {
-    if (!tape->replaying) {
-        tape->calls_made++;
-    }
-    if (tape->status || !output->needs_grad || !ts_tape_keeps(tape)) {
+// Room for what a call's backward function needs; NULL when nothing is recorded. `output` may be NULL.
+static void *append_call(ts_tape *tape, ts_var *output, ts_backward_fn backward, size_t call_bytes) {
+    if (tape->status || !ts_tape_keeps(tape)) {
         return NULL;
     }
     if (tape->call_count == tape->call_capacity) {
@@ -216,6 +214,13 @@ void *ts_tape_note(ts_tape *tape, ts_var *output, ts_backward_fn backward, size_
         tape->calls[tape->call_count++] = (tape_call){backward, context, output};
     }
     return context;
+}
+
+void *ts_tape_note(ts_tape *tape, ts_var *output, ts_backward_fn backward, size_t call_bytes) {
+    if (!tape->replaying) {
+        tape->calls_made++;
+    }
+    return tape->status || !output->needs_grad ? NULL : append_call(tape, output, backward, call_bytes);
 }
 
 void ts_var_consume(ts_var *x) {
@@ -238,6 +243,35 @@ const void *ts_columns_data(ts_columns x) {
     return (const char *)x.var->value.data + (size_t)x.first * ts_dtype_bytes(x.var->value.dtype);
 }
 
+void *ts_tape_alloc_kept(ts_tape *tape, size_t bytes, bool *ready) {
+    *ready = false;
+    return ts_tape_alloc(tape, bytes);
+}
+
+ts_var *ts_tape_new_kept(ts_tape *tape, ts_dtype dtype, ts_shape shape, bool needs_grad, bool *ready) {
+    *ready = false;
+    return ts_tape_new(tape, dtype, shape, needs_grad);
+}
+
+// A call without an output, whose backward function only tells its owner.
+typedef struct mark_call {
+    ts_tape_mark_fn done;
+    void *user;
+    int index;
+} mark_call;
+
+static int mark_backward(ts_tape *tape, void *call) {
+    const mark_call *c = call;
+    return ts_tape_computes(tape) ? c->done(c->user, c->index) : 0;
+}
+
+void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index) {
+    mark_call *c = append_call(tape, NULL, mark_backward, sizeof *c);
+    if (c) {
+        *c = (mark_call){done, user, index};
+    }
+}
+
 // ---- backward
 
 static void note_activations(ts_tape *tape) {
@@ -249,11 +283,13 @@ static void note_activations(ts_tape *tape) {
 static int run_backward(ts_tape *tape, int64_t first) {
     while (tape->call_count > first) {
         const tape_call call = tape->calls[--tape->call_count];
-        if (!call.output->grad_written) {
+        if (call.output && !call.output->grad_written) {
             continue;  // nothing depends on this output
         }
         TS_TRY(ts_tape_try(tape, call.backward(tape, call.context)));
-        ts_grad_drop(tape, call.output);
+        if (call.output) {
+            ts_grad_drop(tape, call.output);
+        }
     }
     return 0;
 }
@@ -367,7 +403,7 @@ static ts_var *released_scope(ts_tape *tape, ts_block_fn block, const void *cont
 }
 
 ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
-                      bool recompute) {
+                      ts_recompute recompute) {
     if (tape->status) {
         return NULL;
     }
@@ -375,7 +411,7 @@ ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_
     if (!ts_tape_keeps(tape)) {
         return released_scope(tape, block, context, inputs, input_count, false);
     }
-    if (!recompute) {
+    if (recompute == TS_RECOMPUTE_NONE) {
         return block(tape, context, inputs);
     }
     const ts_tape_mode mode = tape->mode;

@@ -66,13 +66,25 @@ ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, 
 // Record mode only. Gradients of parameters are added into param->grad.
 int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output);
 
+// What is kept of a block for its backward pass, and what is computed a second time.
+typedef enum {
+    TS_RECOMPUTE_NONE,         // everything is kept
+    TS_RECOMPUTE_ELEMENTWISE,  // outputs of GEMMs and attention are kept, what lies between is made again
+    TS_RECOMPUTE_BLOCK         // only the block's output is kept
+} ts_recompute;
+
 // A scope: `block` is a pure function of its inputs (at most 8, some may be NULL; the first has the shape and dtype of
 // the output) and of what `context` points to, which must outlive the backward pass. When nothing is recorded, only the
-// block's output stays in memory. When recording, it is called as is, or with `recompute` only the output is kept, and
-// backward runs the block again, recorded, before it goes through it.
+// block's output stays in memory. When recording, what `recompute` says is kept, and backward runs the block again,
+// recorded, before it goes through it.
 typedef ts_var *(*ts_block_fn)(ts_tape *tape, const void *context, ts_var *const *inputs);
 ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
-                      bool recompute);
+                      ts_recompute recompute);
+
+// When backward passes this place, every call recorded after it has gone backward: the gradients of parameters that are
+// used only after it are final. `done` is called then; a failure ends the backward pass. Nothing in the other modes.
+typedef int (*ts_tape_mark_fn)(void *user, int index);
+void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index);
 
 // A named value that `ts_tape_probe_fn` sees as it is made: how parity checks and debuggers look inside a model.
 typedef void (*ts_tape_probe_fn)(void *user, const char *name, const ts_var *var);
