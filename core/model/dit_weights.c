@@ -19,6 +19,7 @@ static int open_block(dit_block *b, const ts_dit_config *c, ts_params *params, c
     const int64_t D = ts_dit_width(c);
     char at[PREFIX_BYTES];
     snprintf(at, sizeof at, "%sblocks.%lld.", prefix, (long long)index);
+    ts_params_begin_group(params);
     TS_TRY(declare(&b->table, params, at, "scale_shift_table", TS_SHAPE(1, 6, D)));
     const char *const qkv[] = {"attn1.to_q", "attn1.to_k", "attn1.to_v"};
     TS_TRY(ts_linear_open_joined(&b->self_qkv, params, at, qkv, 3, D, D, true));
@@ -47,6 +48,7 @@ static int open_block(dit_block *b, const ts_dit_config *c, ts_params *params, c
     for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++) {
         ts_linear_mark_hidden(hidden[i]);
     }
+    ts_params_end_group(params);
     return 0;
 }
 
@@ -71,6 +73,7 @@ static int open_patch(ts_dit *dit, ts_params *params, const char *prefix) {
     const int64_t features = c->in_channels * c->patch[0] * c->patch[1] * c->patch[2];
     TS_TRY(ts_linear_open(&dit->patch, params, prefix, "patch_embedding", features, dit->width, true));
     dit->patch.weight[0]->shape = TS_SHAPE(dit->width, c->in_channels, c->patch[0], c->patch[1], c->patch[2]);
+    dit->patch.weight[0]->whole = dit->patch.weight[0]->shape;
     if (c->absolute_positions) {
         TS_TRY(ts_linear_open(&dit->position, params, prefix, "absolute_positions", DIT_POSITION_FEATURES, dit->width,
                               true));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/model/weights.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,7 @@ static int check_all(const ts_params *params, const char *prefix, const ts_safet
         const ts_param *param = params->item[i];
         const char *name = without_prefix(param->name, prefix);
         if (name) {
-            TS_TRY(ts_safetensors_check(file, stored_name(file, name), param->shape));
+            TS_TRY(ts_safetensors_check(file, stored_name(file, name), param->whole));
         }
     }
     return refuse_unknown(params, prefix, file, path);
@@ -62,12 +63,35 @@ int ts_weights_check(ts_params *params, const char *prefix, const char *path) {
     return status;
 }
 
+// This rank's part of a parameter.
+static int load_part(const ts_param *param, const ts_safetensors *file, const char *name, const char *path) {
+    ts_piece piece[TS_MAX_PIECES];
+    float *value = param->value;
+    TS_TRY(ts_safetensors_check(file, name, param->whole));
+    const ts_safetensors_entry *entry = ts_safetensors_find(file, name);
+    const int pieces = ts_param_pieces(param, 0, param->count, piece);
+    for (int i = 0; i < pieces; i++) {
+        for (int64_t run = 0; run < piece[i].runs; run++, value += piece[i].length) {
+            TS_TRY(ts_safetensors_read(file, entry, piece[i].first + run * piece[i].stride, piece[i].length, value,
+                                       TS_F32));
+        }
+    }
+    for (int64_t i = 0; i < param->count; i++) {
+        if (!isfinite(param->value[i])) {
+            return TS_FAIL(TS_EINPUT, "%s: tensor '%s' holds a number that is not finite; take another copy", path,
+                           name);
+        }
+    }
+    return 0;
+}
+
 static int load_all(ts_params *params, const char *prefix, const ts_safetensors *file, const char *path) {
     for (int64_t i = 0; i < params->count; i++) {
         const ts_param *param = params->item[i];
         const char *name = without_prefix(param->name, prefix);
         if (name) {
-            TS_TRY(ts_safetensors_read_f32(file, stored_name(file, name), param->shape, param->value));
+            TS_TRY(param->cut < 0 ? ts_safetensors_read_f32(file, stored_name(file, name), param->whole, param->value)
+                                  : load_part(param, file, stored_name(file, name), path));
         }
     }
     return refuse_unknown(params, prefix, file, path);

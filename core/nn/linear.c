@@ -16,7 +16,9 @@ static int declare(ts_param **out, ts_params *params, const char *prefix, const 
     char full[NAME_BYTES];
     const int n = snprintf(full, sizeof full, "%s.%s", name, what);
     TS_ASSERT(n > 0 && n < NAME_BYTES);
-    return ts_params_declare(out, params, prefix, full, shape, shape.ndim > 1);
+    const bool matrix = shape.ndim > 1;
+    const ts_declaration as = {.whole = shape, .decay = matrix, .is_operand = matrix, .cut = -1};
+    return ts_params_declare_as(out, params, prefix, full, &as);
 }
 
 static bool adjacent(ts_param *const *param, int count) {

@@ -7,9 +7,15 @@
 
 #include "core/base/arena.h"
 #include "core/base/rng.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 
 enum { PARAM_ALIGN = 32 };  // elements: 64 bytes of bf16, a cache line
+
+// Elements declared so far in each of a group's four classes, which become spans.
+typedef struct extent {
+    int64_t count[2][2];  // [is cut][is no operand]
+} extent;
 
 // What ts_params hides: the list's capacity and a hash table from names to items, open addressing, never full.
 typedef struct params_object {
@@ -18,6 +24,9 @@ typedef struct params_object {
     int64_t capacity;    // of base.item
     int64_t slot_count;  // power of two, at least twice the items
     int32_t *slot;       // index of an item, or -1
+    int group;           // of the next declaration
+    extent *extent;      // [extents] of each group
+    int extents;
     bool allocated;
 } params_object;
 
@@ -35,6 +44,7 @@ int ts_params_open(ts_params **out) {
         free(p);
         return status;
     }
+    p->base.groups = 1;
     *out = &p->base;
     return 0;
 }
@@ -47,6 +57,8 @@ void ts_params_close(ts_params **params) {
     free(p->base.grad);
     free(p->base.operand);
     free(p->base.value);
+    free(p->base.span);
+    free(p->extent);
     free(p->slot);
     free(p->base.item);
     ts_arena_close(&p->names);
@@ -61,6 +73,15 @@ static int64_t find_slot(const params_object *p, const char *name) {
         i = (i + 1) & (p->slot_count - 1);
     }
     return i;
+}
+
+static void fill_slots(params_object *p) {
+    for (int64_t i = 0; i < p->slot_count; i++) {
+        p->slot[i] = -1;
+    }
+    for (int64_t i = 0; i < p->base.count; i++) {
+        p->slot[find_slot(p, p->base.item[i]->name)] = (int32_t)i;
+    }
 }
 
 static int grow(params_object *p) {
@@ -78,20 +99,61 @@ static int grow(params_object *p) {
     p->slot = slot;
     p->capacity = capacity;
     p->slot_count = 2 * capacity;
-    for (int64_t i = 0; i < p->slot_count; i++) {
-        slot[i] = -1;
-    }
-    for (int64_t i = 0; i < p->base.count; i++) {
-        slot[find_slot(p, p->base.item[i]->name)] = (int32_t)i;
-    }
+    fill_slots(p);
     return 0;
 }
 
-int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape,
-                      bool decay) {
+// ---- declaration
+
+int ts_params_begin_group(ts_params *params) {
+    params_object *p = (params_object *)params;
+    p->group = params->groups++;
+    return p->group;
+}
+
+void ts_params_end_group(ts_params *params) {
+    ((params_object *)params)->group = 0;
+}
+
+static int64_t *extent_of(params_object *p, const ts_param *param) {
+    return &p->extent[param->group].count[param->cut >= 0][!param->is_operand];
+}
+
+static int make_extents(params_object *p) {
+    if (p->base.groups <= p->extents) {
+        return 0;
+    }
+    const int wanted = 2 * p->base.groups + 64;
+    extent *extents = realloc(p->extent, (size_t)wanted * sizeof *extents);
+    if (!extents) {
+        return TS_FAIL(TS_ERESOURCE, "out of memory for %d groups of parameters", wanted);
+    }
+    memset(extents + p->extents, 0, (size_t)(wanted - p->extents) * sizeof *extents);
+    p->extent = extents;
+    p->extents = wanted;
+    return 0;
+}
+
+// The part of this rank; a lone tensor rank holds the whole.
+static void cut_part(ts_param *param, const ts_params *params, int cut, int64_t unit) {
+    const ts_comm *tensor = ts_mesh_axis(params->mesh, TS_AXIS_TENSOR);
+    param->shape = param->whole;
+    param->cut = cut < 0 || ts_comm_size(tensor) == 1 ? -1 : cut;
+    if (param->cut >= 0) {
+        TS_ASSERT(param->whole.dim[cut] % unit == 0);
+        const ts_part part = ts_split(param->whole.dim[cut] / unit, ts_comm_size(tensor), ts_comm_rank(tensor));
+        param->shape.dim[cut] = part.count * unit;
+        param->cut_first = part.first * unit;
+    }
+    param->count = ts_shape_count(param->shape);
+}
+
+int ts_params_declare_as(ts_param **out, ts_params *params, const char *prefix, const char *name,
+                         const ts_declaration *as) {
     params_object *p = (params_object *)params;
     TS_ASSERT(!p->allocated);
     *out = NULL;
+    TS_TRY(make_extents(p));
     if (params->count == p->capacity) {
         TS_TRY(grow(p));
     }
@@ -105,16 +167,25 @@ int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, con
         return TS_FAIL(TS_EINTERNAL, "parameter '%s' is declared twice", full);
     }
     *param = (ts_param){.name = full,
-                        .shape = shape,
-                        .offset = params->total,
-                        .count = ts_shape_count(shape),
-                        .decay = decay,
+                        .whole = as->whole,
+                        .group = p->group,
+                        .is_operand = as->is_operand,
+                        .decay = as->decay,
                         .lr_scale = 1.0f};
+    cut_part(param, params, as->cut, as->unit);
+    int64_t *const end = extent_of(p, param);
+    param->offset = *end;  // within its span, until all are known
+    *end += (param->count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
     p->slot[slot] = (int32_t)params->count;
     params->item[params->count++] = param;
-    params->total += (param->count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
     *out = param;
     return 0;
+}
+
+int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape,
+                      bool decay) {
+    const ts_declaration whole = {.whole = shape, .decay = decay, .cut = -1};
+    return ts_params_declare_as(out, params, prefix, name, &whole);
 }
 
 ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, bool decay) {
@@ -131,10 +202,63 @@ static void *zeroed(int64_t count, size_t element) {
     return data;
 }
 
+// The items in flat order. Not by offset: an empty part shares its own with the next one, and the order must be alike
+// on all ranks, whichever parts are empty there.
+static int sort_items(params_object *p) {
+    ts_params *const params = &p->base;
+    ts_param **sorted = ts_malloc((size_t)(p->capacity + 1) * sizeof *sorted);
+    if (!sorted) {
+        return TS_ERESOURCE;
+    }
+    int64_t count = 0;
+    for (int class = 0; class < 4 * params->groups; class ++) {
+        const bool cut = class >= 2 * params->groups;
+        const int group = class / 2 % params->groups;
+        for (int64_t i = 0; i < params->count; i++) {
+            ts_param *const param = params->item[i];
+            if ((param->cut >= 0) == cut && param->group == group && param->is_operand == (class % 2 == 0)) {
+                sorted[count++] = param;
+            }
+        }
+    }
+    TS_ASSERT(count == params->count);
+    free(params->item);
+    params->item = sorted;
+    fill_slots(p);
+    return 0;
+}
+
+// Lays the spans out one after another, and with them the parameters.
+static int place_spans(params_object *p) {
+    ts_params *const params = &p->base;
+    params->span = ts_calloc((size_t)(4 * params->groups), sizeof *params->span);
+    if (!params->span) {
+        return TS_ERESOURCE;
+    }
+    for (int cut = 0; cut < 2; cut++) {
+        for (int group = 0; group < params->groups && group < p->extents; group++) {
+            for (int other = 0; other < 2; other++) {
+                int64_t *const count = &p->extent[group].count[cut][other];
+                if (*count > 0) {
+                    params->span[params->spans++] = (ts_span){params->total, *count, group, cut, !other};
+                }
+                const int64_t first = params->total;
+                params->total += *count;
+                *count = first;  // from now on where the span begins
+            }
+        }
+    }
+    for (int64_t i = 0; i < params->count; i++) {
+        params->item[i]->offset += *extent_of(p, params->item[i]);
+    }
+    return sort_items(p);
+}
+
 int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients) {
     params_object *p = (params_object *)params;
     TS_ASSERT(!p->allocated && (operand_dtype == TS_F32 || operand_dtype == TS_BF16));
     p->allocated = true;
+    TS_TRY(place_spans(p));
     params->operand_dtype = operand_dtype;
     params->value = zeroed(params->total, sizeof(float));
     const bool bf16 = operand_dtype == TS_BF16;
@@ -183,8 +307,37 @@ void ts_params_refresh_operands(ts_params *params) {
     }
 }
 
+int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]) {
+    int64_t below = 1;  // elements of one index of the cut dimension
+    for (int d = param->cut + 1; param->cut >= 0 && d < param->shape.ndim; d++) {
+        below *= param->shape.dim[d];
+    }
+    const int64_t here = param->cut < 0 ? param->count : param->shape.dim[param->cut] * below;
+    const int64_t whole = param->cut < 0 ? param->count : param->whole.dim[param->cut] * below;
+    const int64_t skipped = param->cut < 0 ? 0 : param->cut_first * below;
+    int pieces = 0;
+    // A run that the range begins inside of, whole runs, and one that it ends inside of.
+    while (count > 0) {
+        const int64_t row = first / here, column = first % here;
+        const int64_t runs = column == 0 && count >= here ? count / here : 1;
+        const int64_t length = column + count < here ? count : here - column;
+        piece[pieces++] = (ts_piece){row * whole + skipped + column, runs, length, whole};
+        first += runs * length;
+        count -= runs * length;
+    }
+    return pieces;
+}
+
 void ts_param_init_normal(ts_param *param, uint64_t seed, float std) {
-    ts_rng_normal_fill(param->value, param->count, seed, TS_RNG_INIT, name_hash(param->name), 0);
+    ts_piece piece[TS_MAX_PIECES];
+    float *value = param->value;
+    const int pieces = ts_param_pieces(param, 0, param->count, piece);
+    for (int i = 0; i < pieces; i++) {
+        for (int64_t run = 0; run < piece[i].runs; run++, value += piece[i].length) {
+            ts_rng_normal_fill(value, piece[i].length, seed, TS_RNG_INIT, name_hash(param->name),
+                               piece[i].first + run * piece[i].stride);
+        }
+    }
     for (int64_t i = 0; i < param->count; i++) {
         param->value[i] *= std;
     }

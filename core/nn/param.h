@@ -1,32 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parameters: named tensors that live in flat arrays, so that optimizer, moving average, gradient reduction and
 // checkpoints work on ranges of numbers and not on a list of tensors.
+//
+// On a mesh with a tensor axis a parameter may be cut along one dimension: this rank holds `shape` of `whole`. The flat
+// order puts parameters that are alike side by side: first those that every rank holds whole, then those that are cut;
+// of each, group after group; in a group what GEMMs read as operands, then what is always f32. Such a stretch is a
+// span, the unit of gradient reduction and of the sharded optimizer.
 #ifndef TS_NN_PARAM_H
 #define TS_NN_PARAM_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/comm/mesh.h"
 #include "core/tensor/tensor.h"
 
 typedef struct ts_param {
-    const char *name;  // global, as in the checkpoint: "blocks.0.attn1.to_q.weight"
-    ts_shape shape;    // as in the checkpoint
-    int64_t offset;    // first element in the flat arrays; a multiple of 32
-    int64_t count;
-    bool decay;      // weight decay applies (matrices, not norms, biases and tables)
-    bool hidden;     // a matrix inside a block: may have orthogonalised momentum (train/muon.h); default false
-    float lr_scale;  // learning-rate factor of this tensor; 1 unless the model says otherwise
-    float *value;    // = set->value + offset
-    void *operand;   // what kernels read: bf16 copy, or value itself in f32 mode
-    float *grad;     // NULL when the set holds no gradients
+    const char *name;   // global, as in the checkpoint: "blocks.0.attn1.to_q.weight"
+    ts_shape shape;     // of the part that this rank holds
+    ts_shape whole;     // as in the checkpoint
+    int cut;            // dimension that is cut over the tensor axis, or -1: this rank holds the whole
+    int64_t cut_first;  // where its part begins along that dimension
+    int64_t offset;     // first element in the flat arrays, a multiple of 32; final after ts_params_allocate
+    int64_t count;      // of the part; may be 0
+    int group;          // 0, or that of the block it belongs to
+    bool is_operand;    // read by GEMMs in the operand dtype; else always read as f32
+    bool decay;         // weight decay applies (matrices, not norms, biases and tables)
+    bool hidden;        // a matrix inside a block: may have orthogonalised momentum (train/muon.h); default false
+    float lr_scale;     // learning-rate factor of this tensor; 1 unless the model says otherwise
+    float *value;       // = set->value + offset
+    void *operand;      // what kernels read: bf16 copy, or value itself in f32 mode
+    float *grad;        // NULL when the set holds no gradients
 } ts_param;
+
+// A stretch of the flat arrays, padding included.
+typedef struct ts_span {
+    int64_t first, count;
+    int group;
+    bool cut, is_operand;
+} ts_span;
 
 // A growing list of parameters, then, after ts_params_allocate, flat arrays. Pointers to ts_param stay valid.
 typedef struct ts_params {
-    int64_t count;  // number of tensors
-    ts_param **item;
-    int64_t total;  // elements of the flat arrays, padding included (padding stays 0)
+    int64_t count;        // number of tensors
+    ts_param **item;      // as declared; after ts_params_allocate in flat order
+    int64_t total;        // elements of the flat arrays, padding included (padding stays 0)
+    const ts_mesh *mesh;  // borrowed; set before the first declaration. NULL: one rank
+    int groups;           // number of groups, 1 + blocks
+    ts_span *span;        // [spans] in flat order, after ts_params_allocate; none is empty
+    int spans;
     ts_dtype operand_dtype;
     float *value;       // [total] f32 master weights
     uint16_t *operand;  // [total] bf16, or NULL in f32 mode
@@ -41,13 +63,35 @@ ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, boo
 // The same of the name PREFIX NAME, into *out, as a status.
 int ts_params_declare(ts_param **out, ts_params *params, const char *prefix, const char *name, ts_shape shape,
                       bool decay);
+// The same of a tensor that GEMMs read (is_operand), or that is cut along dimension `cut` (-1: not), which is split
+// over the tensor axis in units of `unit` indices (a head's columns, say).
+typedef struct ts_declaration {
+    ts_shape whole;
+    bool decay, is_operand;
+    int cut;
+    int64_t unit;
+} ts_declaration;
+int ts_params_declare_as(ts_param **out, ts_params *params, const char *prefix, const char *name,
+                         const ts_declaration *as);
+// What is declared between the two belongs to a group of its own; its number is returned.
+int ts_params_begin_group(ts_params *params);
+void ts_params_end_group(ts_params *params);
 // Allocates the flat arrays (zeroed, huge pages) and sets the pointers of every item. Once.
 int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients);
 ts_param *ts_params_find(const ts_params *params, const char *name);  // NULL when absent
 void ts_params_zero_grad(ts_params *params);
 // operand = value rounded to bf16; no-op in f32 mode. After loading or averaging weights.
 void ts_params_refresh_operands(ts_params *params);
-// value = std * normal, keyed by (seed, TS_RNG_INIT, hash of the name): the same on any rank and any declaration order.
+// Where elements [first, first + count) of this rank's part lie in the whole tensor: `runs` runs of `length` elements,
+// `stride` apart. Here they lie one after another. Returns the number of pieces.
+typedef struct ts_piece {
+    int64_t first, runs, length, stride;
+} ts_piece;
+enum { TS_MAX_PIECES = 3 };
+int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]);
+
+// value = std * normal, keyed by (seed, TS_RNG_INIT, hash of the name) and the place in the whole
+// tensor: the same on any rank, mesh and declaration order.
 void ts_param_init_normal(ts_param *param, uint64_t seed, float std);
 void ts_param_init_constant(ts_param *param, float value);
 
