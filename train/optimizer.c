@@ -59,6 +59,43 @@ static int open_muon(ts_optimizer *o) {
                         : TS_ERESOURCE;
 }
 
+// State is replicated: the first rank answers for all of it.
+static int list_parts(ts_optimizer *o) {
+    const ts_params *weights = o->weights;
+    if (ts_comm_rank(o->params.data) > 0) {
+        return TS_OK;
+    }
+    o->part = ts_calloc((size_t)weights->count, sizeof *o->part);
+    if (!o->part) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < weights->count; i++) {
+        const ts_param *param = weights->item[i];
+        const bool muon = o->params.muon && param->hidden;
+        o->part[o->parts++] = (ts_state_part){.param = param,
+                                              .count = param->count,
+                                              .weight = weights->value + param->offset,
+                                              .average = o->average + param->offset,
+                                              .moment1 = o->moment1 + param->offset,
+                                              .moment2 = muon ? NULL : o->moment2 + param->offset};
+    }
+    return TS_OK;
+}
+
+const ts_state_part *ts_optimizer_parts(const ts_optimizer *o, int64_t *count) {
+    *count = o->parts;
+    return o->part;
+}
+
+int ts_optimizer_loaded(ts_optimizer *o) {
+    float *const array[] = {o->weights->value, o->average, o->moment1, o->moment2};
+    for (size_t i = 0; i < sizeof array / sizeof *array; i++) {
+        TS_TRY(ts_broadcast(o->params.data, array[i], o->weights->total * (int64_t)sizeof(float), 0));
+    }
+    ts_params_refresh_operands(o->weights);
+    return TS_OK;
+}
+
 int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
                       const ts_optimizer_params *params) {
     TS_ASSERT(weights->value && weights->grad);
@@ -71,7 +108,7 @@ int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *
     o->moment1 = ts_aligned_alloc(bytes);
     o->moment2 = ts_aligned_alloc(bytes);
     o->average = ts_aligned_alloc(bytes);
-    if (!o->moment1 || !o->moment2 || !o->average || find_runs(o) || open_muon(o)) {
+    if (!o->moment1 || !o->moment2 || !o->average || find_runs(o) || open_muon(o) || list_parts(o)) {
         ts_optimizer_close(&o);
         return TS_ERESOURCE;
     }
@@ -88,6 +125,7 @@ void ts_optimizer_close(ts_optimizer **optimizer) {
         free((*optimizer)->moment2);
         free((*optimizer)->average);
         free((*optimizer)->run);
+        free((*optimizer)->part);
         free((*optimizer)->direction);
         ts_muon_close(&(*optimizer)->muon);
         free(*optimizer);

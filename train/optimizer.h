@@ -21,6 +21,15 @@ typedef struct ts_optimizer_params {
     ts_comm *data;  // ranks with equal gradients that share out the matrices; NULL: each computes all
 } ts_optimizer_params;
 
+// Training state that this rank answers for: elements [first, first + count) of its part of a parameter. Every element
+// of every parameter is in the part of exactly one rank of the world. moment2 is NULL where the update has none. All
+// point to f32 [count].
+typedef struct ts_state_part {
+    const ts_param *param;
+    int64_t first, count;
+    float *weight, *average, *moment1, *moment2;
+} ts_state_part;
+
 typedef struct ts_optimizer {
     ts_optimizer_params params;
     ts_params *weights;  // borrowed
@@ -32,6 +41,8 @@ typedef struct ts_optimizer {
     struct ts_muon *muon;  // NULL without orthogonalised momentum
     float *direction;      // [direction_total] of this step, matrix after matrix
     int64_t direction_total;
+    ts_state_part *part;
+    int64_t parts;
 } ts_optimizer;
 
 // Moments start at 0, the average at the weights. Reads decay and lr_scale of every parameter.
@@ -48,6 +59,11 @@ double ts_clip_scale(double norm, double clip);
 // when orthogonalised momentum is on.
 int ts_optimizer_step(ts_optimizer *optimizer, int64_t first, int64_t count, int64_t step, double lr, double grad_scale,
                       double average_decay);
+
+// Borrowed from the optimizer; the numbers may be read, and written before ts_optimizer_loaded.
+const ts_state_part *ts_optimizer_parts(const ts_optimizer *optimizer, int64_t *count);
+// After the parts were written on all ranks: brings what kernels read up to date everywhere. Collective.
+int ts_optimizer_loaded(ts_optimizer *optimizer);
 
 // Exchanges the weights with their average and refreshes the operands: before and after evaluating the average.
 void ts_optimizer_swap_average(ts_optimizer *optimizer);

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "core/comm/mesh.h"
+#include "core/tensor/piece.h"
 #include "core/tensor/tensor.h"
 
 typedef struct ts_param {
@@ -82,11 +83,7 @@ ts_param *ts_params_find(const ts_params *params, const char *name);  // NULL wh
 void ts_params_zero_grad(ts_params *params);
 // operand = value rounded to bf16; no-op in f32 mode. After loading or averaging weights.
 void ts_params_refresh_operands(ts_params *params);
-// Where elements [first, first + count) of this rank's part lie in the whole tensor: `runs` runs of `length` elements,
-// `stride` apart. Here they lie one after another. Returns the number of pieces.
-typedef struct ts_piece {
-    int64_t first, runs, length, stride;
-} ts_piece;
+// Where elements [first, first + count) of this rank's part lie in the whole tensor. Returns the number of pieces.
 enum { TS_MAX_PIECES = 3 };
 int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]);
 
