@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3,4 timeout=60
 // Every collective on exactly representable inputs, uneven and empty parts, with MPI's counts ample and tiny; the mesh;
-// the byte counters against their formulas.
-#include "core/comm/mesh.h"
-
+// the byte counters against their formulas, and what is gathered of them.
 #include "core/base/rng.h"
+#include "core/comm/traffic.h"
 #include "core/comm/transport.h"
 #include "tests/ts_test.h"
 
@@ -209,6 +208,58 @@ static void test_mesh_of(ts_degrees d) {
     CHECK(mesh.axis[TS_AXIS_DATA] == NULL);
 }
 
+// Over imagined ranks nothing can be sent, but bytes can be counted.
+static void test_imagined(void) {
+    ts_mesh mesh;
+    CHECK_OK(ts_mesh_imagine(&mesh, &(ts_degrees){2, 1, 1, 3, 1}, 4));
+    ts_comm *comm = mesh.axis[TS_AXIS_ULYSSES];
+    ts_request *request;
+    char data[24] = {0}, out[24];
+    const int64_t counts[3] = {1, 2, 3};
+    CHECK(ts_comm_bytes(comm, TS_ALL_GATHER, counts, TS_F32) == 2 * 4 * 2);
+    CHECK_FAILS(ts_all_reduce(comm, data, 1, TS_F32, TS_SUM), TS_EINTERNAL, "all-reduce over 3 imagined ranks");
+    CHECK_FAILS(ts_broadcast(comm, data, 1, 0), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_all_gather_v(comm, data, out, counts, TS_F32), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_reduce_scatter_v(comm, data, out, counts, TS_F32), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_all_to_all_v(comm, data, counts, out, counts, TS_F32), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_barrier(comm), TS_EINTERNAL, "barrier");
+    CHECK_FAILS(ts_reduce_scatter_v_start(comm, data, out, counts, TS_F32, &request), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_all_gather_v_start(comm, data, out, counts, TS_F32, &request), TS_EINTERNAL, "imagined");
+    CHECK_FAILS(ts_ring_start(comm, data, 1, out, 1, TS_F32, &request), TS_EINTERNAL, "ring over 3");
+    CHECK_OK(ts_wait(&request));
+    CHECK_OK(ts_all_reduce(mesh.axis[TS_AXIS_TENSOR], data, 1, TS_F32, TS_SUM));  // a lone rank needs nobody
+    ts_mesh_close(&mesh);
+}
+
+// Ranks send different amounts along one axis: the gathered figures know the most and the sum.
+static void test_traffic(void) {
+    ts_mesh mesh;
+    ts_traffic traffic;
+    int64_t counts[MAX_RANKS], total = 0;
+    char data[64] = {0}, text[2000] = "";
+    for (int r = 0; r < size; r++) {
+        total += counts[r] = r + 1;
+    }
+    CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){1, 1, 1, 1, size}));
+    ts_mesh_reset_counters(&mesh);
+    CHECK_OK(ts_all_gather_v(mesh.axis[TS_AXIS_TENSOR], data + 32, data, counts, TS_U8));
+    CHECK_OK(ts_mesh_traffic(&mesh, &traffic));
+    const ts_traffic_item *item = &traffic.item[TS_AXIS_TENSOR][TS_ALL_GATHER];
+    CHECK(traffic.ranks == size && item->calls == (size > 1));
+    CHECK(item->bytes_most == size * (size - 1) && item->bytes_sum == total * (size - 1));
+    CHECK(item->seconds_mean <= item->seconds_most && (item->seconds_mean > 0) == (size > 1));
+    CHECK(traffic.item[TS_AXIS_WORLD][TS_ALL_REDUCE].calls == 0);
+    FILE *out = fmemopen(text, sizeof text, "w");
+    ts_traffic_print(&traffic, out);
+    fclose(out);
+    CHECK(strstr(text, size > 1 ? "tensor    all-gather" : "nothing was sent") != NULL);
+    json_t *json = ts_traffic_json(&traffic), *axes = json_object_get(json, "axes");
+    const json_t *sum = json_object_get(json_object_get(json_object_get(axes, "tensor"), "all-gather"), "bytes_sum");
+    CHECK(json_object_size(axes) == (size > 1) && json_integer_value(sum) == item->bytes_sum);
+    json_decref(json);
+    ts_mesh_close(&mesh);
+}
+
 static void test_mesh(void) {
     test_mesh_of((ts_degrees){size, 1, 1, 1, 1});
     test_mesh_of((ts_degrees){1, size, 1, 1, 1});
@@ -265,6 +316,8 @@ int main(int argc, char **argv) {
     test_repeatable();
     test_mesh();
     test_degrees();
+    test_imagined();
+    test_traffic();
     CHECK_OK(ts_barrier(world));
     CHECK(size == 1 || ts_comm_total(world).calls > 0);
     ts_world_close(&world, ts_test_failures ? TS_EINTERNAL : TS_OK);

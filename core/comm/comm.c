@@ -8,7 +8,8 @@
 #include "core/base/arena.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
-#include "core/comm/transport.h"
+#include "core/comm/reduce.h"
+#include "core/comm/request.h"
 
 int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
     *out = NULL;
@@ -22,8 +23,9 @@ int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
         MPI_Comm_size(mpi, &comm->size);
     }
     comm->counts = ts_malloc(2 * (size_t)comm->size * sizeof *comm->counts);
-    if (!comm->counts) {
-        free(comm);
+    comm->parts = ts_malloc((size_t)comm->size * sizeof *comm->parts);
+    if (!comm->counts || !comm->parts) {
+        ts_comm_delete(&comm);
         return TS_ERESOURCE;
     }
     *out = comm;
@@ -45,7 +47,9 @@ void ts_comm_delete(ts_comm **comm) {
     if ((*comm)->mpi != MPI_COMM_NULL && (*comm)->mpi != MPI_COMM_WORLD) {
         MPI_Comm_free(&(*comm)->mpi);
     }
+    ts_request_delete_all(*comm);
     free((*comm)->counts);
+    free((*comm)->parts);
     free(*comm);
     *comm = NULL;
 }
@@ -85,15 +89,6 @@ const char *ts_collective_name(ts_collective kind) {
         [TS_ALL_TO_ALL] = "all-to-all", [TS_RING] = "ring",
         [TS_BARRIER] = "barrier"};
     return names[kind];
-}
-
-// Adds a finished call to the counters; returns its status.
-static int account(ts_comm *comm, ts_collective kind, double start, int64_t bytes_sent, int status) {
-    ts_comm_counters *counters = &comm->counters[kind];
-    counters->calls++;
-    counters->bytes_sent += (uint64_t)bytes_sent;
-    counters->seconds += ts_clock_seconds() - start;
-    return status;
 }
 
 // What one rank sends when each of n holds `bytes` and they are reduced or passed round once.
@@ -138,23 +133,45 @@ void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_
     }
 }
 
+// ---- entering and leaving
+
+// Every collective goes through here on its way in: the clock starts, and what is under way moves on.
+static int begin(ts_comm *comm, ts_collective kind) {
+    if (!comm->transport) {
+        return TS_FAIL(TS_EINTERNAL, "%s over %d imagined ranks: they serve for counting only",
+                       ts_collective_name(kind), comm->size);
+    }
+    comm->entered = ts_clock_seconds();
+    return ts_request_progress();
+}
+
+// And through here on its way out, with its status: adds `calls` and what was sent and spent to the counters.
+static int account(ts_comm *comm, ts_collective kind, int calls, int64_t bytes_sent, int status) {
+    ts_comm_counters *counters = &comm->counters[kind];
+    counters->calls += (uint64_t)calls;
+    counters->bytes_sent += (uint64_t)bytes_sent;
+    counters->seconds += ts_clock_seconds() - comm->entered;
+    return status;
+}
+
 // ---- collectives
 
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
+    TS_TRY(ts_reduce_check(dtype, false));
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    const double start = ts_clock_seconds();
-    const int64_t sent = ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype);
-    return account(comm, TS_ALL_REDUCE, start, sent, comm->transport->all_reduce(comm, data, count, dtype, op));
+    TS_TRY(begin(comm, TS_ALL_REDUCE));
+    return account(comm, TS_ALL_REDUCE, 1, ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype),
+                   comm->transport->all_reduce(comm, data, count, dtype, op));
 }
 
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    const double start = ts_clock_seconds();
-    return account(comm, TS_BROADCAST, start, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
+    TS_TRY(begin(comm, TS_BROADCAST));
+    return account(comm, TS_BROADCAST, 1, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
 }
 
 // The one part there is, moved unless it lies in place.
@@ -169,30 +186,29 @@ int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    const double start = ts_clock_seconds();
-    const int64_t sent = ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype);
-    return account(comm, TS_ALL_GATHER, start, sent, comm->transport->all_gather_v(comm, send, receive, counts, dtype));
+    TS_TRY(begin(comm, TS_ALL_GATHER));
+    return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
+                   comm->transport->all_gather_v(comm, send, receive, counts, dtype));
 }
 
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
+    TS_TRY(ts_reduce_check(dtype, true));
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    const double start = ts_clock_seconds();
-    const int64_t sent = ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype);
-    return account(comm, TS_REDUCE_SCATTER, start, sent,
+    TS_TRY(begin(comm, TS_REDUCE_SCATTER));
+    return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
                    comm->transport->reduce_scatter_v(comm, send, receive, counts, dtype));
 }
 
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                     const int64_t *receive_counts, ts_dtype dtype) {
-    TS_ASSERT(send_counts[comm->rank] == receive_counts[comm->rank]);
+    TS_ASSERT(send_counts[ts_comm_rank(comm)] == receive_counts[ts_comm_rank(comm)]);
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, send_counts[0], dtype);
     }
-    const double start = ts_clock_seconds();
-    const int64_t sent = ts_comm_bytes(comm, TS_ALL_TO_ALL, send_counts, dtype);
-    return account(comm, TS_ALL_TO_ALL, start, sent,
+    TS_TRY(begin(comm, TS_ALL_TO_ALL));
+    return account(comm, TS_ALL_TO_ALL, 1, ts_comm_bytes(comm, TS_ALL_TO_ALL, send_counts, dtype),
                    comm->transport->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype));
 }
 
@@ -200,6 +216,55 @@ int ts_barrier(ts_comm *comm) {
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    const double start = ts_clock_seconds();
-    return account(comm, TS_BARRIER, start, 0, comm->transport->barrier(comm));
+    TS_TRY(begin(comm, TS_BARRIER));
+    return account(comm, TS_BARRIER, 1, 0, comm->transport->barrier(comm));
+}
+
+// ---- asynchronous forms
+
+int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                              ts_request **out) {
+    *out = NULL;
+    TS_TRY(ts_reduce_check(dtype, true));
+    if (ts_comm_size(comm) == 1) {
+        return copy_own(send, receive, counts[0], dtype);
+    }
+    TS_TRY(begin(comm, TS_REDUCE_SCATTER));
+    return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
+                   comm->transport->reduce_scatter_v_start(comm, send, receive, counts, dtype, out));
+}
+
+int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                          ts_request **out) {
+    *out = NULL;
+    if (ts_comm_size(comm) == 1) {
+        return copy_own(send, receive, counts[0], dtype);
+    }
+    TS_TRY(begin(comm, TS_ALL_GATHER));
+    return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
+                   comm->transport->all_gather_v_start(comm, send, receive, counts, dtype, out));
+}
+
+int ts_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+                  ts_dtype dtype, ts_request **out) {
+    *out = NULL;
+    if (ts_comm_size(comm) == 1) {
+        TS_ASSERT(send_count == receive_count);
+        return copy_own(send, receive, send_count, dtype);
+    }
+    TS_TRY(begin(comm, TS_RING));
+    return account(comm, TS_RING, 1, ts_comm_bytes(comm, TS_RING, &send_count, dtype),
+                   comm->transport->ring_start(comm, send, send_count, receive, receive_count, dtype, out));
+}
+
+int ts_wait(ts_request **request) {
+    ts_request *const r = *request;
+    *request = NULL;
+    if (!r) {
+        return TS_OK;
+    }
+    ts_comm *const comm = ts_request_comm(r);
+    const ts_collective kind = ts_request_kind(r);
+    TS_TRY(begin(comm, kind));
+    return account(comm, kind, 0, 0, comm->transport->wait(r));
 }

@@ -84,6 +84,10 @@ int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts,
 int ts_barrier(ts_comm *comm);
 
 // ---- asynchronous forms: the buffers, and the counts' arrays, must not be touched until ts_wait
+// Any number may be under way. Waits may come in any order among themselves, and in another one on each rank; waits and
+// blocking calls keep one order on all ranks. Messages move, and sums are made, inside the calls of this file. A
+// reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB; the memory of requests is
+// kept for the next ones: a step of training allocates nothing after the first.
 int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                               ts_request **out);
 int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,

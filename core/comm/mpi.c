@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transport over MPI, for host memory.
+//
+// Sums are made here, not by MPI, whose order is its own affair: parts travel to the rank that owns their sum and are
+// added there in the order of the ranks. Asynchronous forms are the same messages, waited for later.
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/split.h"
 #include "core/base/status.h"
-#include "core/comm/transport.h"
+#include "core/comm/reduce.h"
+#include "core/comm/request.h"
+
+enum {
+    SMALL_BYTES = 32 * 1024,    // of all ranks together: gathered whole by each of them, in fewer messages
+    WAITED_WINDOW = 4 << 20,    // under way while somebody waits for them: what a cache holds
+    STARTED_WINDOW = 64 << 20,  // under way beside computation
+};
 
 int64_t ts_mpi_chunk = (int64_t)1 << 30;
 
@@ -20,23 +31,7 @@ int ts_mpi_check(int code, const char *call) {
     return TS_FAIL(TS_EPEER, "%.*s failed: %s", (int)strcspn(call, "("), call, text);
 }
 
-static MPI_Datatype number_type(ts_dtype dtype) {
-    switch (dtype) {
-    case TS_F32:
-        return MPI_FLOAT;
-    case TS_F64:
-        return MPI_DOUBLE;
-    case TS_I64:
-        return MPI_INT64_T;
-    case TS_I32:
-        return MPI_INT32_T;
-    default:
-        return MPI_DATATYPE_NULL;
-    }
-}
-
-// For moving only: any type of the same size.
-static MPI_Datatype opaque_type(ts_dtype dtype) {
+MPI_Datatype ts_mpi_type(ts_dtype dtype) {
     switch (ts_dtype_bytes(dtype)) {
     case 1:
         return MPI_UINT8_T;
@@ -47,17 +42,6 @@ static MPI_Datatype opaque_type(ts_dtype dtype) {
     default:
         return MPI_UINT64_T;
     }
-}
-
-static int summable(ts_dtype dtype) {
-    if (number_type(dtype) == MPI_DATATYPE_NULL) {
-        return TS_FAIL(TS_EINTERNAL, "%s cannot be reduced over MPI; convert to F32 first", ts_dtype_name(dtype));
-    }
-    return TS_OK;
-}
-
-static MPI_Op reduce_op(ts_reduce_op op) {
-    return op == TS_SUM ? MPI_SUM : op == TS_MAX ? MPI_MAX : MPI_MIN;
 }
 
 // Elements of the next MPI call when `left` are to go.
@@ -87,20 +71,6 @@ static bool fill_counts(ts_comm *comm, const int64_t *counts) {
     return true;
 }
 
-// ---- collectives
-
-static int all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
-    TS_TRY(summable(dtype));
-    char *at = data;
-    for (int64_t left = count; left > 0;) {
-        const int n = next_chunk(left);
-        TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, at, n, number_type(dtype), reduce_op(op), comm->mpi));
-        at += (size_t)n * ts_dtype_bytes(dtype);
-        left -= n;
-    }
-    return TS_OK;
-}
-
 static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
     char *at = data;
     for (int64_t left = bytes; left > 0;) {
@@ -112,15 +82,20 @@ static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
     return TS_OK;
 }
 
-static int all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    const size_t element = ts_dtype_bytes(dtype);
+// Puts this rank's part into its place among all.
+static void place_own(const ts_comm *comm, const void *send, void *receive, const int64_t *counts, size_t element) {
     char *const own = (char *)receive + (size_t)sum_of(counts, comm->rank) * element;
     if (send != own && counts[comm->rank] > 0) {
         memcpy(own, send, (size_t)counts[comm->rank] * element);
     }
+}
+
+static int all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
+    const size_t element = ts_dtype_bytes(dtype);
+    place_own(comm, send, receive, counts, element);
     if (fill_counts(comm, counts)) {
         TRY_MPI(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, receive, comm->counts, comm->counts + comm->size,
-                               opaque_type(dtype), comm->mpi));
+                               ts_mpi_type(dtype), comm->mpi));
         return TS_OK;
     }
     char *at = receive;
@@ -132,64 +107,107 @@ static int all_gather_v(ts_comm *comm, const void *send, void *receive, const in
     return TS_OK;
 }
 
+static int reduce(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                  ts_reduce_op op) {
+    ts_request *request;
+    TS_TRY(ts_request_reduce(&request, comm, send, receive, counts, dtype, op, WAITED_WINDOW));
+    return ts_request_wait(request);
+}
+
 static int reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    TS_TRY(summable(dtype));
-    if (fill_counts(comm, counts)) {
-        TRY_MPI(MPI_Reduce_scatter(send, receive, comm->counts, number_type(dtype), MPI_SUM, comm->mpi));
-        return TS_OK;
-    }
-    const char *from = send;
+    return reduce(comm, send, receive, counts, dtype, TS_SUM);
+}
+
+// One exchange instead of two: every rank gathers all data and reduces all of it.
+static int all_reduce_small(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
+    ts_request *request;  // for its memory alone
+    const size_t bytes = (size_t)count * ts_dtype_bytes(dtype), parts = (size_t)comm->size * sizeof(void *);
+    TS_TRY(ts_request_take(&request, comm, TS_ALL_REDUCE, 0, parts + (size_t)comm->size * bytes));
+    const void **const part = ts_request_scratch(request);
+    char *const gathered = (char *)(part + comm->size);
     for (int rank = 0; rank < comm->size; rank++) {
-        char *to = rank == comm->rank ? receive : NULL;
-        for (int64_t left = counts[rank]; left > 0;) {
-            const int n = next_chunk(left);
-            const size_t bytes = (size_t)n * ts_dtype_bytes(dtype);
-            TRY_MPI(MPI_Reduce(from, to, n, number_type(dtype), MPI_SUM, rank, comm->mpi));
-            from += bytes;
-            to = to ? to + bytes : NULL;
-            left -= n;
-        }
+        part[rank] = gathered + (size_t)rank * bytes;
     }
-    return TS_OK;
+    TRY_MPI(MPI_Allgather(data, (int)bytes, MPI_BYTE, gathered, (int)bytes, MPI_BYTE, comm->mpi));
+    ts_reduce_parts(data, part, comm->size, count, dtype, op);
+    return ts_request_wait(request);
 }
 
-// Sends to one rank while receiving from another, in as many chunks as the longer of the two needs.
-static int exchange(ts_comm *comm, const char *send, int64_t send_count, int to, char *receive, int64_t receive_count,
-                    int from, ts_dtype dtype) {
-    const MPI_Datatype type = opaque_type(dtype);
-    while (send_count > 0 || receive_count > 0) {
-        const int out = next_chunk(send_count), in = next_chunk(receive_count);
-        TRY_MPI(MPI_Sendrecv(send, out, type, out ? to : MPI_PROC_NULL, 0, receive, in, type, in ? from : MPI_PROC_NULL,
-                             0, comm->mpi, MPI_STATUS_IGNORE));
-        send += (size_t)out * ts_dtype_bytes(dtype);
-        receive += (size_t)in * ts_dtype_bytes(dtype);
-        send_count -= out;
-        receive_count -= in;
+static int all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
+    const size_t element = ts_dtype_bytes(dtype);
+    if (count <= SMALL_BYTES / (int64_t)element / comm->size && count <= ts_mpi_chunk) {
+        return all_reduce_small(comm, data, count, dtype, op);
     }
-    return TS_OK;
+    for (int rank = 0; rank < comm->size; rank++) {
+        comm->parts[rank] = ts_split(count, comm->size, rank).count;
+    }
+    char *const own = (char *)data + (size_t)ts_split_first(count, comm->size, comm->rank) * element;
+    TS_TRY(reduce(comm, data, own, comm->parts, dtype, op));
+    return all_gather_v(comm, own, data, comm->parts, dtype);
 }
 
-// Pairwise: in step s to the rank s above while from the rank s below. Unlike MPI_Alltoallv, ranks need not agree on
-// whether their counts fit into ints.
 static int all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                         const int64_t *receive_counts, ts_dtype dtype) {
     const size_t element = ts_dtype_bytes(dtype);
-    for (int step = 0; step < comm->size; step++) {
-        const int to = (comm->rank + step) % comm->size, from = (comm->rank + comm->size - step) % comm->size;
-        const char *const out = (const char *)send + (size_t)sum_of(send_counts, to) * element;
-        char *const in = (char *)receive + (size_t)sum_of(receive_counts, from) * element;
-        if (step > 0) {
-            TS_TRY(exchange(comm, out, send_counts[to], to, in, receive_counts[from], from, dtype));
-        } else if (send_counts[to] > 0) {
-            memcpy(in, out, (size_t)send_counts[to] * element);
-        }
+    const char *out = send;
+    char *in = receive;
+    ts_request *request;
+    int64_t messages = 0;
+    for (int rank = 0; rank < comm->size; rank++) {
+        messages += ts_request_messages(send_counts[rank]) + ts_request_messages(receive_counts[rank]);
     }
-    return TS_OK;
+    TS_TRY(ts_request_take(&request, comm, TS_ALL_TO_ALL, messages, 0));
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank != comm->rank) {
+            TS_TRY(ts_request_receive(request, in, receive_counts[rank], dtype, rank));
+            TS_TRY(ts_request_send(request, out, send_counts[rank], dtype, rank));
+        } else if (send_counts[rank] > 0) {
+            memcpy(in, out, (size_t)send_counts[rank] * element);
+        }
+        out += (size_t)send_counts[rank] * element;
+        in += (size_t)receive_counts[rank] * element;
+    }
+    return ts_request_wait(request);
 }
 
 static int barrier(ts_comm *comm) {
     TRY_MPI(MPI_Barrier(comm->mpi));
     return TS_OK;
+}
+
+// ---- asynchronous forms
+
+static int reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                                  ts_request **out) {
+    return ts_request_reduce(out, comm, send, receive, counts, dtype, TS_SUM, STARTED_WINDOW);
+}
+
+static int all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                              ts_request **out) {
+    int64_t messages = ts_request_messages(counts[comm->rank]) * (comm->size - 1);
+    for (int rank = 0; rank < comm->size; rank++) {
+        messages += rank == comm->rank ? 0 : ts_request_messages(counts[rank]);
+    }
+    TS_TRY(ts_request_take(out, comm, TS_ALL_GATHER, messages, 0));
+    place_own(comm, send, receive, counts, ts_dtype_bytes(dtype));
+    char *at = receive;
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank != comm->rank) {
+            TS_TRY(ts_request_receive(*out, at, counts[rank], dtype, rank));
+            TS_TRY(ts_request_send(*out, send, counts[comm->rank], dtype, rank));
+        }
+        at += (size_t)counts[rank] * ts_dtype_bytes(dtype);
+    }
+    return TS_OK;
+}
+
+static int ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+                      ts_dtype dtype, ts_request **out) {
+    const int next = (comm->rank + 1) % comm->size, previous = (comm->rank + comm->size - 1) % comm->size;
+    TS_TRY(
+        ts_request_take(out, comm, TS_RING, ts_request_messages(send_count) + ts_request_messages(receive_count), 0));
+    TS_TRY(ts_request_receive(*out, receive, receive_count, dtype, previous));
+    return ts_request_send(*out, send, send_count, dtype, next);
 }
 
 const ts_transport ts_mpi_transport = {
@@ -199,4 +217,8 @@ const ts_transport ts_mpi_transport = {
     .reduce_scatter_v = reduce_scatter_v,
     .all_to_all_v = all_to_all_v,
     .barrier = barrier,
+    .reduce_scatter_v_start = reduce_scatter_v_start,
+    .all_gather_v_start = all_gather_v_start,
+    .ring_start = ring_start,
+    .wait = ts_request_wait,
 };

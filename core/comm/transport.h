@@ -7,7 +7,7 @@
 
 #include "core/comm/mesh.h"
 
-// Called by comm.c, which has dealt with single ranks, sizes and counters: size > 1 here.
+// Called by comm.c, which has dealt with single ranks, dtypes and counters: size > 1 here.
 typedef struct ts_transport {
     int (*all_reduce)(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op);
     int (*broadcast)(ts_comm *comm, void *data, int64_t bytes, int root);
@@ -16,13 +16,24 @@ typedef struct ts_transport {
     int (*all_to_all_v)(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                         const int64_t *receive_counts, ts_dtype dtype);
     int (*barrier)(ts_comm *comm);
+    int (*reduce_scatter_v_start)(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                                  ts_request **out);
+    int (*all_gather_v_start)(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                              ts_request **out);
+    int (*ring_start)(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+                      ts_dtype dtype, ts_request **out);
+    int (*wait)(ts_request *request);
 } ts_transport;
 
 struct ts_comm {
     int rank, size;
     const ts_transport *transport;
-    MPI_Comm mpi;  // MPI_COMM_NULL for a program started without a launcher
-    int *counts;   // [2 * size] scratch for MPI's int counts and displacements
+    MPI_Comm mpi;          // MPI_COMM_NULL for a program started without a launcher
+    int *counts;           // [2 * size] scratch for MPI's int counts and displacements
+    int64_t *parts;        // [size] scratch for the parts of an all-reduce
+    ts_request *requests;  // owned: idle ones and those under way
+    uint64_t sequence;     // requests so far: their tags
+    double entered;        // when the call under way began
     ts_comm_counters counters[TS_COLLECTIVE_COUNT];
 };
 
@@ -36,6 +47,8 @@ extern const ts_transport ts_mpi_transport;
 // Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
 extern int64_t ts_mpi_chunk;
 
+// An MPI type of the same size, for moving only.
+MPI_Datatype ts_mpi_type(ts_dtype dtype);
 // TS_EPEER with MPI's own words when `code` is not MPI_SUCCESS.
 int ts_mpi_check(int code, const char *call);
 
