@@ -372,7 +372,8 @@ static int run(ts_comm *world, options *o) {
     TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts)), done);
     TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
-    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, precision_dtypes[o->precision], false)), done);
+    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, NULL, precision_dtypes[o->precision], false)),
+                done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
     if (ts_comm_rank(world) == 0) {
         status = check_lengths(model, &prompts);

@@ -86,7 +86,7 @@ static void test_round_trip(void) {
     }
     const size_t bytes = (size_t)model->params->total * sizeof(float);
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
-    CHECK_OK(ts_model_load(&back, at("model"), TS_BF16, false));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_BF16, false));
     CHECK(back && back->params->total == model->params->total);
     CHECK(back && !memcmp(back->params->value, model->params->value, bytes));
     CHECK(back && back->params->operand[0] == ts_f32_to_bf16(model->params->value[0]));
@@ -99,7 +99,7 @@ static void test_round_trip(void) {
     model->params->value[0] += 1.0f;
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
     CHECK(!ts_path_exists(at("model.tmp")) && !ts_path_exists(at("model.old")));
-    CHECK_OK(ts_model_load(&back, at("model"), TS_F32, true));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_F32, true));
     CHECK(back && back->params->value[0] == model->params->value[0] && back->params->grad);
     ts_model_close(&back);
     // The transformer's folder stands on its own, under the names of diffusers.
@@ -176,7 +176,7 @@ static int load_with(const char *name, const char *text) {
     ts_model *model = NULL;
     CHECK_OK(ts_file_read(at(name), 1 << 24, &saved, &bytes));
     CHECK_OK(ts_file_write_atomic(at(name), text, strlen(text)));
-    const int status = ts_model_load(&model, at("model"), TS_F32, false);
+    const int status = ts_model_load(&model, at("model"), NULL, TS_F32, false);
     CHECK(model == NULL);
     CHECK_OK(ts_file_write_atomic(at(name), saved, bytes));
     free(saved);
@@ -185,7 +185,7 @@ static int load_with(const char *name, const char *text) {
 
 static void test_damage(void) {
     ts_model *model = NULL;
-    CHECK_FAILS(ts_model_load(&model, at("nowhere"), TS_F32, false), TS_EINPUT, "nowhere");
+    CHECK_FAILS(ts_model_load(&model, at("nowhere"), NULL, TS_F32, false), TS_EINPUT, "nowhere");
     CHECK_FAILS(load_with("model/transformer/config.json", "{\"num_layers\": 3}"), TS_EINPUT, "channels");
     CHECK(load_with("model/transformer/config.json", "[") == TS_EINPUT);
     CHECK(load_with("model/transformer/config.json", "{\"num_layers\": \"three\"}") == TS_EINPUT);
@@ -196,7 +196,7 @@ static void test_damage(void) {
     model->params->value[40] = NAN;
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
     ts_model_close(&model);
-    CHECK_FAILS(ts_model_load(&model, at("model"), TS_F32, false), TS_EINPUT, "NaN");
+    CHECK_FAILS(ts_model_load(&model, at("model"), NULL, TS_F32, false), TS_EINPUT, "NaN");
 }
 
 int main(void) {

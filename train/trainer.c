@@ -102,6 +102,7 @@ static int new_model(ts_trainer *t) {
         .dit = ts_train_config_dit(t->config, ts_codec_get_info(codec).channels),
         .text = ts_train_config_text(t->config, ts_tokenizer_vocabulary(tokenizer)),
         .defaults = model_defaults(t, codec),
+        .mesh = &t->mesh,
         .operand_dtype = operand_dtype(t->config),
         .with_gradients = true,
         .seed = (uint64_t)t->config->seed,
@@ -119,7 +120,7 @@ failed:
 }
 
 static int load_model(ts_trainer *t) {
-    TS_TRY(ts_model_load(&t->model, t->config->init, operand_dtype(t->config), true));
+    TS_TRY(ts_model_load(&t->model, t->config->init, &t->mesh, operand_dtype(t->config), true));
     if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
                        t->config->init, t->config->data);

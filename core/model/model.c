@@ -23,6 +23,7 @@ int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenize
     }
     model->defaults = params->defaults;
     TS_TRY_GOTO(status, ts_params_open(&model->params), failed);
+    model->params->mesh = params->mesh;
     TS_TRY_GOTO(status, ts_dit_open(&model->dit, &params->dit, model->params, TS_MODEL_TRANSFORMER), failed);
     TS_TRY_GOTO(status, ts_text_open(&model->text, &params->text, model->params, TS_MODEL_TEXT), failed);
     if (folder) {

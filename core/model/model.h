@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/comm/mesh.h"
 #include "core/model/codec.h"
 #include "core/model/dit.h"
 #include "core/model/text.h"
@@ -41,14 +42,16 @@ typedef struct ts_model_params {
     ts_dit_config dit;
     ts_text_config text;
     ts_model_defaults defaults;
+    const ts_mesh *mesh;  // borrowed for the model's life: weights are cut over its tensor axis; NULL: one rank
     ts_dtype operand_dtype;
     bool with_gradients;
     uint64_t seed;
 } ts_model_params;
 int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec);
 
-// Loads a folder. Refuses NaN, wrong shapes, and parts that do not fit each other (channels, text width, vocabulary).
-int ts_model_load(ts_model **out, const char *folder, ts_dtype operand_dtype, bool with_gradients);
+// Loads a folder; each rank of the mesh (or NULL) reads its slices of the weights. Refuses NaN, wrong shapes, and parts
+// that do not fit each other (channels, text width, vocabulary). Not collective: ranks may fail alone.
+int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool with_gradients);
 // Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Made in
 // FOLDER.tmp and renamed; an existing FOLDER steps aside as FOLDER.old until the new one stands.
 int ts_model_save(const ts_model *model, const float *values, const char *folder);

@@ -87,11 +87,12 @@ static int load_parts(ts_tokenizer **tokenizer, ts_codec **codec, const char *fo
     return ts_codec_load(codec, path);
 }
 
-int ts_model_load(ts_model **out, const char *folder, ts_dtype operand_dtype, bool with_gradients) {
+int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype,
+                  bool with_gradients) {
     if (!ts_path_is_folder(folder)) {
         return TS_FAIL(TS_EINPUT, "%s: not a model folder", folder);
     }
-    ts_model_params params = {.operand_dtype = operand_dtype, .with_gradients = with_gradients};
+    ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype, .with_gradients = with_gradients};
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
     ts_model *model = NULL;
