@@ -25,7 +25,8 @@
 
 // C = op(A) op(B) [+ C] [+ bias] [then GELU]     op(A) is [m, k], op(B) is [k, n], C is [m, n]
 // Epilogue order: accumulate, bias, GELU. When `before_gelu` is set, the value before GELU is stored there (for the
-// backward pass) in dtype_c with the layout of C.
+// backward pass) in dtype_c with the layout of C. GELU is taken of the value rounded to dtype_c, so that gelu_forward
+// of before_gelu gives C, bit by bit.
 typedef struct ts_gemm {
     int64_t m, n, k;
     const void *a, *b;

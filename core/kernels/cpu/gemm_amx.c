@@ -211,6 +211,17 @@ TS_INLINE line line_gelu(line v, ts_dtype dtype) {
     return (line){(__m512)vec_gelu_of(dtype, (vec)v.low), (__m512)vec_gelu_of(dtype, (vec)v.high)};
 }
 
+// v as memory of that dtype would give it back.
+TS_INLINE line line_round(line v, ts_dtype dtype) {
+    if (dtype == TS_F32) {
+        return v;
+    }
+    const __m512i bits = (__m512i)_mm512_cvtne2ps_pbh(v.high, v.low);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(bits));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(bits, 1));
+    return (line){_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+}
+
 // A finished micro-block whose results are still in the buffer.
 typedef struct pending {
     const float *sums;  // [32, 32]
@@ -238,7 +249,8 @@ TS_INLINE void finish_row(const pass *p, const pending *done, int64_t i) {
     if (g->before_gelu) {
         line_store(g->before_gelu, g->dtype_c, at, done->lanes, v);
     }
-    line_store(g->c, g->dtype_c, at, done->lanes, g->gelu ? line_gelu(v, g->dtype_c) : v);
+    // GELU of the rounded value: what is made later from before_gelu has the same bits.
+    line_store(g->c, g->dtype_c, at, done->lanes, g->gelu ? line_gelu(line_round(v, g->dtype_c), g->dtype_c) : v);
 }
 
 // ---- multiplication
