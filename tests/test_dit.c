@@ -36,7 +36,7 @@ typedef struct fixture {
     float latent[B * T * H * W * C], target[B * T * H * W * C], context[B * ROWS * 7], image[B * 4 * 6];
     float timestep[B * TOKENS];
     int64_t timesteps;
-    bool recompute;
+    ts_recompute recompute;
     ts_var *latent_var, *context_var, *image_var, *sample;
     float *latent_grad, *context_grad, *image_grad;
 } fixture;
@@ -101,7 +101,7 @@ static int step(void *user, bool gradients, double *loss) {
     return 0;
 }
 
-static void check_gradients(const ts_dit_config *config, int64_t timesteps, bool recompute) {
+static void check_gradients(const ts_dit_config *config, int64_t timesteps, ts_recompute recompute) {
     fixture f;
     open_fixture(&f, config, TS_F32, TS_TAPE_RECORD);
     f.timesteps = timesteps;
@@ -122,25 +122,25 @@ static void check_gradients(const ts_dit_config *config, int64_t timesteps, bool
 
 static void test_gradients(void) {
     ts_dit_config config = small_config(10);
-    check_gradients(&config, T, false);
+    check_gradients(&config, T, TS_RECOMPUTE_NONE);
     config = small_config(16);
-    check_gradients(&config, 1, true);
+    check_gradients(&config, 1, TS_RECOMPUTE_BLOCK);
     config.cross_attention_norm = config.absolute_positions = false;
     config.image_dim = 6;
     config.added_kv_dim = ts_dit_width(&config);
     config.image_positions = 4;
-    check_gradients(&config, TOKENS, true);
+    check_gradients(&config, TOKENS, TS_RECOMPUTE_ELEMENTWISE);
 }
 
 // Recomputing gives the same bits as keeping, and running those of recording.
-static void test_modes_agree(ts_dtype dtype) {
+static void test_modes_agree(ts_dtype dtype, ts_recompute recompute) {
     const ts_dit_config config = small_config(16);
     fixture kept, recomputed, run;
     double loss[3];
     open_fixture(&kept, &config, dtype, TS_TAPE_RECORD);
     open_fixture(&recomputed, &config, dtype, TS_TAPE_RECORD);
     open_fixture(&run, &config, dtype, TS_TAPE_RUN);
-    recomputed.recompute = true;
+    recomputed.recompute = recompute;
     CHECK_OK(step(&kept, true, &loss[0]));
     CHECK_OK(step(&recomputed, true, &loss[1]));
     CHECK_OK(step(&run, false, &loss[2]));
@@ -162,7 +162,7 @@ static void test_modes_agree(ts_dtype dtype) {
     close_fixture(&run);
 }
 
-static void check_counted(ts_dtype dtype, bool recompute, bool train) {
+static void check_counted(ts_dtype dtype, ts_recompute recompute, bool train) {
     const ts_dit_config config = small_config(16);
     fixture real, counted;
     double loss;
@@ -186,10 +186,12 @@ static void check_counted(ts_dtype dtype, bool recompute, bool train) {
 }
 
 static void test_counting(void) {
-    check_counted(TS_F32, false, true);
-    check_counted(TS_BF16, false, true);
-    check_counted(TS_BF16, true, true);
-    check_counted(TS_BF16, false, false);
+    check_counted(TS_F32, TS_RECOMPUTE_NONE, true);
+    check_counted(TS_BF16, TS_RECOMPUTE_NONE, true);
+    check_counted(TS_BF16, TS_RECOMPUTE_ELEMENTWISE, true);
+    check_counted(TS_F32, TS_RECOMPUTE_ELEMENTWISE, true);
+    check_counted(TS_BF16, TS_RECOMPUTE_BLOCK, true);
+    check_counted(TS_BF16, TS_RECOMPUTE_NONE, false);
 }
 
 // Memory of a run does not grow with depth.
@@ -250,8 +252,10 @@ static void test_config(void) {
 
 int main(void) {
     test_config();
-    test_modes_agree(TS_F32);
-    test_modes_agree(TS_BF16);
+    for (ts_recompute recompute = TS_RECOMPUTE_ELEMENTWISE; recompute <= TS_RECOMPUTE_BLOCK; recompute++) {
+        test_modes_agree(TS_F32, recompute);
+        test_modes_agree(TS_BF16, recompute);
+    }
     test_counting();
     test_run_memory();
     test_errors();

@@ -98,7 +98,7 @@ static void check_refusals(ts_train_config config, ts_arena *arena, ts_comm *wor
     config.model.layers--;
     // What does not touch the maths may change; the run is complete, so nothing happens.
     config.checkpoint.keep = 7;
-    config.train.recompute = true;
+    config.train.recompute = TS_RECOMPUTE_BLOCK;
     CHECK_OK(ts_train_run(&config, arena, world));
 }
 

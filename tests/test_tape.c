@@ -151,13 +151,104 @@ static ts_var *block(ts_tape *tape, const void *context, ts_var *const *inputs) 
     return ts_nn_residual(tape, x, ts_nn_silu(tape, inputs[1]));
 }
 
+// x + W3 gelu(W2 W1 x), W1 made again by elementwise recompute
+typedef struct layers {
+    ts_linear one, two, three;
+} layers;
+
+static ts_var *linear_block(ts_tape *tape, const void *context, ts_var *const *inputs) {
+    const layers *l = context;
+    const ts_dtype dtype = ts_tape_operand_dtype(tape);
+    ts_var *y = ts_nn_linear(tape, &l->one, ts_nn_cast(tape, inputs[0], dtype), dtype);
+    y = ts_nn_linear(tape, &l->three, ts_nn_linear_gelu(tape, &l->two, y), dtype);
+    return ts_nn_block_sum(tape, inputs[0], y, (ts_columns){0}, (ts_row_map){0});
+}
+
+static int64_t products;
+
+static int counted_gemm(const ts_gemm *p) {
+    products++;
+    return kernels->gemm(p);
+}
+
+typedef struct outcome {
+    float grad[ROWS * D];
+    ts_tape_stats stats;
+    int64_t products;
+} outcome;
+
+enum { BLOCKS = 4 };
+
+static void run_blocks(const layers *l, ts_params *params, ts_dtype dtype, ts_recompute recompute, outcome *out) {
+    float data[ROWS * D], d_out[ROWS * D];
+    ts_rng_normal_fill(data, ROWS * D, 1, TS_RNG_TEST, 1, 0);
+    ts_rng_normal_fill(d_out, ROWS * D, 1, TS_RNG_TEST, 3, 0);
+    ts_kernels counting = *kernels;
+    counting.gemm = counted_gemm;
+    ts_tape *tape = NULL;
+    CHECK_OK(ts_tape_open(&tape, &counting, TS_TAPE_RECORD, dtype));
+    for (int step = 0; step < 2; step++) {
+        ts_tape_reset(tape);
+        ts_params_zero_grad(params);
+        products = 0;
+        ts_var *x = ts_tape_input(tape, rows_of(data), true), *z = x;
+        for (int i = 0; i < BLOCKS; i++) {
+            z = ts_tape_scope(tape, linear_block, l, &z, 1, recompute);
+        }
+        CHECK_OK(ts_tape_backward(tape, z, d_out));
+        memcpy(out->grad, x->grad, sizeof out->grad);
+    }
+    out->stats = ts_tape_get_stats(tape);
+    out->products = products;
+    CHECK(data[0] != 0 && ts_tape_status(tape) == 0);
+    ts_tape_close(&tape);
+}
+
+// Every kind of recompute gives the same bits; elementwise leaves out the products it kept, and keeps no more than it
+// says.
+static void test_recompute(ts_dtype dtype) {
+    ts_params *params;
+    layers l;
+    CHECK_OK(ts_params_open(&params));
+    CHECK_OK(ts_linear_open(&l.one, params, "", "one", D, D, true));
+    CHECK_OK(ts_linear_open(&l.two, params, "", "two", D, 2 * D, true));
+    CHECK_OK(ts_linear_open(&l.three, params, "", "three", 2 * D, D, true));
+    CHECK_OK(ts_params_allocate(params, dtype, true));
+    l.one.again = true;
+    ts_linear_init(&l.one, 1, 1.0);
+    ts_linear_init(&l.two, 2, 1.0);
+    ts_linear_init(&l.three, 3, 1.0);
+    ts_params_refresh_operands(params);
+    outcome out[3];
+    float *grad = malloc((size_t)params->total * sizeof *grad);
+    for (ts_recompute r = TS_RECOMPUTE_NONE; grad && r <= TS_RECOMPUTE_BLOCK; r++) {
+        run_blocks(&l, params, dtype, r, &out[r]);
+        if (r == TS_RECOMPUTE_NONE) {
+            memcpy(grad, params->grad, (size_t)params->total * sizeof *grad);
+        }
+        CHECK(!memcmp(grad, params->grad, (size_t)params->total * sizeof *grad));
+        CHECK(!memcmp(out[0].grad, out[r].grad, sizeof out[0].grad));
+        CHECK(out[r].stats.flops == out[0].stats.flops && out[r].stats.calls >= out[0].stats.calls);
+    }
+    CHECK(out[0].products == BLOCKS * (3 + 6));
+    CHECK(out[1].products == BLOCKS * (4 + 6) && out[2].products == BLOCKS * (6 + 6));
+    CHECK(out[2].stats.activation_bytes < out[1].stats.activation_bytes);
+    CHECK(out[1].stats.activation_bytes < out[0].stats.activation_bytes);
+    // Before GELU 2 D, the last product D, the sum 4 bytes x D, and one block's all that is recorded.
+    const uint64_t element = ts_dtype_bytes(dtype), row = ROWS * D;
+    const uint64_t kept = row * (3 * element + 4), again = row * (element + 2 * element + (dtype == TS_BF16 ? 2 : 0));
+    CHECK(out[1].stats.activation_bytes == BLOCKS * kept + again);
+    free(grad);
+    ts_params_close(&params);
+}
+
 static void test_scopes(void) {
     float data[ROWS * D], other[ROWS * D], d_out[ROWS * D], kept[2][ROWS * D];
     ts_rng_normal_fill(data, ROWS * D, 1, TS_RNG_TEST, 1, 0);
     ts_rng_normal_fill(other, ROWS * D, 1, TS_RNG_TEST, 2, 0);
     ts_rng_normal_fill(d_out, ROWS * D, 1, TS_RNG_TEST, 3, 0);
     scope_counter counter = {0};
-    for (int recompute = 0; recompute < 2; recompute++) {
+    for (ts_recompute recompute = TS_RECOMPUTE_NONE; recompute <= TS_RECOMPUTE_BLOCK; recompute++) {
         ts_tape *tape = open_tape(TS_TAPE_RECORD, TS_F32);
         ts_var *x = ts_tape_input(tape, rows_of(data), true), *y = ts_tape_input(tape, rows_of(other), true);
         ts_var *z = x;
@@ -173,7 +264,7 @@ static void test_scopes(void) {
         memcpy(kept[1], y->grad, sizeof kept[1]);
         ts_tape_close(&tape);
     }
-    CHECK(counter.calls == 3 + 6);
+    CHECK(counter.calls == 3 + 6 + 6);
 }
 
 // A run keeps one block's memory, overwrites no input, and asks the system for memory once.
@@ -190,7 +281,7 @@ static void test_run_memory(void) {
             ts_var *x = ts_tape_input(tape, rows_of(data), false), *y = ts_tape_input(tape, rows_of(other), false);
             for (int i = 0; i < 4 * depth; i++) {
                 ts_var *inputs[] = {x, y};
-                x = ts_tape_scope(tape, block, &counter, inputs, 2, false);
+                x = ts_tape_scope(tape, block, &counter, inputs, 2, TS_RECOMPUTE_NONE);
             }
             CHECK(x && isfinite(((float *)x->value.data)[0]));
             CHECK(step < 2 || ts_arena_system_calls(ts_tape_arena(tape)) == calls);
@@ -228,6 +319,8 @@ int main(void) {
     test_frozen();
     test_missing_kernel();
     test_scopes();
+    test_recompute(TS_F32);
+    test_recompute(TS_BF16);
     test_run_memory();
     test_probe();
     return ts_test_end();

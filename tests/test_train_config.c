@@ -51,7 +51,7 @@ static void test_same_run(void) {
     const ts_train_config before = fresh();
     ts_train_config now = before;
     now.data = "elsewhere", now.name = "b", now.out = "runs/c", now.threads = 3, now.mesh.data = 2;
-    now.train.minutes = 9, now.train.micro_batch = 4, now.train.recompute = true, now.sample.every = 5;
+    now.train.minutes = 9, now.train.micro_batch = 4, now.train.recompute = TS_RECOMPUTE_BLOCK, now.sample.every = 5;
     now.checkpoint.every = 7, now.log.every = 1, now.validate.every = 3;
     CHECK_OK(same(&before, &now));
     now = before, now.train.beta2 = 0.9;

@@ -12,6 +12,7 @@
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
+static const char *const RECOMPUTES[] = {"none", "elementwise", "block", NULL};  // ts_recompute
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 
 #define AT(field) .offset = offsetof(ts_train_config, field)
@@ -88,8 +89,9 @@ const ts_option ts_train_options[] = {
     INT("train.ema_warmup", train.ema_warmup, "10", 0, 1e9, "the average's decay at step t is at most t / (t + this)"),
     REAL("train.text_dropout", train.text_dropout, "0.1", 0, 1,
          "probability of training a sample without its caption, for guidance"),
-    BOOL("train.recompute", train.recompute, "false",
-         "recompute each block in the backward pass: less memory, a third more work"),
+    CHOICE("train.recompute", train.recompute, "none", RECOMPUTES,
+           "what the backward pass computes a second time: elementwise, all of a block that is cheap, keeps a third of "
+           "the memory of none; block, everything, keeps the least and costs a third more work"),
 
     REAL("noise.mean", noise.mean, "0", -10, 10, "mean of the logit of the noise level"),
     REAL("noise.std", noise.std, "1", 0, 10, "standard deviation of the logit of the noise level"),

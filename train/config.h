@@ -34,7 +34,7 @@ typedef struct ts_train_config {
         double muon_lr, muon_momentum;
         int optimizer;  // ts_optimizer_kind
         int schedule;   // ts_lr_decay
-        bool recompute;
+        int recompute;  // ts_recompute
     } train;
     struct {
         double mean, std, shift, uniform_share;

@@ -244,7 +244,7 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
         .context = ts_model_encode_text(t->tape, t->model, noisy.prompt, count),
         .timestep = noisy.timestep,
         .timesteps_per_sample = frames,
-        .recompute = t->config->train.recompute ? TS_RECOMPUTE_BLOCK : TS_RECOMPUTE_NONE,
+        .recompute = (ts_recompute)t->config->train.recompute,
     };
     ts_var *velocity = ts_dit_forward(t->tape, t->model->dit, &input);
     double part = 0;

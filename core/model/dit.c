@@ -97,7 +97,7 @@ static ts_var *block_forward(ts_tape *tape, const void *context, ts_var *const *
     n = ts_nn_layer_norm(tape, x, eps, 1.0, scale_ff, shift_ff, pass->levels, dtype);
     y = ts_nn_linear(tape, &b->ffn_out, ts_nn_linear_gelu(tape, &b->ffn_in, n), dtype);
     ts_tape_probe(tape, y, "block.%d.ffn.output", bc->index);
-    x = ts_nn_gated_residual(tape, x, y, gate_ff, pass->levels);
+    x = ts_nn_block_sum(tape, x, y, gate_ff, pass->levels);
     ts_tape_probe(tape, x, "block.%d.output", bc->index);
     return x;
 }

@@ -248,7 +248,7 @@ ts_var *ts_text_forward(ts_tape *tape, const ts_text *text, const int32_t *ids, 
             return NULL;
         }
         *context = (block_context){c, &text->block[i], count, batch, rows};
-        x = ts_tape_scope(tape, block_forward, context, &x, 1, false);
+        x = ts_tape_scope(tape, block_forward, context, &x, 1, TS_RECOMPUTE_NONE);
     }
     x = rms_norm(tape, x, c->eps, text->norm, TS_F32);
     x = zero_padding ? ts_nn_keep_rows(tape, x, count, batch) : x;

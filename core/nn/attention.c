@@ -51,7 +51,13 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
     TS_ASSERT(q.var->value.dtype == dtype && k.var->value.dtype == dtype && v.var->value.dtype == dtype);
     const bool bias_grad = bias_strip && bias_strip->needs_grad;
     const bool needs_grad = q.var->needs_grad || k.var->needs_grad || v.var->needs_grad || bias_grad;
-    ts_var *out = ts_tape_new(tape, dtype, ts_var_shape_with_width(q.var, width), needs_grad);
+    // Elementwise recompute keeps the output where an element of it is dearer than one of a projection: 4 keys
+    // operations against 2 width.
+    const bool dear = 2 * keys > width;
+    const ts_shape shape = ts_var_shape_with_width(q.var, width);
+    bool ready = false;
+    ts_var *out =
+        dear ? ts_tape_new_kept(tape, dtype, shape, needs_grad, &ready) : ts_tape_new(tape, dtype, shape, needs_grad);
     if (!out) {
         return NULL;
     }
@@ -77,9 +83,10 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
                          .bias_strip = bias_strip ? bias_strip->value.data : NULL,
                          .key_count = key_count};
     if (out->needs_grad) {
-        args.lse = ts_tape_alloc(tape, (size_t)(heads.batch * heads.heads * queries) * sizeof(float));
+        const size_t bytes = (size_t)(heads.batch * heads.heads * queries) * sizeof(float);
+        args.lse = dear ? ts_tape_alloc_kept(tape, bytes, &ready) : ts_tape_alloc(tape, bytes);
     }
-    if (!ts_tape_status(tape)) {
+    if (!ready && !ts_tape_status(tape)) {
         ts_tape_try(tape, TS_KERNEL(tape, attention_forward, &args));
     }
     ts_tape_add_flops(tape, 4.0 * (double)heads.batch * (double)queries * (double)keys * (double)width);

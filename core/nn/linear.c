@@ -177,14 +177,21 @@ static ts_var *linear_forward(ts_tape *tape, const ts_linear *linear, ts_var *x,
     }
     const ts_dtype dtype = operand_dtype(tape, linear);
     TS_ASSERT(x->value.dtype == dtype && ts_var_width(x) == linear->in);
-    ts_var *y =
-        ts_tape_new(tape, dtype_y, ts_var_shape_with_width(x, linear->out), x->needs_grad || trains(tape, linear));
+    const ts_shape shape = ts_var_shape_with_width(x, linear->out);
+    const bool needs_grad = x->needs_grad || trains(tape, linear);
+    bool ready = false;
+    // Of a layer with GELU what comes before it is kept, and GELU, which is cheap, made again.
+    ts_var *y = gelu || linear->again ? ts_tape_new(tape, dtype_y, shape, needs_grad)
+                                      : ts_tape_new_kept(tape, dtype_y, shape, needs_grad, &ready);
     if (!y) {
         return NULL;
     }
     const int64_t rows = ts_var_rows(x);
-    void *before_gelu = gelu && y->needs_grad ? ts_tape_alloc(tape, ts_tensor_bytes(&y->value)) : NULL;
-    for (int i = 0; i < linear->pieces && !ts_tape_status(tape); i++) {
+    void *before_gelu = gelu && y->needs_grad ? ts_tape_alloc_kept(tape, ts_tensor_bytes(&y->value), &ready) : NULL;
+    if (gelu && ready) {
+        ts_tape_try(tape, TS_KERNEL(tape, gelu_forward, before_gelu, y->value.data, dtype_y, rows * linear->out));
+    }
+    for (int i = 0; i < linear->pieces && !ready && !ts_tape_status(tape); i++) {
         const ts_linear_piece *piece = &linear->piece[i];
         const ts_gemm gemm = {.m = rows,
                               .n = piece->out,

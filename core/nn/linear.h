@@ -23,6 +23,7 @@ typedef struct ts_linear_piece {
 typedef struct ts_linear {
     int64_t in, out;
     bool precise;
+    bool again;  // elementwise recompute makes the output again rather than keep it: a cheap product
     int pieces;
     ts_linear_piece piece[TS_LINEAR_MAX_PIECES];
     int layers;  // as declared: what initialisation and checkpoints see

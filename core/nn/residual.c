@@ -32,14 +32,17 @@ static int residual_backward(ts_tape *tape, void *call) {
     return ts_grad_pass(tape, c->out, c->x);
 }
 
-ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map) {
+// `last` asks for memory that is kept: x when the sum is a block's output, which waits for the next block anyway.
+static ts_var *gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map, bool last) {
     if (ts_tape_status(tape)) {
         return NULL;
     }
     TS_ASSERT(x->value.dtype == TS_F32 && ts_var_width(x) == ts_var_width(y) && ts_var_rows(x) == ts_var_rows(y));
     const bool needs_grad = x->needs_grad || y->needs_grad || (gate.var && gate.var->needs_grad);
-    const bool in_place = !ts_tape_keeps(tape) && !x->borrowed;
-    ts_var *out = in_place ? ts_tape_alias(tape, x, x->value.shape, false)
+    const bool kept = last && needs_grad, in_place = !kept && !ts_tape_keeps(tape) && !x->borrowed;
+    bool ready = false;
+    ts_var *out = in_place ? ts_tape_alias(tape, x, x->value.shape, needs_grad)
+                  : kept   ? ts_tape_new_kept(tape, TS_F32, x->value.shape, needs_grad, &ready)
                            : ts_tape_new(tape, TS_F32, x->value.shape, needs_grad);
     if (!out) {
         return NULL;
@@ -54,7 +57,9 @@ ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gat
                                     .table_stride = gate.var ? ts_var_width(gate.var) : 0,
                                     .table_rows = map.table_rows,
                                     .row_index = map.index};
-    ts_tape_try(tape, TS_KERNEL(tape, gated_residual_forward, &args));
+    if (!ready) {
+        ts_tape_try(tape, TS_KERNEL(tape, gated_residual_forward, &args));
+    }
     residual_call *c = ts_tape_note(tape, out, residual_backward, sizeof *c);
     if (c) {
         *c = (residual_call){args, x, y, out, gate};
@@ -62,6 +67,14 @@ ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gat
         ts_var_consume(y);
     }
     return ts_tape_status(tape) ? NULL : out;
+}
+
+ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map) {
+    return gated_residual(tape, x, y, gate, map, false);
+}
+
+ts_var *ts_nn_block_sum(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map) {
+    return gated_residual(tape, x, y, gate, map, true);
 }
 
 // ---- broadcast sum

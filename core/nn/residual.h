@@ -13,6 +13,8 @@ ts_var *ts_nn_gated_residual(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gat
 static inline ts_var *ts_nn_residual(ts_tape *tape, ts_var *x, ts_var *y) {
     return ts_nn_gated_residual(tape, x, y, (ts_columns){0}, (ts_row_map){0});
 }
+// The same as the last sum of a block: under elementwise recompute it is kept, since it is the next block's input.
+ts_var *ts_nn_block_sum(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts_row_map map);
 
 // out[r] = x[r] + b[r % rows of b], f32, both [.., D]. Positions, table entries.
 ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b);

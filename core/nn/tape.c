@@ -7,7 +7,7 @@
 
 #include "core/nn/tape_private.h"
 
-enum { MAX_SCOPE_INPUTS = 8, OBJECT_CHUNK = 64 << 10, VALUE_CHUNK = 4 << 20 };
+enum { OBJECT_CHUNK = 64 << 10, VALUE_CHUNK = 4 << 20 };
 
 static bool counts(ts_tape_mode mode) {
     return mode == TS_TAPE_COUNT || mode == TS_TAPE_COUNT_RUN;
@@ -15,7 +15,14 @@ static bool counts(ts_tape_mode mode) {
 
 static int open_arenas(ts_tape *tape) {
     TS_TRY(ts_arena_open(&tape->values, "values", VALUE_CHUNK, counts(tape->mode)));
+    TS_TRY(ts_arena_open(&tape->kept, "kept values", VALUE_CHUNK, counts(tape->mode)));
     return ts_arena_open(&tape->gradients, "gradients", VALUE_CHUNK, counts(tape->mode));
+}
+
+static void close_arenas(ts_tape *tape) {
+    ts_arena_close(&tape->gradients);
+    ts_arena_close(&tape->kept);
+    ts_arena_close(&tape->values);
 }
 
 int ts_tape_open(ts_tape **out, const ts_kernels *kernels, ts_tape_mode mode, ts_dtype operand_dtype) {
@@ -42,9 +49,9 @@ void ts_tape_close(ts_tape **tape) {
         return;
     }
     free((*tape)->pool);
+    free((*tape)->keep);
     free((*tape)->calls);
-    ts_arena_close(&(*tape)->gradients);
-    ts_arena_close(&(*tape)->values);
+    close_arenas(*tape);
     ts_arena_close(&(*tape)->objects);
     free(*tape);
     *tape = NULL;
@@ -53,7 +60,10 @@ void ts_tape_close(ts_tape **tape) {
 void ts_tape_reset(ts_tape *tape) {
     tape->call_count = 0;
     tape->pool_count = 0;
+    tape->keep_count = 0;
+    tape->pass = PASS_PLAIN;
     ts_arena_reset(tape->gradients);
+    ts_arena_reset(tape->kept);
     ts_arena_reset(tape->values);
     ts_arena_reset(tape->objects);
     tape->status = 0;
@@ -70,8 +80,7 @@ int ts_tape_set_mode(ts_tape *tape, ts_tape_mode mode) {
     if (!other_arenas) {
         return 0;
     }
-    ts_arena_close(&tape->gradients);
-    ts_arena_close(&tape->values);
+    close_arenas(tape);
     return open_arenas(tape);
 }
 
@@ -82,7 +91,8 @@ int ts_tape_status(const ts_tape *tape) {
 ts_tape_stats ts_tape_get_stats(const ts_tape *tape) {
     return (ts_tape_stats){.flops = tape->flops,
                            .activation_bytes = tape->activation_bytes,
-                           .peak_bytes = ts_arena_peak(tape->values) + ts_arena_peak(tape->gradients),
+                           .peak_bytes =
+                               ts_arena_peak(tape->values) + ts_arena_peak(tape->kept) + ts_arena_peak(tape->gradients),
                            .calls = tape->calls_made};
 }
 
@@ -137,22 +147,27 @@ void *ts_tape_alloc(ts_tape *tape, size_t bytes) {
     return block;
 }
 
-static ts_var *new_var(ts_tape *tape, ts_tensor value, bool needs_grad) {
+// The first run of a block whose kept values will meet a recorded run asks for the same memory as that one.
+static bool differentiates(const ts_tape *tape) {
+    return ts_tape_keeps(tape) || tape->pass == PASS_FIRST;
+}
+
+ts_var *ts_tape_var(ts_tape *tape, ts_tensor value, bool needs_grad) {
     ts_var *var = ts_tape_object(tape, sizeof *var);
     if (var) {
-        *var = (ts_var){.value = value, .grad_dtype = value.dtype, .needs_grad = needs_grad && ts_tape_keeps(tape)};
+        *var = (ts_var){.value = value, .grad_dtype = value.dtype, .needs_grad = needs_grad && differentiates(tape)};
     }
     return var;
 }
 
 ts_var *ts_tape_new(ts_tape *tape, ts_dtype dtype, ts_shape shape, bool needs_grad) {
     void *data = ts_tape_alloc(tape, (size_t)ts_shape_count(shape) * ts_dtype_bytes(dtype));
-    return data ? new_var(tape, (ts_tensor){dtype, shape, data}, needs_grad) : NULL;
+    return data ? ts_tape_var(tape, (ts_tensor){dtype, shape, data}, needs_grad) : NULL;
 }
 
 ts_var *ts_tape_alias(ts_tape *tape, const ts_var *x, ts_shape shape, bool needs_grad) {
     TS_ASSERT(ts_shape_count(shape) == ts_shape_count(x->value.shape));
-    ts_var *var = new_var(tape, (ts_tensor){x->value.dtype, shape, x->value.data}, needs_grad);
+    ts_var *var = ts_tape_var(tape, (ts_tensor){x->value.dtype, shape, x->value.data}, needs_grad);
     if (var) {
         var->borrowed = x->borrowed;
     }
@@ -163,7 +178,7 @@ ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad) {
     if (tape->status) {
         return NULL;
     }
-    ts_var *var = new_var(tape, tensor, needs_grad);
+    ts_var *var = ts_tape_var(tape, tensor, needs_grad);
     if (var) {
         var->borrowed = true;
     }
@@ -172,7 +187,7 @@ ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad) {
 
 bool ts_tape_trains(const ts_tape *tape, const ts_param *param) {
     // A parameter set that was only declared, to be counted, is taken as one that will be trained.
-    return ts_tape_keeps(tape) && (param->grad || (!param->value && !ts_tape_computes(tape)));
+    return differentiates(tape) && (param->grad || (!param->value && !ts_tape_computes(tape)));
 }
 
 ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, ts_shape shape) {
@@ -181,7 +196,7 @@ ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, 
     }
     TS_ASSERT(first >= 0 && first + ts_shape_count(shape) <= param->count);
     float *value = param->value ? param->value + first : NULL;
-    ts_var *var = new_var(tape, (ts_tensor){TS_F32, shape, value}, ts_tape_trains(tape, param));
+    ts_var *var = ts_tape_var(tape, (ts_tensor){TS_F32, shape, value}, ts_tape_trains(tape, param));
     if (var) {
         var->borrowed = true;
         var->grad = param->grad ? param->grad + first : NULL;
@@ -243,16 +258,6 @@ const void *ts_columns_data(ts_columns x) {
     return (const char *)x.var->value.data + (size_t)x.first * ts_dtype_bytes(x.var->value.dtype);
 }
 
-void *ts_tape_alloc_kept(ts_tape *tape, size_t bytes, bool *ready) {
-    *ready = false;
-    return ts_tape_alloc(tape, bytes);
-}
-
-ts_var *ts_tape_new_kept(ts_tape *tape, ts_dtype dtype, ts_shape shape, bool needs_grad, bool *ready) {
-    *ready = false;
-    return ts_tape_new(tape, dtype, shape, needs_grad);
-}
-
 // A call without an output, whose backward function only tells its owner.
 typedef struct mark_call {
     ts_tape_mark_fn done;
@@ -274,13 +279,12 @@ void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index) {
 
 // ---- backward
 
-static void note_activations(ts_tape *tape) {
-    const uint64_t used = ts_arena_used(tape->values);
+void ts_tape_note_activations(ts_tape *tape) {
+    const uint64_t used = ts_arena_used(tape->values) + ts_arena_used(tape->kept);
     tape->activation_bytes = used > tape->activation_bytes ? used : tape->activation_bytes;
 }
 
-// Takes the calls from the last down to number `first` backward.
-static int run_backward(ts_tape *tape, int64_t first) {
+int ts_tape_run_backward(ts_tape *tape, int64_t first) {
     while (tape->call_count > first) {
         const tape_call call = tape->calls[--tape->call_count];
         if (call.output && !call.output->grad_written) {
@@ -299,7 +303,7 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
         return tape->status;
     }
     TS_ASSERT(ts_tape_keeps(tape));
-    note_activations(tape);
+    ts_tape_note_activations(tape);
     if (!output->needs_grad) {
         return 0;
     }
@@ -312,130 +316,9 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
     }
     TS_ASSERT(output->grad_written);
     tape->replaying = true;
-    const int status = run_backward(tape, 0);
+    const int status = ts_tape_run_backward(tape, 0);
     tape->replaying = false;
     return status;
-}
-
-// ---- scopes
-
-typedef struct scope_call {
-    ts_block_fn block;
-    const void *context;
-    ts_var *input[MAX_SCOPE_INPUTS];
-    int input_count;
-    ts_var *output;
-} scope_call;
-
-// Inputs as the block sees them while it is recomputed: same memory, never overwritten.
-static int shield_inputs(ts_tape *tape, ts_var *const *inputs, int count, ts_var **shielded) {
-    for (int i = 0; i < count; i++) {
-        shielded[i] = NULL;
-        if (!inputs[i]) {
-            continue;
-        }
-        shielded[i] = ts_tape_object(tape, sizeof(ts_var));
-        if (!shielded[i]) {
-            return tape->status;
-        }
-        *shielded[i] = *inputs[i];
-        shielded[i]->borrowed = true;
-    }
-    return 0;
-}
-
-static int scope_backward(ts_tape *tape, void *call) {
-    scope_call *c = call;
-    const ts_arena_mark values = ts_arena_save(tape->values), objects = ts_arena_save(tape->objects);
-    const int64_t first = tape->call_count;
-    ts_var *inputs[MAX_SCOPE_INPUTS];
-    TS_TRY(shield_inputs(tape, c->input, c->input_count, inputs));
-    ts_var *output = c->block(tape, c->context, inputs);
-    if (tape->status) {
-        return tape->status;
-    }
-    note_activations(tape);
-    if (output->needs_grad) {
-        TS_TRY(ts_grad_pass(tape, c->output, output));
-        TS_TRY(run_backward(tape, first));
-    }
-    for (int i = 0; i < c->input_count; i++) {
-        if (inputs[i]) {
-            c->input[i]->grad = inputs[i]->grad;
-            c->input[i]->grad_dtype = inputs[i]->grad_dtype;
-            c->input[i]->grad_written = inputs[i]->grad_written;
-        }
-    }
-    ts_arena_release(tape->values, values);
-    ts_arena_release(tape->objects, objects);
-    return 0;
-}
-
-// Calls the block with everything but its output released. The output takes inputs[0]'s memory where that may be
-// overwritten, else new memory.
-static ts_var *released_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int count,
-                              bool protect) {
-    const ts_var *like = inputs[0];
-    ts_tensor result = like->value;
-    if (protect || like->borrowed) {
-        result.data = ts_tape_alloc(tape, ts_tensor_bytes(&result));
-    }
-    ts_var *out = result.data ? new_var(tape, result, false) : NULL;
-    if (!out) {
-        return NULL;
-    }
-    const ts_arena_mark values = ts_arena_save(tape->values), objects = ts_arena_save(tape->objects);
-    ts_var *seen[MAX_SCOPE_INPUTS];
-    if (protect && shield_inputs(tape, inputs, count, seen)) {
-        return NULL;
-    }
-    const ts_var *made = block(tape, context, protect ? seen : inputs);
-    if (tape->status) {
-        return NULL;
-    }
-    TS_ASSERT(made->value.dtype == result.dtype && ts_shape_equal(made->value.shape, result.shape));
-    if (made->value.data != result.data && ts_tape_computes(tape)) {
-        memcpy(result.data, made->value.data, ts_tensor_bytes(&result));
-    }
-    ts_arena_release(tape->values, values);
-    ts_arena_release(tape->objects, objects);
-    return out;
-}
-
-ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
-                      ts_recompute recompute) {
-    if (tape->status) {
-        return NULL;
-    }
-    TS_ASSERT(input_count >= 1 && input_count <= MAX_SCOPE_INPUTS);
-    if (!ts_tape_keeps(tape)) {
-        return released_scope(tape, block, context, inputs, input_count, false);
-    }
-    if (recompute == TS_RECOMPUTE_NONE) {
-        return block(tape, context, inputs);
-    }
-    const ts_tape_mode mode = tape->mode;
-    tape->mode = mode == TS_TAPE_RECORD ? TS_TAPE_RUN : TS_TAPE_COUNT_RUN;
-    ts_var *out = released_scope(tape, block, context, inputs, input_count, true);
-    tape->mode = mode;
-    if (!out) {
-        return NULL;
-    }
-    out->needs_grad = true;
-    scope_call *c = ts_tape_note(tape, out, scope_backward, sizeof *c);
-    if (!c) {
-        return NULL;
-    }
-    *c = (scope_call){.block = block, .context = context, .input_count = input_count, .output = out};
-    for (int i = 0; i < input_count; i++) {
-        c->input[i] = inputs[i];
-        if (inputs[i]) {
-            // The block may read an input several times, which is not known before it runs again.
-            ts_var_consume(inputs[i]);
-            ts_var_consume(inputs[i]);
-        }
-    }
-    return out;
 }
 
 // ---- probes

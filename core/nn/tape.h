@@ -69,7 +69,7 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output);
 // What is kept of a block for its backward pass, and what is computed a second time.
 typedef enum {
     TS_RECOMPUTE_NONE,         // everything is kept
-    TS_RECOMPUTE_ELEMENTWISE,  // outputs of GEMMs and attention are kept, what lies between is made again
+    TS_RECOMPUTE_ELEMENTWISE,  // what is dear to compute is kept, what is cheap is made again: see ts_tape_new_kept
     TS_RECOMPUTE_BLOCK         // only the block's output is kept
 } ts_recompute;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tape's inside, shared by tape.c (variables, calls, scopes) and gradient.c (the pool of gradient buffers).
+// The tape's inside, shared by tape.c (variables, calls), scope.c (blocks that are released and computed again) and
+// gradient.c (the pool of gradient buffers).
 #ifndef TS_NN_TAPE_PRIVATE_H
 #define TS_NN_TAPE_PRIVATE_H
 
@@ -11,10 +12,17 @@ typedef struct tape_call {
     ts_var *output;
 } tape_call;
 
-typedef struct free_block {
+typedef struct tape_block {
     void *data;
     size_t bytes;
-} free_block;
+} tape_block;
+
+// Which run of a block with elementwise recompute is under way.
+typedef enum {
+    PASS_PLAIN,  // none
+    PASS_FIRST,  // forward: nothing is recorded, what is asked to be kept is
+    PASS_AGAIN   // backward: what was kept is handed out again, in the same order
+} tape_pass;
 
 struct ts_tape {
     const ts_kernels *kernels;
@@ -23,11 +31,16 @@ struct ts_tape {
     int status;
     ts_arena *objects;    // variables and what calls keep beside values; always real
     ts_arena *values;     // what kernels write forward
+    ts_arena *kept;       // what of it outlives its block under elementwise recompute; blocks go backward in reverse
     ts_arena *gradients;  // what they write backward; released only by reset, reused through the pool
     tape_call *calls;     // [call_count]
     int64_t call_count, call_capacity;
-    free_block *pool;  // [pool_count]
+    tape_block *pool;  // [pool_count]
     int64_t pool_count, pool_capacity;
+    tape_block *keep;  // [keep_count] blocks of `kept`, in the order they were asked for
+    int64_t keep_count, keep_capacity;
+    int64_t keep_next;  // in PASS_AGAIN: what the next request gets
+    tape_pass pass;
     bool replaying;  // inside backward: a recomputed block is neither counted nor probed
     double flops;
     uint64_t activation_bytes;
@@ -35,6 +48,12 @@ struct ts_tape {
     ts_tape_probe_fn probe;
     void *probe_user;
 };
+
+ts_var *ts_tape_var(ts_tape *tape, ts_tensor value, bool needs_grad);
+// Notes the bytes that wait for the backward pass, before some are released.
+void ts_tape_note_activations(ts_tape *tape);
+// Takes the calls from the last down to number `first` backward.
+int ts_tape_run_backward(ts_tape *tape, int64_t first);
 
 // Gives the gradient of a call's output back once the call has gone backward.
 void ts_grad_drop(ts_tape *tape, ts_var *x);

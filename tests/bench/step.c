@@ -14,7 +14,10 @@
 
 typedef struct bench_shape {
     int64_t heads, head_dim, ffn_dim, layers, freq_dim, channels, frames, height, width, text_rows, text_dim, batch;
+    int recompute;  // ts_recompute
 } bench_shape;
+
+static const char *const RECOMPUTES[] = {"none", "elementwise", "block", NULL};
 
 #define FIELD(name) offsetof(bench_shape, name)
 // clang-format off
@@ -31,6 +34,7 @@ static const ts_option shape_options[] = {
     {"text_rows", TS_OPTION_INT, FIELD(text_rows), "64", "rows of the text context", 1, 4096, NULL, false},
     {"text_dim", TS_OPTION_INT, FIELD(text_dim), "512", "width of the text context", 1, 16384, NULL, false},
     {"batch", TS_OPTION_INT, FIELD(batch), "1", "samples of a step", 1, 4096, NULL, false},
+    {"recompute", TS_OPTION_CHOICE, FIELD(recompute), "none", "what a training step computes twice", 0, 0, RECOMPUTES, false},
     {0},
 };
 // clang-format on
@@ -39,6 +43,7 @@ static const ts_option shape_options[] = {
 typedef struct bench {
     const ts_kernels *kernels;
     bool train;
+    ts_recompute recompute;
     ts_shape latent_shape, context_shape;
     ts_params *params;
     ts_dit *dit;
@@ -75,7 +80,7 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
         .cross_attention_norm = true,
     };
     const ts_optimizer_params adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
-    *b = (bench){.kernels = kernels, .train = train};
+    *b = (bench){.kernels = kernels, .train = train, .recompute = (ts_recompute)s->recompute};
     b->latent_shape = TS_SHAPE(s->batch, s->frames, s->height, s->width, s->channels);
     b->context_shape = TS_SHAPE(s->batch, s->text_rows, s->text_dim);
     TS_TRY(ts_params_open(&b->params));
@@ -122,6 +127,7 @@ static int one_call(const void *context) {
         .context = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->context_shape, b->context}, false),
         .timestep = b->timestep,
         .timesteps_per_sample = 1,
+        .recompute = b->recompute,
     };
     ts_var *v = ts_dit_forward(b->tape, b->dit, &input);
     if (!b->train) {
