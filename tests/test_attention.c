@@ -359,6 +359,136 @@ static void check_edges(ts_dtype dtype) {
     free_problem(&x);
 }
 
+static bool all_are(const float *data, int64_t n, float value) {
+    for (int64_t i = 0; i < n; i++) {
+        if (data[i] != value) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// A shard may have no queries, no keys or no heads: results that exist are those of empty sums.
+static void check_empty(ts_dtype dtype) {
+    for (int what = 0; what < 3; what++) {
+        problem x;
+        make_problem(&x, &SHAPES[3], dtype);
+        ts_attention c = x.call;
+        c.queries = what == 0 ? 0 : c.queries;
+        c.keys = what == 1 ? 0 : c.keys;
+        c.heads = what == 2 ? 0 : c.heads;
+        CHECK_OK(kernels->attention_forward(&c));
+        CHECK_OK(kernels->attention_backward(&c));
+        const int64_t width = c.heads * c.head_dim;
+        for (int64_t i = 0; i < c.batch * c.queries * width && what == 1; i++) {
+            const int64_t row = i / width % c.queries, batch = i / width / c.queries;
+            CHECK(get(c.out, dtype, batch * c.out_batch + row * c.out_row + i % width) == 0);
+            CHECK(get(c.d_q, dtype, batch * c.q_batch + row * c.q_row + i % width) == 0);
+        }
+        for (int64_t i = 0; i < c.batch * c.keys * width && what == 0; i++) {
+            const int64_t at = i / width / c.keys * c.k_batch + i / width % c.keys * c.k_row + i % width;
+            CHECK(get(c.d_k, dtype, at) == 0);
+            CHECK(get(c.d_v, dtype, at) == 0);
+        }
+        CHECK(what != 1 || all_are(x.lse, c.batch * c.heads * c.queries, -INFINITY));
+        free_problem(&x);
+    }
+}
+
+// Results in f32 are those in the operand dtype before their rounding.
+static void check_f32_results(const shape *s, ts_dtype dtype) {
+    problem x;
+    make_problem(&x, s, dtype);
+    const ts_attention *c = &x.call;
+    CHECK_OK(kernels->attention_forward(c));
+    ts_attention wide = *c;
+    wide.f32_results = true;
+    wide.out = allocate((size_t)(c->batch * c->out_batch) * sizeof(float));
+    CHECK_OK(kernels->attention_forward(&wide));
+    const void *wide_out = wide.out;
+    CHECK_OK(kernels->attention_backward(c));
+    wide.out = c->out;  // backward reads it, in the operand dtype
+    wide.d_q = allocate((size_t)(c->batch * c->q_batch) * sizeof(float));
+    wide.d_k = allocate((size_t)(c->batch * c->k_batch) * sizeof(float));
+    wide.d_v = allocate((size_t)(c->batch * c->v_batch) * sizeof(float));
+    CHECK_OK(kernels->attention_backward(&wide));
+    const struct {
+        const void *narrow, *wide;
+        int64_t rows, row, batch;
+    } tensor[] = {{c->out, wide_out, c->queries, c->out_row, c->out_batch},
+                  {c->d_q, wide.d_q, c->queries, c->q_row, c->q_batch},
+                  {c->d_k, wide.d_k, c->keys, c->k_row, c->k_batch},
+                  {c->d_v, wide.d_v, c->keys, c->v_row, c->v_batch}};
+    int64_t wrong = 0;
+    for (int t = 0; t < 4; t++) {
+        const int64_t width = c->heads * c->head_dim;
+        for (int64_t i = 0; i < c->batch * tensor[t].rows * width; i++) {
+            const int64_t row = i / width % tensor[t].rows, batch = i / width / tensor[t].rows;
+            const int64_t at = batch * tensor[t].batch + row * tensor[t].row + i % width;
+            const float full = ((const float *)tensor[t].wide)[at];
+            const float rounded = dtype == TS_BF16 ? ts_bf16_to_f32(ts_f32_to_bf16(full)) : full;
+            const bool tiny = fabsf(full) < 0x1p-126f;  // the processor's conversion makes it 0
+            wrong += get(tensor[t].narrow, dtype, at) != (double)rounded && !tiny;
+        }
+    }
+    CHECK(wrong == 0);
+    free((void *)(uintptr_t)wide_out);
+    free(wide.d_q);
+    free(wide.d_k);
+    free(wide.d_v);
+    free_problem(&x);
+}
+
+// Attention over all keys is that over two parts of them, merged.
+static void check_merge(const shape *s) {
+    problem x, reference;
+    make_problem(&x, s, TS_F32);
+    make_problem(&reference, s, TS_F32);
+    CHECK_OK(kernels->attention_forward(&reference.call));
+    const int64_t rows = s->batch * s->queries, width = s->heads * s->head_dim, statistics = rows * s->heads;
+    float *out = allocate((size_t)(rows * width) * sizeof *out),
+          *part = allocate((size_t)(rows * width) * sizeof *part);
+    float *lse = allocate((size_t)statistics * sizeof *lse),
+          *part_lse = allocate((size_t)statistics * sizeof *part_lse);
+    for (int64_t first = 0; first <= s->keys; first += (s->keys + 1) / 2) {
+        ts_attention c = x.call;
+        c.out_row = width;
+        c.out_batch = s->queries * width;
+        c.keys = first;
+        c.out = out;
+        c.lse = lse;
+        CHECK_OK(kernels->attention_forward(&c));
+        c.keys = s->keys - first;
+        c.k = shifted(x.k_block, TS_F32, first * c.k_row);
+        c.v = shifted(x.v_block, TS_F32, first * c.v_row);
+        c.out = part;
+        c.lse = part_lse;
+        CHECK_OK(kernels->attention_forward(&c));
+        const ts_attention_merge merge = {s->batch, s->queries, s->heads, s->head_dim, out, lse, part, part_lse};
+        CHECK_OK(kernels->attention_merge(&merge));
+        for (int64_t i = 0; i < rows * width; i++) {
+            const int64_t at = i / width / s->queries * reference.call.out_batch +
+                               i / width % s->queries * reference.call.out_row + i % width;
+            CHECK_NEAR(out[i], ((const float *)reference.call.out)[at], 1e-5);
+        }
+        for (int64_t i = 0; i < statistics; i++) {
+            CHECK_NEAR(lse[i], reference.lse[i], 1e-5 * (1 + fabs((double)reference.lse[i])));
+        }
+    }
+    for (int64_t i = 0; i < statistics; i++) {
+        lse[i] = part_lse[i] = -INFINITY;  // no keys at all
+    }
+    const ts_attention_merge none = {s->batch, s->queries, s->heads, s->head_dim, out, lse, part, part_lse};
+    CHECK_OK(kernels->attention_merge(&none));
+    CHECK(all_are(out, rows * width, 0) && all_are(lse, statistics, -INFINITY));
+    free(out);
+    free(part);
+    free(lse);
+    free(part_lse);
+    free_problem(&x);
+    free_problem(&reference);
+}
+
 static void check_refusals(void) {
     problem x;
     make_problem(&x, &SHAPES[3], TS_F32);
@@ -366,8 +496,8 @@ static void check_refusals(void) {
     c.head_dim = 257;
     CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "head_dim 257");
     c = x.call;
-    c.keys = 0;
-    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "keys 0");
+    c.keys = -1;
+    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "keys -1");
     c = x.call;
     c.dtype = TS_F64;
     CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "F64");
@@ -392,7 +522,12 @@ int main(void) {
                 check_threads(&SHAPES[i], DTYPES[t], LEVELS[level]);
             }
             check_edges(DTYPES[t]);
+            check_empty(DTYPES[t]);
+            check_f32_results(&SHAPES[4], DTYPES[t]);
+            check_f32_results(&SHAPES[7], DTYPES[t]);
         }
+        check_merge(&SHAPES[3]);
+        check_merge(&SHAPES[8]);
     }
     check_refusals();
     return ts_test_end();

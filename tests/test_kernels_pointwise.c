@@ -166,6 +166,26 @@ static void vector_cases(const ts_kernels *k) {
     omp_set_num_threads(most);
 }
 
+// Rows between others that must stay as they are, at offsets of any parity.
+static void copy_rows_cases(const ts_kernels *k) {
+    static const int64_t shapes[][4] = {{0, 5, 5, 5}, {3, 0, 4, 4}, {1, 7, 7, 7}, {5, 3, 9, 4}, {300, 384, 1000, 768}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const int64_t rows = shapes[s][0], bytes = shapes[s][1], from_stride = shapes[s][2], to_stride = shapes[s][3];
+        char *from = test_zeros((size_t)(rows * from_stride + 1)), *to = test_zeros((size_t)(rows * to_stride + 1));
+        for (int64_t i = 0; i < rows * from_stride + 1; i++) {
+            from[i] = (char)(1 + i % 101);
+        }
+        CHECK_OK(k->copy_rows(from + 1, from_stride, to + 1, to_stride, rows, bytes));
+        int64_t wrong = to[0] != 0;
+        for (int64_t i = 0; i < rows * to_stride; i++) {
+            const int64_t row = i / to_stride, column = i % to_stride;
+            wrong += to[1 + i] != (column < bytes ? from[1 + row * from_stride + column] : 0);
+        }
+        CHECK(wrong == 0);
+        test_free_blocks();
+    }
+}
+
 // ---- loss and optimizer
 
 static void mse_cases(const ts_kernels *k) {
@@ -379,6 +399,7 @@ int main(void) {
     test_levels("avx512bf16", vector_cases);
     test_levels("avx512bf16", mse_cases);
     test_levels("avx512bf16", adamw_cases);
+    test_levels("generic", copy_rows_cases);
     test_levels("generic", embedding_cases);
     test_levels("generic", sinusoid_cases);
     test_levels("generic", patch_cases);

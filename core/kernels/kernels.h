@@ -46,9 +46,11 @@ typedef struct ts_gemm {
 //   S = scale * Q K^T + bias;  O = softmax(S) V;  lse = log sum exp S
 // Tensors are [batch, L, heads, head_dim] views: element (b, l, h, i) is at b*batch_stride + l*row_stride + h*head_dim
 // + i (strides in elements), so q, k and v may be columns of one fused projection.
+// Counts may be 0. Without keys O is 0 and lse is -inf: what merging with other keys starts from.
 typedef struct ts_attention {
     int64_t batch, heads, head_dim, queries, keys;
-    ts_dtype dtype;  // of q, k, v, out and their gradients: F32 or BF16
+    ts_dtype dtype;    // of q, k, v, out and their gradients: F32 or BF16
+    bool f32_results;  // out (of forward), d_q, d_k and d_v (of backward) are F32 whatever dtype is: parts of a sum
     float scale;
     const void *q, *k, *v;
     void *out;
@@ -63,6 +65,17 @@ typedef struct ts_attention {
     void *d_q, *d_k, *d_v;  // `=`; layouts (strides) of q, k, v
     float *d_bias_strip;    // [heads, queries + keys - 1], `+=`, or NULL
 } ts_attention;
+
+// Merges attention over some keys with attention of the same queries over other keys, exactly (Milakov & Gimelshein
+// 2018, "Online normalizer calculation for softmax"):
+//   lse' = log(e^lse + e^lse_part);   out' = e^(lse - lse') out + e^(lse_part - lse') part
+// An lse of -inf stands for no keys. Rows are (batch, query, head) in this order; statistics are [batch, heads,
+// queries].
+typedef struct ts_attention_merge {
+    int64_t batch, queries, heads, head_dim;
+    float *out, *lse;              // in and out; out [batch, queries, heads, head_dim]
+    const float *part, *part_lse;  // same layouts
+} ts_attention_merge;
 
 // Rows of `table` chosen per row of x: modulation by noise level. row_index NULL means table row 0 for every row.
 // row_index must be non-decreasing (tokens are ordered by sample and frame), so that gradients reduce over runs.
@@ -186,6 +199,7 @@ typedef struct ts_kernels {
     int (*bias_gradient)(const void *d_y, ts_dtype dtype, int64_t m, int64_t n, int64_t row_stride, float *d_bias);
     int (*attention_forward)(const ts_attention *p);
     int (*attention_backward)(const ts_attention *p);  // reads q, k, v, out, lse, d_out
+    int (*attention_merge)(const ts_attention_merge *p);
     int (*layer_norm_forward)(const ts_layer_norm *p);
     int (*layer_norm_backward)(const ts_layer_norm *p);
     int (*rms_norm_forward)(const ts_rms_norm *p);
@@ -222,6 +236,9 @@ typedef struct ts_kernels {
     int (*add_rows)(const float *a, const float *b, float *out, int64_t rows, int64_t b_rows, int64_t width);
     // d_b[r % b_rows, i] += sum d_out[r, i]: gradient of the broadcast operand
     int (*sum_rows)(const float *d_out, float *d_b, int64_t rows, int64_t b_rows, int64_t width);
+    // to[r * to_stride + i] = from[r * from_stride + i] for i < row_bytes, r < rows: strides in bytes; no overlap
+    int (*copy_rows)(const void *from, int64_t from_stride, void *to, int64_t to_stride, int64_t rows,
+                     int64_t row_bytes);
     // y += alpha * x, f32
     int (*axpy)(float alpha, const float *x, float *y, int64_t n);
     int (*scale)(float alpha, float *x, int64_t n);

@@ -98,6 +98,11 @@ static int call_product(const void *context) {
         .k_row = width, .v_row = width, .out_row = width, .lse = w->f[0], .d_out = w->h[4], .d_q = w->h[5],            \
         .d_k = w->h[6], .d_v = w->h[7]                                                                                 \
     }
+#define MERGE                                                                                                          \
+    &(ts_attention_merge) {                                                                                            \
+        .batch = 1, .queries = rows, .heads = w->m->heads, .head_dim = width / w->m->heads, .out = w->f[0],            \
+        .lse = w->f[1], .part = w->f[2], .part_lse = w->f[3]                                                           \
+    }
 #define PATCHES                                                                                                        \
     &(ts_patchify) {                                                                                                   \
         .batch = 1, .frames = 4, .height = rows / 64, .width = 64, .channels = 16, .patch_t = 1, .patch_h = 2,         \
@@ -125,6 +130,7 @@ CALL(attention, attention_forward(ATTENTION(rows)))
 CALL(attention_backward, attention_backward(ATTENTION(rows)))
 CALL(cross_attention, attention_forward(ATTENTION(w->m->text_rows)))
 CALL(cross_attention_backward, attention_backward(ATTENTION(w->m->text_rows)))
+CALL(attention_merge, attention_merge(MERGE))
 CALL(layer_norm, layer_norm_forward(LAYER_NORM))
 CALL(layer_norm_backward, layer_norm_backward(LAYER_NORM))
 CALL(rms_norm, rms_norm_forward(RMS_NORM))
@@ -141,6 +147,7 @@ CALL(silu_backward, silu_backward(w->f[0], w->f[1], w->f[2], n))
 CALL(softmax, softmax(w->f[0], w->f[1], rows, width))
 CALL(add_rows, add_rows(w->f[0], w->f[1], w->f[2], rows, rows / 4, width))
 CALL(sum_rows, sum_rows(w->f[0], w->f[1], rows, rows / 4, width))
+CALL(copy_rows, copy_rows(w->h[0], 6 * width, w->h[1], 2 * width, rows, 2 * width))
 CALL(axpy, axpy(0.5f, w->f[0], w->f[1], n))
 CALL(scale, scale(1.0f, w->f[0], n))
 CALL(cast, cast(w->f[0], TS_F32, w->h[0], TS_BF16, n))
@@ -249,6 +256,7 @@ static int measure_others(const session *s, const workspace *w) {
         {"attention_backward", call_attention_backward, 2.5 * own, 0, TS_BF16},
         {"cross_attention", call_cross_attention, cross, 0, TS_BF16},
         {"cross_attention_backward", call_cross_attention_backward, 2.5 * cross, 0, TS_BF16},
+        {"attention_merge", call_attention_merge, 0, 12 * n, TS_F32},
         {"layer_norm", call_layer_norm, 0, 6 * n, TS_F32},
         {"layer_norm_backward", call_layer_norm_backward, 0, 14 * n, TS_F32},
         {"rms_norm", call_rms_norm, 0, 8 * n, TS_F32},
@@ -265,6 +273,7 @@ static int measure_others(const session *s, const workspace *w) {
         {"softmax", call_softmax, 0, 8 * n, TS_F32},
         {"add_rows", call_add_rows, 0, 9 * n, TS_F32},
         {"sum_rows", call_sum_rows, 0, 6 * n, TS_F32},
+        {"copy_rows", call_copy_rows, 0, 4 * n, TS_BF16},
         {"axpy", call_axpy, 0, 12 * n, TS_F32},
         {"scale", call_scale, 0, 8 * n, TS_F32},
         {"cast", call_cast, 0, 6 * n, TS_F32},

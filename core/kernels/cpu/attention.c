@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fused attention: checks, the choice of engine, and how the work is shared out.
+#include <math.h>
 #include <omp.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <xmmintrin.h>
 
 #include "core/base/status.h"
 #include "core/kernels/cpu/attention.h"
 #include "core/kernels/cpu/cpu.h"
 
+static bool has_queries(const ts_attention *p) {
+    return p->batch > 0 && p->heads > 0 && p->queries > 0;
+}
+
+static bool has_keys(const ts_attention *p) {
+    return p->batch > 0 && p->heads > 0 && p->keys > 0;
+}
+
 static int check_forward(const ts_attention *p) {
-    if (p->batch < 1 || p->heads < 1 || p->queries < 1 || p->keys < 1) {
-        return TS_FAIL(TS_EUSAGE, "attention: batch %lld, heads %lld, queries %lld and keys %lld must be at least 1",
+    if (p->batch < 0 || p->heads < 0 || p->queries < 0 || p->keys < 0) {
+        return TS_FAIL(TS_EUSAGE, "attention: batch %lld, heads %lld, queries %lld and keys %lld must not be negative",
                        (long long)p->batch, (long long)p->heads, (long long)p->queries, (long long)p->keys);
     }
     if (p->head_dim < 1 || p->head_dim > TS_ATTENTION_MAX_HEAD_DIM) {
@@ -20,10 +30,10 @@ static int check_forward(const ts_attention *p) {
     if (p->dtype != TS_F32 && p->dtype != TS_BF16) {
         return TS_FAIL(TS_EUSAGE, "attention: dtype %s is not supported; use F32 or BF16", ts_dtype_name(p->dtype));
     }
-    if (!p->q || !p->k || !p->v || !p->out) {
+    if ((has_queries(p) && (!p->q || !p->out)) || (has_keys(p) && (!p->k || !p->v))) {
         return TS_FAIL(TS_EUSAGE, "attention: q, k, v and out must be set");
     }
-    for (int64_t b = 0; p->key_count && b < p->batch; b++) {
+    for (int64_t b = 0; p->key_count && p->keys > 0 && b < p->batch; b++) {
         if (p->key_count[b] < 1 || p->key_count[b] > p->keys) {
             return TS_FAIL(TS_EUSAGE, "attention: key_count[%lld] = %d is outside 1..%lld", (long long)b,
                            (int)p->key_count[b], (long long)p->keys);
@@ -34,7 +44,7 @@ static int check_forward(const ts_attention *p) {
 
 static int check_backward(const ts_attention *p) {
     TS_TRY(check_forward(p));
-    if (!p->lse || !p->d_out || !p->d_q || !p->d_k || !p->d_v) {
+    if ((has_queries(p) && (!p->lse || !p->d_out || !p->d_q)) || (has_keys(p) && (!p->d_k || !p->d_v))) {
         return TS_FAIL(TS_EUSAGE, "attention backward: lse, d_out, d_q, d_k and d_v must be set");
     }
     if (p->d_bias_strip && !p->bias_strip) {
@@ -57,6 +67,35 @@ static const ts_attention_engine *engine_for(const ts_attention *p) {
            : isa >= TS_ISA_AVX2 ? &ts_attention_avx2
                                 : &ts_attention_generic;
 }
+
+// ---- calls without queries or without keys
+
+static void zero_result(const ts_attention *p, void *to, int64_t row_stride, int64_t batch_stride, int64_t rows) {
+    const ts_dtype dtype = attention_result(p);
+    const size_t row_bytes = (size_t)(p->heads * p->head_dim) * ts_dtype_bytes(dtype);
+    for (int64_t b = 0; row_bytes > 0 && b < p->batch; b++) {
+        for (int64_t row = 0; row < rows; row++) {
+            memset(attention_at_mutable(to, dtype, b * batch_stride + row * row_stride), 0, row_bytes);
+        }
+    }
+}
+
+static int forward_without_keys(const ts_attention *p) {
+    zero_result(p, p->out, p->out_row, p->out_batch, p->queries);
+    for (int64_t i = 0; p->lse && i < p->batch * p->heads * p->queries; i++) {
+        p->lse[i] = -INFINITY;
+    }
+    return 0;
+}
+
+static int backward_without_scores(const ts_attention *p) {
+    zero_result(p, p->d_q, p->q_row, p->q_batch, p->queries);
+    zero_result(p, p->d_k, p->k_row, p->k_batch, p->keys);
+    zero_result(p, p->d_v, p->v_row, p->v_batch, p->keys);
+    return 0;
+}
+
+// ---- threads
 
 typedef struct thread_state {
     void *scratch;
@@ -100,6 +139,9 @@ static int64_t slices_per_head(const ts_attention *p) {
 
 int ts_cpu_attention_forward(const ts_attention *p) {
     TS_TRY(check_forward(p));
+    if (!has_queries(p) || !has_keys(p)) {
+        return forward_without_keys(p);
+    }
     const ts_attention_engine *engine = engine_for(p);
     const size_t bytes = engine->forward_bytes(p);
     const int64_t slices = slices_per_head(p), units = p->batch * p->heads * slices;
@@ -127,6 +169,9 @@ int ts_cpu_attention_forward(const ts_attention *p) {
 // d_bias_strip[head] sums over the batch: one thread then takes all of a head, in order of batch.
 int ts_cpu_attention_backward(const ts_attention *p) {
     TS_TRY(check_backward(p));
+    if (!has_queries(p) || !has_keys(p)) {
+        return backward_without_scores(p);
+    }
     const ts_attention_engine *engine = engine_for(p);
     const size_t bytes = engine->backward_bytes(p);
     const int64_t run = p->d_bias_strip ? p->batch : 1, units = p->batch * p->heads / run;
@@ -147,4 +192,39 @@ int ts_cpu_attention_backward(const ts_attention *p) {
         thread_end(engine, state);
     }
     return failed ? out_of_memory(p, bytes) : 0;
+}
+
+// ---- merging
+
+// The weights of two parts with statistics a and b, and the merged statistic; without keys on either side both
+// weights are 0.
+static float merge_weights(float a, float b, float *weight_a, float *weight_b) {
+    const float top = a > b ? a : b;
+    if (top == -INFINITY) {
+        *weight_a = *weight_b = 0;
+        return top;
+    }
+    const float merged = top + logf(expf(a - top) + expf(b - top));
+    *weight_a = expf(a - merged);
+    *weight_b = expf(b - merged);
+    return merged;
+}
+
+int ts_cpu_attention_merge(const ts_attention_merge *p) {
+    const int64_t d = p->head_dim;
+#pragma omp parallel for schedule(static) if (p->batch * p->queries * p->heads * d > 16384)
+    for (int64_t row = 0; row < p->batch * p->queries; row++) {
+        const int64_t batch = row / p->queries, query = row % p->queries;
+        for (int64_t head = 0; head < p->heads; head++) {
+            const int64_t at = (batch * p->heads + head) * p->queries + query;
+            float *restrict out = p->out + (row * p->heads + head) * d;
+            const float *restrict part = p->part + (row * p->heads + head) * d;
+            float own, other;
+            p->lse[at] = merge_weights(p->lse[at], p->part_lse[at], &own, &other);
+            for (int64_t i = 0; i < d; i++) {
+                out[i] = own * out[i] + other * part[i];
+            }
+        }
+    }
+    return 0;
 }

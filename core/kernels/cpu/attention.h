@@ -40,6 +40,11 @@ static inline int64_t attention_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+// Of out in a forward, of the gradients in a backward.
+static inline ts_dtype attention_result(const ts_attention *p) {
+    return p->f32_results ? TS_F32 : p->dtype;
+}
+
 // Keys of this batch item that take part.
 static inline int64_t attention_keys(const ts_attention *p, int64_t batch) {
     return p->key_count ? p->key_count[batch] : p->keys;
@@ -50,7 +55,7 @@ static inline int64_t attention_offset(const ts_attention *p, int64_t batch, int
     return batch * batch_stride + head * p->head_dim;
 }
 
-// Address of an element offset in a tensor of the call's dtype.
+// Address of an element offset in a tensor.
 static inline const void *attention_at(const void *base, ts_dtype dtype, int64_t offset) {
     return (const char *)base + offset * (dtype == TS_BF16 ? 2 : 4);
 }

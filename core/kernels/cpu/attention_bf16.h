@@ -145,12 +145,12 @@ static inline __attribute__((always_inline)) void forward_softmax(const forward_
     }
 }
 
-static void store_row(uint16_t *to, const float *block, int64_t wide, int64_t width, __m512 factor) {
-    for (int64_t e = 0; e < wide; e++) {
+// Row of a block from element `at` of the output on.
+static void store_row(const forward_state *s, int64_t at, const float *block, __m512 factor) {
+    for (int64_t e = 0; e < s->wide; e++) {
         const float *from = block + e * BLOCK;
-        const __m512i pair = round_pair(_mm512_mul_ps(_mm512_load_ps(from), factor),
-                                        _mm512_mul_ps(_mm512_load_ps(from + LANES), factor));
-        _mm512_mask_storeu_epi16(to + e * EDGE, low_bits(width - e * EDGE), pair);
+        store_results(s->p, s->p->out, at + e * EDGE, s->p->head_dim - e * EDGE,
+                      _mm512_mul_ps(_mm512_load_ps(from), factor), _mm512_mul_ps(_mm512_load_ps(from + LANES), factor));
     }
 }
 
@@ -158,7 +158,7 @@ static void store_row(uint16_t *to, const float *block, int64_t wide, int64_t wi
 static void finish_rows(const forward_state *s, int64_t first) {
     const row_block *b = s->block;
     const ts_attention *p = s->p;
-    uint16_t *to = (uint16_t *)p->out + attention_offset(p, s->batch, s->head, p->out_batch) + first * p->out_row;
+    const int64_t at = attention_offset(p, s->batch, s->head, p->out_batch) + first * p->out_row;
     for (int half = 0; half < 2; half++) {
         const int64_t count = attention_min(LANES, s->last - first - half * LANES);
         if (count <= 0) {
@@ -177,7 +177,7 @@ static void finish_rows(const forward_state *s, int64_t first) {
         _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1.0f), sum));
         for (int64_t r = 0; r < count; r++) {
             const int64_t row = half * LANES + r;
-            store_row(to + row * p->out_row, s->out + row * EDGE, s->wide, p->head_dim, _mm512_set1_ps(inverse[r]));
+            store_row(s, at + row * p->out_row, s->out + row * EDGE, _mm512_set1_ps(inverse[r]));
         }
         if (p->lse) {
             float *lse = p->lse + (s->batch * p->heads + s->head) * p->queries + first + half * LANES;

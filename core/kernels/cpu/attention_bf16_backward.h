@@ -179,16 +179,27 @@ static void query_products(const backward_state *s, const backward_step *g) {
     }
 }
 
+// Where the gradient of one (batch, head) goes: rows of any stride.
+typedef struct gradient_rows {
+    void *data;
+    int64_t stride, count;
+} gradient_rows;
+
+static gradient_rows gradient_of(const backward_state *s, void *base, int64_t batch_stride, int64_t stride,
+                                 int64_t count) {
+    const int64_t at = attention_offset(s->p, s->batch, s->head, batch_stride);
+    return (gradient_rows){attention_at_mutable(base, attention_result(s->p), at), stride, count};
+}
+
 // Rows [32 i, 32 i + 32) of a gradient from their [wide] blocks.
-static void store_rows(const ts_attention *p, uint16_t *to, int64_t stride, int64_t count, int64_t i, const float *from,
-                       int64_t wide, float scale) {
+static void store_rows(const backward_state *s, gradient_rows to, int64_t i, const float *from, float scale) {
     const __m512 factor = _mm512_set1_ps(scale);
-    for (int64_t r = 0; r < EDGE && i * EDGE + r < count; r++) {
-        for (int64_t e = 0; e < wide; e++) {
+    for (int64_t r = 0; r < EDGE && i * EDGE + r < to.count; r++) {
+        for (int64_t e = 0; e < s->wide; e++) {
             const float *row = from + e * BLOCK + r * EDGE;
-            const __m512i pair = round_pair(_mm512_mul_ps(_mm512_load_ps(row), factor),
-                                            _mm512_mul_ps(_mm512_load_ps(row + LANES), factor));
-            _mm512_mask_storeu_epi16(to + (i * EDGE + r) * stride + e * EDGE, low_bits(p->head_dim - e * EDGE), pair);
+            store_results(s->p, to.data, (i * EDGE + r) * to.stride + e * EDGE, s->p->head_dim - e * EDGE,
+                          _mm512_mul_ps(_mm512_load_ps(row), factor),
+                          _mm512_mul_ps(_mm512_load_ps(row + LANES), factor));
         }
     }
 }
@@ -225,8 +236,8 @@ static void backward_span(const backward_state *s, const backward_step *g) {
 // All queries for SPAN blocks of keys at a time, whose gradients are then complete.
 static void backward_steps(const backward_state *s) {
     const ts_attention *p = s->p;
-    uint16_t *d_k = (uint16_t *)p->d_k + attention_offset(p, s->batch, s->head, p->k_batch);
-    uint16_t *d_v = (uint16_t *)p->d_v + attention_offset(p, s->batch, s->head, p->v_batch);
+    const gradient_rows d_k = gradient_of(s, p->d_k, p->k_batch, p->k_row, s->keys);
+    const gradient_rows d_v = gradient_of(s, p->d_v, p->v_batch, p->v_row, s->keys);
     for (int64_t j = 0; j < s->key_blocks; j += SPAN) {
         const int64_t keys = attention_min(SPAN, s->key_blocks - j);
         for (int64_t i = 0; i < s->query_blocks; i += SPAN) {
@@ -235,15 +246,17 @@ static void backward_steps(const backward_state *s) {
         }
         for (int64_t n = 0; n < keys; n++) {
             const int64_t at = n * s->wide * BLOCK;
-            store_rows(p, d_k, p->k_row, s->keys, j + n, s->d_key + at, s->wide, p->scale);
-            store_rows(p, d_v, p->v_row, s->keys, j + n, s->d_value + at, s->wide, 1.0f);
+            store_rows(s, d_k, j + n, s->d_key + at, p->scale);
+            store_rows(s, d_v, j + n, s->d_value + at, 1.0f);
         }
     }
 }
 
-static void zero_rows(uint16_t *to, int64_t stride, int64_t first, int64_t last, int64_t width) {
-    for (int64_t r = first; r < last; r++) {
-        memset(to + r * stride, 0, (size_t)width * sizeof *to);
+// Rows of keys that are masked out.
+static void zero_rows(const backward_state *s, gradient_rows to) {
+    const ts_dtype dtype = attention_result(s->p);
+    for (int64_t r = s->keys; r < to.count; r++) {
+        memset(attention_at_mutable(to.data, dtype, r * to.stride), 0, (size_t)s->p->head_dim * ts_dtype_bytes(dtype));
     }
 }
 
@@ -253,16 +266,14 @@ static void backward(const ts_attention *p, int64_t batch, int64_t head, void *s
     s.key_blocks = edges(s.keys);
     backward_pack(&s);
     backward_steps(&s);
-    uint16_t *d_q = (uint16_t *)p->d_q + attention_offset(p, batch, head, p->q_batch);
-    uint16_t *d_k = (uint16_t *)p->d_k + attention_offset(p, batch, head, p->k_batch);
-    uint16_t *d_v = (uint16_t *)p->d_v + attention_offset(p, batch, head, p->v_batch);
+    const gradient_rows d_q = gradient_of(&s, p->d_q, p->q_batch, p->q_row, p->queries);
     for (int64_t i = 0; i < s.query_blocks; i++) {
         float *from = s.d_query + i * s.wide * BLOCK;
         for (int64_t e = 0; e < s.wide; e++) {
             transpose_block(from + e * BLOCK);
         }
-        store_rows(p, d_q, p->q_row, p->queries, i, from, s.wide, p->scale);
+        store_rows(&s, d_q, i, from, p->scale);
     }
-    zero_rows(d_k, p->k_row, s.keys, p->keys, p->head_dim);
-    zero_rows(d_v, p->v_row, s.keys, p->keys, p->head_dim);
+    zero_rows(&s, gradient_of(&s, p->d_k, p->k_batch, p->k_row, p->keys));
+    zero_rows(&s, gradient_of(&s, p->d_v, p->v_batch, p->v_row, p->keys));
 }

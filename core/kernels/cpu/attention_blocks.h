@@ -142,6 +142,17 @@ static inline __m512i round_pair(__m512 low, __m512 high) {
     return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
+// Writes `count` results, at most 32, from element `at` on: bf16, or f32 when the call wants that.
+static inline void store_results(const ts_attention *p, void *to, int64_t at, int64_t count, __m512 low, __m512 high) {
+    const __mmask32 mask = low_bits(count);
+    if (p->f32_results) {
+        _mm512_mask_storeu_ps((float *)to + at, (__mmask16)mask, low);
+        _mm512_mask_storeu_ps((float *)to + at + LANES, (__mmask16)(mask >> LANES), high);
+    } else {
+        _mm512_mask_storeu_epi16((uint16_t *)to + at, mask, round_pair(low, high));
+    }
+}
+
 // 2^x, relative error 8e-5 (a thirtieth of a bf16 rounding), 0 far below and NaN for NaN.
 static inline __m512 exp2_16(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);

@@ -279,10 +279,11 @@ static void forward_block(const ts_attention *p, const forward_scratch *w, int64
         multiply(count, padded, n, (matrix){w->scores, KEY_BLOCK, 1}, w->v + key * padded, padded, w->out, padded,
                  true);
     }
+    const ts_dtype result = attention_result(p);
     const int64_t out_at = attention_offset(p, batch, head, p->out_batch) + first * p->out_row;
     for (int64_t i = 0; i < count; i++) {
         const float sum = vec_sum_lanes(vec_load(w->sum + i * LANES));
-        unpack_rows(attention_at_mutable(p->out, p->dtype, out_at + i * p->out_row), p->dtype, p->out_row,
+        unpack_rows(attention_at_mutable(p->out, result, out_at + i * p->out_row), result, p->out_row,
                     w->out + i * padded, padded, 1, p->head_dim, 1.0f / sum);
         if (p->lse) {
             p->lse[(batch * p->heads + head) * p->queries + first + i] = w->maximum[i] + logf(sum);
@@ -415,7 +416,7 @@ static void backward(const ts_attention *p, int64_t batch, int64_t head, void *s
     backward_scratch w;
     backward_layout(p, &w, scratch);
     backward_pack(p, &w, batch, head);
-    const ts_dtype dtype = p->dtype;
+    const ts_dtype dtype = attention_result(p);
     const int64_t keys = attention_keys(p, batch);
     void *d_q = attention_at_mutable(p->d_q, dtype, attention_offset(p, batch, head, p->q_batch));
     void *d_k = attention_at_mutable(p->d_k, dtype, attention_offset(p, batch, head, p->k_batch));

@@ -56,5 +56,6 @@ int ts_cpu_conv3d_backward(const ts_conv3d *p);
 // Attention (attention*.c): dispatches on ts_cpu_isa() itself.
 int ts_cpu_attention_forward(const ts_attention *p);
 int ts_cpu_attention_backward(const ts_attention *p);
+int ts_cpu_attention_merge(const ts_attention_merge *p);
 
 #endif

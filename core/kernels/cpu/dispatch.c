@@ -42,6 +42,7 @@ const ts_kernels *ts_cpu_table(void) {
         k->gemm = ts_cpu_gemm;
         k->attention_forward = ts_cpu_attention_forward;
         k->attention_backward = ts_cpu_attention_backward;
+        k->attention_merge = ts_cpu_attention_merge;
         k->conv3d_forward = ts_cpu_conv3d_forward;
         k->conv3d_backward = ts_cpu_conv3d_backward;
         k->name = "cpu";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that move data or run rarely: patches, embeddings, sinusoids, noise, exact GELU. Formulas:
+// Kernels that move data or run rarely: patches, rows, embeddings, sinusoids, noise, exact GELU. Formulas:
 // core/kernels/kernels.h.
 #include <math.h>
 #include <string.h>
@@ -68,6 +68,17 @@ static int patchify(const ts_patchify *p) {
 
 static int unpatchify(const ts_patchify *p) {
     return copy_patches(p, false);
+}
+
+// ---- rows
+
+static int copy_rows(const void *from, int64_t from_stride, void *to, int64_t to_stride, int64_t rows,
+                     int64_t row_bytes) {
+#pragma omp parallel for schedule(static) if (rows * row_bytes > 65536)
+    for (int64_t row = 0; row < rows; row++) {
+        memcpy((char *)to + row * to_stride, (const char *)from + row * from_stride, (size_t)row_bytes);
+    }
+    return 0;
 }
 
 // ---- embedding
@@ -148,6 +159,7 @@ static int gelu_erf_backward(const float *x, const float *d_y, float *d_x, int64
 void ts_cpu_fill_plain(ts_kernels *kernels) {
     kernels->patchify = patchify;
     kernels->unpatchify = unpatchify;
+    kernels->copy_rows = copy_rows;
     kernels->embedding_forward = embedding_forward;
     kernels->embedding_backward = embedding_backward;
     kernels->gelu_erf_forward = gelu_erf_forward;
