@@ -33,12 +33,6 @@ static int attention_backward(ts_tape *tape, void *call) {
     return 0;
 }
 
-static void consume(ts_columns x) {
-    if (x.width == ts_var_width(x.var)) {
-        ts_var_consume(x.var);
-    }
-}
-
 ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
                         ts_var *bias_strip, const int32_t *key_count) {
     if (ts_tape_status(tape)) {
@@ -93,9 +87,9 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
     attention_call *c = ts_tape_note(tape, out, attention_backward, sizeof *c);
     if (c) {
         *c = (attention_call){args, q, k, v, bias_strip, out};
-        consume(q);
-        consume(k);
-        consume(v);
+        ts_columns_consume(q);
+        ts_columns_consume(k);
+        ts_columns_consume(v);
     }
     return ts_tape_status(tape) ? NULL : out;
 }

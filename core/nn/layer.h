@@ -53,8 +53,11 @@ void ts_var_consume(ts_var *x);
 static inline int64_t ts_var_width(const ts_var *x) {
     return x->value.shape.dim[x->value.shape.ndim - 1];
 }
+// Also of a variable without columns.
 static inline int64_t ts_var_rows(const ts_var *x) {
-    return ts_shape_count(x->value.shape) / ts_var_width(x);
+    ts_shape rows = x->value.shape;
+    rows.dim[rows.ndim - 1] = 1;
+    return ts_shape_count(rows);
 }
 // The shape of x with another width.
 ts_shape ts_var_shape_with_width(const ts_var *x, int64_t width);
@@ -67,6 +70,12 @@ typedef struct ts_columns {
 } ts_columns;
 ts_columns ts_whole(ts_var *var);
 const void *ts_columns_data(ts_columns x);
+// Notes a call that takes x: columns have one consumer each anyway, a whole variable may have more.
+static inline void ts_columns_consume(ts_columns x) {
+    if (x.width == ts_var_width(x.var)) {
+        ts_var_consume(x.var);
+    }
+}
 
 // ---- gradients, in backward functions
 

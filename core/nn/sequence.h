@@ -7,12 +7,22 @@
 // brings the output back. Ring (Liu et al. 2023, "Ring attention with blockwise transformers"): keys and values travel
 // round the ring, each stop attends to the block that is there, and running statistics merge the parts exactly:
 //   lse' = log(e^lse + e^lse_j);   O' = e^(lse - lse') O + e^(lse_j - lse') O_j
-// Heads and tokens need not divide: parts are uneven (ts_split), and may be empty.
+// The product exchanges first; the ring then carries the group's tokens of the exchanged heads. Heads and tokens need
+// not divide: parts are uneven (ts_split), and may be empty.
 //
-// Bytes a rank sends, n_p the tokens of part p of a sample, h_u the heads of ulysses rank u, d the head size, e bytes
-// an element, B samples:
-//   ulysses forward    B e d [ 3 n_s (h - h_u)  +  (L_r - n_s) h_u ]     backward the same, turned round
-//   ring forward       B e 2 d h_u (L - n of the block that is next after its own) .. see core/comm/README.md
+// Bytes a rank sends for B samples, e bytes an element, h heads of size d, n tokens on this rank s, h_u heads of
+// ulysses rank u, L_r tokens on the U ranks of ring rank r, L_next those on ring rank r + 1:
+//
+//                ulysses, all-to-all                       ring, hops
+//   forward      B e d [3 n (h - h_u) + (L_r - n) h_u]     2 B e d h_u (L - L_next)
+//   backward     B e d [n (h - h_u) + 3 (L_r - n) h_u]     2 B d h_u [e (L - L_next) + 4 (L - L_r)]
+//   calls each   2                                         R - 1 forward, 2 (R - 1) backward
+//
+// With even parts, S = R U and D = h d: ulysses (4 B L D e / S) (U - 1) / U each way; ring (2 B L D e / S) (R - 1)
+// forward, and that with e + 4 for e backward. Backward of the ring sends K and V again, and their gradients in f32.
+// With block recompute the forward's bytes are sent twice. With elementwise recompute the output of attention and its
+// statistics are kept, so that the ring's tour is not made a second time; the exchanges are, since to keep what arrives
+// would take 4 B n D e more bytes of every layer.
 #ifndef TS_NN_SEQUENCE_H
 #define TS_NN_SEQUENCE_H
 
