@@ -11,47 +11,63 @@ typedef struct denoiser {
     const ts_dit *dit;
     ts_tape *tape;
     const ts_denoise_params *params;
-    int64_t branches;         // 2 with guidance, else 1
+    ts_part own;              // branches computed here
     int64_t numbers;          // n T H W C
     int64_t context_numbers;  // n rows width
-    float *input;             // [branches n, T, H, W, C]
-    float *context;           // [branches n, rows, width]
-    float *timestep;          // [branches n]
+    float *input;             // [own branches, n, T, H, W, C]
+    float *context;           // [own branches, n, rows, width]
+    float *timestep;          // [own branches, n]
+    float *branches;          // [2, n, T, H, W, C] velocities of all ranks of the cfg axis, or NULL
     float *velocity;          // [n, T, H, W, C]
 } denoiser;
+
+ts_part ts_denoise_branches(double guidance, int size, int rank) {
+    return ts_split(guidance != 1.0 ? 2 : 1, size, rank);
+}
 
 static void denoiser_close(denoiser *d) {
     free(d->input);
     free(d->context);
     free(d->timestep);
+    free(d->branches);
     free(d->velocity);
+}
+
+static float *new_numbers(int64_t count) {
+    return ts_aligned_alloc((size_t)count * sizeof(float));
 }
 
 static int denoiser_open(denoiser *d, const ts_dit *dit, ts_tape *tape, const ts_denoise_params *p) {
     const ts_dit_config *c = ts_dit_get_config(dit);
-    *d = (denoiser){.dit = dit, .tape = tape, .params = p, .branches = p->guidance != 1.0 ? 2 : 1};
+    const int ranks = ts_comm_size(p->cfg);
+    *d = (denoiser){.dit = dit, .tape = tape, .params = p};
+    d->own = ts_denoise_branches(p->guidance, ranks, ts_comm_rank(p->cfg));
+    if (ranks > 2 || d->own.count < 1) {
+        return TS_FAIL(TS_EUSAGE, "%d ranks cannot share the branches of guidance %g", ranks, p->guidance);
+    }
     d->numbers = p->n * p->frames * p->height * p->width * c->out_channels;
     d->context_numbers = p->n * c->text_rows * c->text_dim;
-    d->input = ts_aligned_alloc((size_t)(d->branches * d->numbers) * sizeof(float));
-    d->context = ts_aligned_alloc((size_t)(d->branches * d->context_numbers) * sizeof(float));
-    d->timestep = ts_aligned_alloc((size_t)(d->branches * p->n) * sizeof(float));
-    d->velocity = ts_aligned_alloc((size_t)d->numbers * sizeof(float));
-    if (!d->input || !d->context || !d->timestep || !d->velocity) {
+    d->input = new_numbers(d->own.count * d->numbers);
+    d->context = new_numbers(d->own.count * d->context_numbers);
+    d->timestep = new_numbers(d->own.count * p->n);
+    d->branches = ranks > 1 ? new_numbers(ranks * d->numbers) : NULL;
+    d->velocity = new_numbers(d->numbers);
+    if (!d->input || !d->context || !d->timestep || !d->velocity || (ranks > 1 && !d->branches)) {
         return TS_ERESOURCE;
     }
-    memcpy(d->context, p->with, (size_t)d->context_numbers * sizeof(float));
-    if (d->branches == 2) {
-        memcpy(d->context + d->context_numbers, p->without, (size_t)d->context_numbers * sizeof(float));
+    for (int64_t i = 0; i < d->own.count; i++) {
+        memcpy(d->context + i * d->context_numbers, d->own.first + i == 0 ? p->with : p->without,
+               (size_t)d->context_numbers * sizeof(float));
     }
     return TS_OK;
 }
 
-// The guided velocity at x into d->velocity.
-static int guided_velocity(denoiser *d, float timestep, const float *x) {
+// The transformer's velocities of the own branches, [own branches, n, T, H, W, C].
+static int own_velocities(denoiser *d, float timestep, const float *x, const float **out) {
     const ts_denoise_params *p = d->params;
     const ts_dit_config *c = ts_dit_get_config(d->dit);
-    const int64_t rows = d->branches * p->n;
-    for (int64_t b = 0; b < d->branches; b++) {
+    const int64_t rows = d->own.count * p->n;
+    for (int64_t b = 0; b < d->own.count; b++) {
         memcpy(d->input + b * d->numbers, x, (size_t)d->numbers * sizeof *x);
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -68,10 +84,27 @@ static int guided_velocity(denoiser *d, float timestep, const float *x) {
     };
     const ts_var *v = ts_dit_forward(d->tape, d->dit, &input);
     TS_TRY(ts_tape_status(d->tape));
-    const float *with = v->value.data, *without = with + d->numbers;
-    const float g = (float)p->guidance;
+    *out = v->value.data;
+    return TS_OK;
+}
+
+// The guided velocity at x into d->velocity.
+static int guided_velocity(denoiser *d, float timestep, const float *x) {
+    const float *with;
+    TS_TRY(own_velocities(d, timestep, x, &with));
+    if (d->branches) {
+        const int64_t counts[2] = {d->numbers, d->numbers};
+        TS_TRY(ts_all_gather_v(d->params->cfg, with, d->branches, counts, TS_F32));
+        with = d->branches;
+    }
+    if (d->params->guidance == 1.0) {
+        memcpy(d->velocity, with, (size_t)d->numbers * sizeof *with);
+        return TS_OK;
+    }
+    const float *without = with + d->numbers;
+    const float g = (float)d->params->guidance;
     for (int64_t j = 0; j < d->numbers; j++) {
-        d->velocity[j] = d->branches == 1 ? with[j] : without[j] + g * (with[j] - without[j]);
+        d->velocity[j] = without[j] + g * (with[j] - without[j]);
     }
     return TS_OK;
 }

@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "core/base/split.h"
+#include "core/comm/comm.h"
 #include "core/model/dit.h"
 #include "infer/schedule.h"
 
@@ -21,10 +23,16 @@ typedef struct ts_denoise_params {
     const float *without;           // the same of the negative prompts; unused when guidance is 1
     ts_denoise_fn on_step;          // or NULL
     void *user;
+    ts_comm *cfg;  // its ranks share out the branches: of two, the first computes `with`, the second `without`, and
+                   // neither reads the other's contexts. NULL or one rank: both are computed here
 } ts_denoise_params;
 
-// x [n, T, H, W, C] f32: noise in, latents out. `tape` is in run mode and is reset. Both guidance branches go through
-// the transformer as one batch of 2n. Not collective.
+// Which branches, 0 `with` and 1 `without`, rank `rank` of a cfg axis of `size` ranks computes.
+ts_part ts_denoise_branches(double guidance, int size, int rank);
+
+// x [n, T, H, W, C] f32: noise in, latents out, alike on all ranks that share the videos. `tape` is in run mode and is
+// reset. The branches of a rank go through the transformer as one batch. Collective over the cfg axis, which sends
+// n T H W C numbers a rank and step, and over the mesh of the transformer's parameters.
 int ts_denoise(const ts_dit *dit, ts_tape *tape, const ts_denoise_params *params, float *x);
 
 #endif

@@ -3,7 +3,6 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,16 +12,17 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 #include "core/comm/threads.h"
 #include "core/config/command.h"
 #include "core/media/image.h"
-#include "core/media/video.h"
+#include "infer/decode.h"
 #include "infer/prompts.h"
 #include "infer/sample.h"
 
 typedef struct options {
-    const char *model, *prompt, *prompts, *negative, *out, *sheet, *instruction_set;
+    const char *model, *prompt, *prompts, *negative, *out, *sheet, *mesh, *instruction_set;
     int64_t steps, seed, frames, batch, threads;
     double guidance, shift, fps;
     ts_size2 size;
@@ -52,6 +52,7 @@ static const ts_option table[] = {
     {"solver", TS_OPTION_CHOICE, FIELD(solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false},
     {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
+    {"mesh", TS_OPTION_STRING, FIELD(mesh), NULL, "ranks along each axis, as cfg=2,ulysses=2: data (videos), cfg (the two branches of guidance), sequence or ring and ulysses (tokens), tensor (layers); the ranks that are left go to data", 0, 0, NULL, false},
     {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false},
     {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
     {0},
@@ -139,47 +140,6 @@ static int check_lengths(const ts_model *model, const ts_prompts *prompts) {
 
 // ---- output
 
-int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t, int64_t h, int64_t w,
-              uint8_t **pixels) {
-    const ts_codec_info info = ts_codec_get_info(codec);
-    const int64_t numbers = t * h * w * info.channels;
-    const int64_t bytes = (1 + (t - 1) * info.time_factor) * (h * info.space_factor) * (w * info.space_factor) * 3;
-    uint8_t *out = ts_malloc((size_t)(n * bytes) + 1);
-    if (!out) {
-        return TS_ERESOURCE;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        const int status = ts_codec_decode(codec, latents + i * numbers, t, h, w, out + i * bytes);
-        if (status) {
-            free(out);
-            return status;
-        }
-    }
-    *pixels = out;
-    return TS_OK;
-}
-
-int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width, double fps,
-                   const char *title) {
-    int numerator = (int)lround(fps * 1000.0), denominator = 1000;
-    if (fabs(fps - round(fps)) < 1e-6) {
-        numerator = (int)lround(fps);
-        denominator = 1;
-    } else if (fabs(fps * 1.001 - round(fps * 1.001)) < 1e-4) {  // 23.976, 29.97, 59.94
-        numerator = (int)lround(fps * 1.001) * 1000;
-        denominator = 1001;
-    }
-    const ts_video_writer_params params = {
-        .width = width,
-        .height = height,
-        .fps_numerator = numerator,
-        .fps_denominator = denominator,
-        .crf = 18,
-        .title = title,
-    };
-    return ts_video_write(path, pixels, frames, &params);
-}
-
 // "00012-a-red-circle-moves.mp4": number first, so that files sort in the order of the prompts.
 static void video_name(char *out, size_t out_bytes, int64_t number, const char *prompt) {
     int at = snprintf(out, out_bytes, "%05lld-", (long long)number);
@@ -219,18 +179,31 @@ static int video_path(const job *j, int64_t i, char *path, size_t path_bytes) {
     return ts_path_join(path, path_bytes, j->o->out, name);
 }
 
-// Decodes and writes the videos [first, end): each rank writes its own.
-static int write_videos(const job *j, int64_t first, int64_t end) {
+static int write_video(const job *j, int64_t i, const uint8_t *pixels) {
+    char path[4096];
+    TS_TRY(video_path(j, i, path, sizeof path));
+    return ts_write_video(path, pixels, j->o->frames, j->o->size.height, j->o->size.width, j->o->fps,
+                          j->prompts->item[i]);
+}
+
+// Writes the videos that the ranks of `group` made together: as many at a time as there are ranks, each decoded by all
+// of them and compressed by one. Collective over the group.
+static int write_videos(const job *j, ts_part videos, ts_comm *group) {
     const int64_t numbers = j->t * j->h * j->w * ts_codec_get_info(j->model->codec).channels;
-    for (int64_t i = first; i < end; i++) {
-        char path[4096];
-        uint8_t *pixels = NULL;
-        TS_TRY(video_path(j, i, path, sizeof path));
-        TS_TRY(ts_decode(j->model->codec, j->latents + i * numbers, 1, j->t, j->h, j->w, &pixels));
-        const int status = ts_write_video(path, pixels, j->o->frames, j->o->size.height, j->o->size.width, j->o->fps,
-                                          j->prompts->item[i]);
-        free(pixels);
-        TS_TRY(status);
+    const int64_t end = videos.first + videos.count;
+    const int rank = ts_comm_rank(group), size = ts_comm_size(group);
+    for (int64_t first = videos.first; first < end; first += size) {
+        uint8_t *own = NULL;
+        int status = TS_OK;
+        for (int root = 0; root < size && first + root < end && !status; root++) {
+            uint8_t *pixels = NULL;
+            status = ts_decode(j->model->codec, j->latents + (first + root) * numbers, 1, j->t, j->h, j->w, group, root,
+                               &pixels);
+            own = pixels ? pixels : own;
+        }
+        status = status || !own ? status : write_video(j, first + rank, own);
+        free(own);
+        TS_TRY(ts_agree(group, status));
     }
     return TS_OK;
 }
@@ -265,11 +238,15 @@ static int write_metadata(const job *j) {
 
 enum { SHEET_ROWS = 32, SHEET_COLUMNS = 9 };
 
-static int write_sheet(const job *j) {
+// Collective: all ranks decode, rank 0 writes.
+static int write_sheet(const job *j, ts_comm *world) {
     const int64_t n = j->prompts->count < SHEET_ROWS ? j->prompts->count : SHEET_ROWS;
     ts_contact_row rows[SHEET_ROWS];
     uint8_t *pixels = NULL;
-    TS_TRY(ts_decode(j->model->codec, j->latents, n, j->t, j->h, j->w, &pixels));
+    TS_TRY(ts_decode(j->model->codec, j->latents, n, j->t, j->h, j->w, world, 0, &pixels));
+    if (!pixels) {
+        return TS_OK;
+    }
     const int64_t bytes = j->o->frames * j->o->size.height * j->o->size.width * 3;
     for (int64_t i = 0; i < n; i++) {
         rows[i] = (ts_contact_row){pixels + i * bytes, j->o->frames, j->o->size.height, j->o->size.width,
@@ -280,9 +257,18 @@ static int write_sheet(const job *j) {
     return status;
 }
 
+// Collective.
+static int write_all(const job *j, const ts_mesh *mesh) {
+    ts_comm *world = mesh->world, *data = mesh->axis[TS_AXIS_DATA];
+    const ts_part videos = ts_split(j->prompts->count, ts_comm_size(data), ts_comm_rank(data));
+    TS_TRY(ts_agree(world, write_videos(j, videos, mesh->axis[TS_AXIS_VIDEO])));
+    TS_TRY(ts_agree(world, ts_comm_rank(world) == 0 ? write_metadata(j) : TS_OK));
+    return j->o->sheet ? ts_agree(world, write_sheet(j, world)) : TS_OK;
+}
+
 // ---- the command
 
-static int generate(ts_comm *world, const options *o, const ts_model *model, const ts_kernels *kernels,
+static int generate(const ts_mesh *mesh, const options *o, const ts_model *model, const ts_kernels *kernels,
                     const ts_prompts *prompts) {
     const ts_codec_info codec = ts_codec_get_info(model->codec);
     job j = {.o = o, .model = model, .prompts = prompts};
@@ -291,7 +277,7 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
     j.w = o->size.width / codec.space_factor;
     const int64_t n = prompts->count;
     float *latents = ts_aligned_alloc((size_t)(n * j.t * j.h * j.w * codec.channels) * sizeof *latents);
-    TS_TRY(ts_agree(world, latents ? TS_OK : TS_ERESOURCE));
+    TS_TRY(ts_agree(mesh->world, latents ? TS_OK : TS_ERESOURCE));
     const ts_sample_params params = {
         .frames = j.t,
         .height = j.h,
@@ -306,19 +292,9 @@ static int generate(ts_comm *world, const options *o, const ts_model *model, con
         .batch = o->batch,
     };
     const double start = ts_clock_seconds();
-    int status = ts_sample(model, kernels, &params, prompts->item, n, 0, world, latents);
+    int status = ts_sample(model, kernels, &params, prompts->item, n, 0, latents);
     j.latents = latents;
-    if (!status) {
-        const int rank = ts_comm_rank(world), size = ts_comm_size(world);
-        status = write_videos(&j, ts_sample_first(n, rank, size), ts_sample_first(n, rank + 1, size));
-        if (!status && rank == 0) {
-            status = write_metadata(&j);
-        }
-        if (!status && rank == 0 && o->sheet) {
-            status = write_sheet(&j);
-        }
-        status = ts_agree(world, status);
-    }
+    status = status ? status : write_all(&j, mesh);
     if (!status) {
         TS_INFO("%lld video%s of %lldx%lldx%lld in %.1f s: %s%s%s", (long long)n, n == 1 ? "" : "s",
                 (long long)o->size.width, (long long)o->size.height, (long long)o->frames, ts_clock_seconds() - start,
@@ -364,15 +340,32 @@ static int prepare_output(const options *o) {
     return o->sheet ? check_parent("--sheet", o->sheet) : TS_OK;  // it may lie in the folder made just now
 }
 
+// The mesh that is asked for, refused before any weight is read.
+static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o) {
+    ts_model_params model;
+    ts_degrees degree;
+    TS_TRY(ts_agree(world, ts_model_describe(&model, o->model)));
+    TS_TRY(ts_degrees_read(&degree, o->mesh ? o->mesh : "", model.dit.heads, ts_comm_size(world)));
+    TS_TRY(ts_sample_check(&degree, o->guidance < 0 ? model.defaults.guidance : o->guidance));
+    TS_TRY(ts_mesh_open(mesh, world, &degree));
+    if (ts_comm_size(world) > 1) {
+        char text[80];
+        TS_INFO("mesh %s", ts_degrees_text(&degree, text, sizeof text));
+    }
+    return TS_OK;
+}
+
 static int run(ts_comm *world, options *o) {
     ts_prompts prompts = {0};
+    ts_mesh mesh = {0};
     ts_model *model = NULL;
     const ts_kernels *kernels = NULL;
     int status;
     TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts)), done);
     TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
-    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, NULL, precision_dtypes[o->precision], false)),
+    TS_TRY_GOTO(status, open_mesh(&mesh, world, o), done);
+    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, &mesh, precision_dtypes[o->precision], false)),
                 done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
     if (ts_comm_rank(world) == 0) {
@@ -380,9 +373,10 @@ static int run(ts_comm *world, options *o) {
         status = status ? status : prepare_output(o);
     }
     TS_TRY_GOTO(status, ts_agree(world, status), done);
-    status = generate(world, o, model, kernels, &prompts);
+    status = generate(&mesh, o, model, kernels, &prompts);
 done:
     ts_model_close(&model);
+    ts_mesh_close(&mesh);
     ts_prompts_free(&prompts);
     return status;
 }

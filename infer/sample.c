@@ -7,22 +7,32 @@
 
 #include "core/base/log.h"
 #include "core/base/rng.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 #include "infer/denoise.h"
 
 // One rank's share of the call.
 typedef struct sampler {
     const ts_model *model;
+    const ts_mesh *mesh;  // or NULL
     const ts_kernels *kernels;
     const ts_sample_params *params;
     ts_schedule schedule;
     ts_tape *tape;
     int64_t video_numbers;    // T H W C
     int64_t context_numbers;  // rows width
-    float *with, *without;    // [batch, rows, width]
+    ts_part branches;         // of guidance, computed here
+    float *with, *without;    // [batch, rows, width], of the branches computed here; else NULL
     int64_t group;            // videos in the group under way
     ts_progress progress;
 } sampler;
+
+// The branches of guidance, by their number.
+enum { WITH, WITHOUT };
+
+static bool computes(const sampler *s, int branch) {
+    return s->branches.first <= branch && branch < s->branches.first + s->branches.count;
+}
 
 static void sampler_close(sampler *s) {
     ts_tape_close(&s->tape);
@@ -51,20 +61,26 @@ static int encode_negative(sampler *s) {
 
 static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params) {
     const ts_dit_config *dit = ts_dit_get_config(model->dit);
-    *s = (sampler){.model = model, .kernels = kernels, .params = params};
+    *s = (sampler){.model = model, .mesh = model->params->mesh, .kernels = kernels, .params = params};
+    const ts_comm *cfg = ts_mesh_axis(s->mesh, TS_AXIS_CFG);
     s->video_numbers = params->frames * params->height * params->width * dit->out_channels;
     s->context_numbers = dit->text_rows * dit->text_dim;
     if (params->batch < 1) {
         return TS_FAIL(TS_EUSAGE, "a sampling batch of %lld; give 1 or more", (long long)params->batch);
     }
+    if (s->mesh) {
+        TS_TRY(ts_sample_check(&s->mesh->degree, params->guidance));
+    }
     TS_TRY(ts_schedule_make(&s->schedule, params->grid, params->steps, params->shift));
-    s->with = ts_aligned_alloc((size_t)(params->batch * s->context_numbers) * sizeof(float));
-    s->without = ts_aligned_alloc((size_t)(params->batch * s->context_numbers) * sizeof(float));
-    if (!s->with || !s->without) {
+    s->branches = ts_denoise_branches(params->guidance, ts_comm_size(cfg), ts_comm_rank(cfg));
+    const size_t bytes = (size_t)(params->batch * s->context_numbers) * sizeof(float);
+    s->with = computes(s, WITH) ? ts_aligned_alloc(bytes) : NULL;
+    s->without = computes(s, WITHOUT) ? ts_aligned_alloc(bytes) : NULL;
+    if ((computes(s, WITH) && !s->with) || (computes(s, WITHOUT) && !s->without)) {
         return TS_ERESOURCE;
     }
     TS_TRY(ts_tape_open(&s->tape, kernels, TS_TAPE_RUN, model->params->operand_dtype));
-    return params->guidance == 1.0 ? TS_OK : encode_negative(s);
+    return computes(s, WITHOUT) ? encode_negative(s) : TS_OK;
 }
 
 static int count_step(void *user, int64_t step, const float *x) {
@@ -98,7 +114,8 @@ static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64
         TS_TRY(s->kernels->noise(x + i * s->video_numbers, s->video_numbers, p->seed, TS_RNG_SAMPLE,
                                  (uint64_t)(first_index + i), 0));
     }
-    TS_TRY(encode_prompts(s, prompts, n, s->with));
+    ts_comm *video = ts_mesh_axis(s->mesh, TS_AXIS_VIDEO);
+    TS_TRY(ts_agree(video, computes(s, WITH) ? encode_prompts(s, prompts, n, s->with) : TS_OK));
     s->group = n;
     const ts_denoise_params denoise = {
         .schedule = &s->schedule,
@@ -112,60 +129,73 @@ static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64
         .without = s->without,
         .on_step = count_step,
         .user = s,
+        .cfg = ts_mesh_axis(s->mesh, TS_AXIS_CFG),
     };
-    TS_TRY(ts_denoise(s->model->dit, s->tape, &denoise, x));
+    const int status = ts_denoise(s->model->dit, s->tape, &denoise, x);
+    if (status && ts_comm_size(video) > 1) {
+        ts_comm_abort(ts_mesh_axis(s->mesh, TS_AXIS_WORLD), status);  // the others wait for this rank inside a step
+    }
+    TS_TRY(status);
     return check_finite(s, x, n, first_index);
 }
 
-// Samples videos [first, end) of the call on this rank.
-static int sample_range(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
-                        const char *const *prompts, int64_t first, int64_t end, int64_t first_index, float *latents) {
-    sampler s;
-    int status = sampler_open(&s, model, kernels, params);
-    if (!params->quiet) {
-        ts_progress_begin(&s.progress, "sampling", "video steps", (end - first) * params->steps);
+// Samples the videos [videos.first, videos.first + videos.count) of the call.
+static int sample_part(sampler *s, const char *const *prompts, ts_part videos, int64_t first_index, float *latents) {
+    const ts_sample_params *p = s->params;
+    const int64_t end = videos.first + videos.count;
+    int status = TS_OK;
+    if (!p->quiet) {
+        ts_progress_begin(&s->progress, "sampling", "video steps", videos.count * p->steps);
     }
-    for (int64_t i = first; !status && i < end; i += params->batch) {
-        const int64_t n = end - i < params->batch ? end - i : params->batch;
-        status = sample_group(&s, prompts + i, n, first_index + i, latents + i * s.video_numbers);
+    for (int64_t i = videos.first; !status && i < end; i += p->batch) {
+        const int64_t n = end - i < p->batch ? end - i : p->batch;
+        status = sample_group(s, prompts + i, n, first_index + i, latents + i * s->video_numbers);
     }
-    if (!params->quiet) {
-        ts_progress_end(&s.progress, NULL);
+    if (!p->quiet) {
+        ts_progress_end(&s->progress, NULL);
     }
-    sampler_close(&s);
     return status;
 }
 
-int64_t ts_sample_first(int64_t n, int rank, int size) {
-    return (n * rank + size - 1) / size;
+// ---- over the mesh
+
+int ts_sample_check(const ts_degrees *degree, double guidance) {
+    if (degree->cfg > 2) {
+        return TS_FAIL(TS_EUSAGE, "mesh cfg=%d: guidance has two branches; give cfg=2, and the ranks to another axis",
+                       degree->cfg);
+    }
+    if (degree->cfg == 2 && guidance == 1.0) {
+        return TS_FAIL(TS_EUSAGE,
+                       "mesh cfg=2: with guidance 1 there is one branch and nothing to share; leave cfg out");
+    }
+    return TS_OK;
 }
 
-// Brings every rank's part of `latents` to all ranks.
-static int gather(ts_comm *comm, int64_t n, int64_t numbers, float *latents) {
-    const int rank = ts_comm_rank(comm), size = ts_comm_size(comm);
-    const int64_t first = ts_sample_first(n, rank, size), end = ts_sample_first(n, rank + 1, size);
-    const size_t bytes = (size_t)((end - first) * numbers) * sizeof *latents;
+// Brings the videos of every rank of the data axis to all of them.
+static int gather(ts_comm *data, int64_t n, int64_t numbers, float *latents) {
+    const int size = ts_comm_size(data);
     int64_t *counts = ts_calloc((size_t)size, sizeof *counts);
-    float *mine = ts_malloc(bytes + 1);
-    int status = ts_agree(comm, counts && mine ? TS_OK : TS_ERESOURCE);
-    if (!status) {
-        for (int r = 0; r < size; r++) {
-            counts[r] = (ts_sample_first(n, r + 1, size) - ts_sample_first(n, r, size)) * numbers;
-        }
-        memcpy(mine, latents + first * numbers, bytes);
-        status = ts_all_gather_v(comm, mine, latents, counts, TS_F32);
+    TS_TRY(ts_agree(data, counts ? TS_OK : TS_ERESOURCE));
+    for (int rank = 0; rank < size; rank++) {
+        counts[rank] = ts_split(n, size, rank).count * numbers;
     }
-    free(mine);
+    const float *own = latents + ts_split_first(n, size, ts_comm_rank(data)) * numbers;
+    const int status = ts_all_gather_v(data, own, latents, counts, TS_F32);
     free(counts);
     return status;
 }
 
 int ts_sample(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
-              const char *const *prompts, int64_t n, int64_t first_index, ts_comm *comm, float *latents) {
-    const int rank = ts_comm_rank(comm), size = ts_comm_size(comm);
-    const int status = sample_range(model, kernels, params, prompts, ts_sample_first(n, rank, size),
-                                    ts_sample_first(n, rank + 1, size), first_index, latents);
-    TS_TRY(ts_agree(comm, status));
-    const int64_t channels = ts_dit_get_config(model->dit)->out_channels;
-    return size == 1 ? TS_OK : gather(comm, n, params->frames * params->height * params->width * channels, latents);
+              const char *const *prompts, int64_t n, int64_t first_index, float *latents) {
+    const ts_mesh *mesh = model->params->mesh;
+    ts_comm *world = ts_mesh_axis(mesh, TS_AXIS_WORLD), *data = ts_mesh_axis(mesh, TS_AXIS_DATA);
+    sampler s;
+    int status = ts_agree(world, sampler_open(&s, model, kernels, params));
+    if (!status) {
+        const ts_part videos = ts_split(n, ts_comm_size(data), ts_comm_rank(data));
+        status = ts_agree(world, sample_part(&s, prompts, videos, first_index, latents));
+    }
+    const int64_t numbers = s.video_numbers;
+    sampler_close(&s);
+    return status || ts_comm_size(data) == 1 ? status : gather(data, n, numbers, latents);
 }

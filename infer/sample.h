@@ -5,7 +5,6 @@
 
 #include <stdint.h>
 
-#include "core/comm/comm.h"
 #include "core/model/model.h"
 #include "infer/schedule.h"
 
@@ -22,14 +21,15 @@ typedef struct ts_sample_params {
     bool quiet;            // no progress line
 } ts_sample_params;
 
-// The first of n videos that `rank` of `size` makes; it makes those up to the next rank's first. Rank 0, which shows
-// the progress, has no fewer than the others.
-int64_t ts_sample_first(int64_t n, int rank, int size);
+// Refuses what a mesh cannot do: a cfg axis of more than two ranks, or one without guidance, whose second branch there
+// is not. Not collective.
+int ts_sample_check(const ts_degrees *degree, double guidance);
 
-// prompts [n] -> latents [n, T, H, W, C] f32, all on every rank of `comm`: the videos are shared out over its ranks and
-// gathered. Noise is keyed by (seed, TS_RNG_SAMPLE, first_index + i), so that a video does not depend on n or on the
-// rank count. Collective over comm.
+// prompts [n] -> latents [n, T, H, W, C] f32, all on every rank of the model's mesh. The data axis shares out the
+// videos, the cfg axis the two branches of guidance, the model group the tokens and layers; every rank of a cfg x model
+// group takes the solver's steps itself, on the same bits. Noise is keyed by (seed, TS_RNG_SAMPLE, first_index + i), so
+// that it does not depend on n or on the mesh. Collective over the mesh; a rank that fails inside a step ends the job.
 int ts_sample(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
-              const char *const *prompts, int64_t n, int64_t first_index, ts_comm *comm, float *latents);
+              const char *const *prompts, int64_t n, int64_t first_index, float *latents);
 
 #endif

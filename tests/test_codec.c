@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3 timeout=120
-// The pca codec: exact on data of low rank, orthonormal, scaled as promised, and fitted to the same bits on any number
-// of ranks.
+// The pca codec: exact on data of low rank, orthonormal, scaled as promised, and fitted and decoded to the same bits on
+// any number of ranks.
 #include "core/comm/mesh.h"
 #include "core/model/codec.h"
 
@@ -282,6 +282,40 @@ static void test_refusals(const ts_codec *codec) {
     ts_codec_fit_close(&fit);
 }
 
+// ---- decoding shared out
+
+// Any root, sizes that leave ranks without work: the bits of one rank, and every pixel travels once.
+static void test_shared_decode(void) {
+    static const int64_t sizes[][3] = {{3, 3, 5}, {1, 1, 1}, {2, 2, 3}, {5, 1, 2}, {1, 7, 2}};
+    const int rank = ts_comm_rank(world), size = ts_comm_size(world);
+    ts_codec *codec = fit_all(5, 0.5);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int64_t t = sizes[i][0], h = sizes[i][1], w = sizes[i][2], n = t * h * w * 5;
+        const int64_t bytes = (1 + 4 * (t - 1)) * h * w * 64 * 3;
+        float *latent = malloc((size_t)n * sizeof *latent);
+        uint8_t *alone = malloc((size_t)bytes), *shared = malloc((size_t)bytes);
+        ts_rng_normal_fill(latent, n, 3, TS_RNG_TEST, i, 0);
+        CHECK_OK(ts_codec_decode(codec, latent, t, h, w, alone));
+        for (int root = 0; root < size; root++) {
+            const uint64_t before = ts_comm_get_counters(world, TS_ALL_TO_ALL).bytes_sent;
+            memset(shared, 0, (size_t)bytes);
+            CHECK_OK(ts_codec_decode_shared(codec, latent, t, h, w, world, root, rank == root ? shared : NULL));
+            CHECK(rank != root || memcmp(shared, alone, (size_t)bytes) == 0);
+            int64_t sent = (int64_t)(ts_comm_get_counters(world, TS_ALL_TO_ALL).bytes_sent - before);
+            CHECK(rank != root || sent == 0);
+            CHECK_OK(ts_all_reduce(world, &sent, 1, TS_I64, TS_SUM));
+            CHECK(sent <= (size == 1 ? 0 : bytes));
+            // Parts of a latent of many rows differ by less than a row of blocks: 4 frames of 8 x 40 pixels.
+            CHECK(i > 0 || llabs(sent - bytes * (size - 1) / size) < 4 * 8 * 40 * 3);
+        }
+        free(latent);
+        free(alone);
+        free(shared);
+    }
+    CHECK_FAILS(ts_codec_decode_shared(codec, NULL, 0, 1, 1, world, 0, NULL), TS_EUSAGE, "cannot be decoded");
+    ts_codec_close(&codec);
+}
+
 int main(int argc, char **argv) {
     ts_mesh mesh;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
@@ -291,6 +325,7 @@ int main(int argc, char **argv) {
     CHECK(mkdtemp(folder) != NULL);
     ts_codec *codec = ts_comm_rank(world) == 0 ? fit_all(16, 0.5) : NULL;
     test_ranks(codec);
+    test_shared_decode();
     if (ts_comm_size(world) == 1) {
         test_eigen(1, 1);
         test_eigen(2, 3);

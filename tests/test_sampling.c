@@ -79,7 +79,19 @@ int main(void) {
     CHECK_OK(ts_safetensors_read_f32(file, "prompt_embeds", TS_SHAPE(1, ROWS, 32), with));
     CHECK_OK(ts_safetensors_read_f32(file, "negative_prompt_embeds", TS_SHAPE(1, ROWS, 32), without));
     CHECK_OK(ts_schedule_make(&schedule, TS_GRID_UNIPC, STEPS, 3.0));
-    const ts_denoise_params denoise = {&schedule, TS_SOLVER_UNIPC, 5.0, 1, T, H, W, with, without, compare_step, &g};
+    const ts_denoise_params denoise = {
+        .schedule = &schedule,
+        .solver = TS_SOLVER_UNIPC,
+        .guidance = 5.0,
+        .n = 1,
+        .frames = T,
+        .height = H,
+        .width = W,
+        .with = with,
+        .without = without,
+        .on_step = compare_step,
+        .user = &g,
+    };
     CHECK_OK(ts_denoise(dit, tape, &denoise, x));
     CHECK(g.worst > 0.0 && g.worst <= 1e-3);
 

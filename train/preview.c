@@ -8,7 +8,7 @@
 #include "core/base/file.h"
 #include "core/base/status.h"
 #include "core/media/image.h"
-#include "infer/generate.h"
+#include "infer/decode.h"
 #include "infer/sample.h"
 
 // The prompts of the configuration, or captions of validation clips.
@@ -39,18 +39,14 @@ static int write_sheet(const ts_contact_row *rows, int64_t count, const char *pa
     return status;
 }
 
-// Decodes latents [count, t, h, w, C] and writes videos and sheet.
+// Writes videos [count, frames, height, width, 3] and their sheet.
 static int write_samples(const ts_trainer *t, const char *folder, const char *const *prompts, int64_t count,
-                         const float *latents, ts_shape shape, ts_report *report) {
+                         const uint8_t *pixels, ts_report *report) {
     const ts_model_defaults *size = &t->model->defaults;
     const int64_t video_bytes = size->frames * size->height * size->width * 3;
-    uint8_t *pixels = NULL;
     char path[4096], name[80];
     ts_contact_row *row = ts_calloc((size_t)count, sizeof *row);
     int status = row ? ts_folder_make(folder) : TS_ERESOURCE;
-    if (!status) {
-        status = ts_decode(t->model->codec, latents, count, shape.dim[0], shape.dim[1], shape.dim[2], &pixels);
-    }
     for (int64_t i = 0; !status && i < count; i++) {
         row[i] = (ts_contact_row){pixels + i * video_bytes, size->frames, size->height, size->width, prompts[i]};
         snprintf(name, sizeof name, "step-%08" PRId64 "-%" PRId64 ".mp4", t->step, i);
@@ -64,7 +60,6 @@ static int write_samples(const ts_trainer *t, const char *folder, const char *co
     }
 done:
     free(row);
-    free(pixels);
     return status;
 }
 
@@ -92,13 +87,18 @@ int ts_preview(ts_trainer *t, const char *folder, ts_report *report) {
     float *latents = ts_malloc((size_t)(count * ts_shape_count(shape)) * sizeof *latents);
     TS_TRY(ts_agree(t->world, latents ? TS_OK : TS_ERESOURCE));
     ts_optimizer_swap_average(t->optimizer);
-    int status = ts_sample(t->model, t->kernels, &params, prompts, count, 0, t->world, latents);
+    int status = ts_sample(t->model, t->kernels, &params, prompts, count, 0, latents);
     ts_optimizer_swap_average(t->optimizer);
     char path[4096];
-    if (!status && ts_comm_rank(t->world) == 0) {
+    uint8_t *pixels = NULL;
+    status = status ? status
+                    : ts_decode(t->model->codec, latents, count, shape.dim[0], shape.dim[1], shape.dim[2], t->world, 0,
+                                &pixels);
+    if (pixels) {
         status = ts_path_join(path, sizeof path, folder, "samples");
-        status = status ? status : write_samples(t, path, prompts, count, latents, shape, report);
+        status = status ? status : write_samples(t, path, prompts, count, pixels, report);
     }
+    free(pixels);
     free(latents);
     return ts_agree(t->world, status);
 }

@@ -10,9 +10,10 @@
 #include "core/comm/transport.h"
 
 static const char *const NAMES[TS_AXIS_COUNT] = {
-    [TS_AXIS_DATA] = "data",       [TS_AXIS_CFG] = "cfg",         [TS_AXIS_RING] = "ring",
-    [TS_AXIS_ULYSSES] = "ulysses", [TS_AXIS_TENSOR] = "tensor",   [TS_AXIS_SEQUENCE] = "sequence",
-    [TS_AXIS_MODEL] = "model",     [TS_AXIS_REPLICA] = "replica", [TS_AXIS_WORLD] = "world"};
+    [TS_AXIS_DATA] = "data",       [TS_AXIS_CFG] = "cfg",       [TS_AXIS_RING] = "ring",
+    [TS_AXIS_ULYSSES] = "ulysses", [TS_AXIS_TENSOR] = "tensor", [TS_AXIS_SEQUENCE] = "sequence",
+    [TS_AXIS_MODEL] = "model",     [TS_AXIS_VIDEO] = "video",   [TS_AXIS_REPLICA] = "replica",
+    [TS_AXIS_WORLD] = "world"};
 
 // Which axes of the grid each axis and group spans.
 static const bool SPANS[TS_AXIS_COUNT][TS_AXIS_GRID] = {
@@ -23,6 +24,7 @@ static const bool SPANS[TS_AXIS_COUNT][TS_AXIS_GRID] = {
     [TS_AXIS_TENSOR] = {[TS_AXIS_TENSOR] = true},
     [TS_AXIS_SEQUENCE] = {[TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true},
     [TS_AXIS_MODEL] = {[TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true, [TS_AXIS_TENSOR] = true},
+    [TS_AXIS_VIDEO] = {[TS_AXIS_CFG] = true, [TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true, [TS_AXIS_TENSOR] = true},
     [TS_AXIS_REPLICA] = {[TS_AXIS_DATA] = true, [TS_AXIS_CFG] = true, [TS_AXIS_RING] = true, [TS_AXIS_ULYSSES] = true},
 };
 
@@ -167,6 +169,23 @@ int ts_degrees_parse(ts_degrees *out, int *sequence, const char *text) {
     }
     if (*sequence && (out->ring > 1 || out->ulysses > 1)) {
         return TS_FAIL(TS_EUSAGE, "mesh '%s': give sequence, or ring and ulysses", text);
+    }
+    return TS_OK;
+}
+
+int ts_degrees_read(ts_degrees *out, const char *text, int64_t heads, int ranks) {
+    int sequence, degree[TS_AXIS_GRID];
+    TS_TRY(ts_degrees_parse(out, &sequence, text));
+    if (sequence) {
+        ts_degrees_sequence(out, sequence, heads);
+    }
+    list_degrees(out, degree);
+    const int product = count_ranks(degree, 1 << 20);
+    if (product && ranks % product == 0 && !strstr(text, "data=")) {
+        out->data = ranks / product;
+    } else if (product != ranks) {
+        return TS_FAIL(TS_EUSAGE, "mesh '%s' does not fit: the product of its degrees must be %d, the number of ranks",
+                       text, ranks);
     }
     return TS_OK;
 }

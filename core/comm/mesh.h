@@ -23,6 +23,7 @@ typedef enum {
     TS_AXIS_GRID,                     // number of the axes above; below are groups of them
     TS_AXIS_SEQUENCE = TS_AXIS_GRID,  // ring x ulysses: ranks that share the tokens of a sample
     TS_AXIS_MODEL,                    // ring x ulysses x tensor: ranks that compute the same samples
+    TS_AXIS_VIDEO,                    // cfg x model: ranks that sample the same videos
     TS_AXIS_REPLICA,                  // data x cfg x ring x ulysses: ranks that hold the same slices of parameters
     TS_AXIS_WORLD,
     TS_AXIS_COUNT
@@ -52,6 +53,10 @@ static inline ts_comm *ts_mesh_axis(const ts_mesh *mesh, ts_axis axis) {
 // "tensor=2,ulysses=2": axis=degree with commas between, 1 where left out; "sequence=4" leaves its split into ulysses
 // and ring to ts_degrees_sequence. TS_EUSAGE for anything else. `sequence` is 0 when not given.
 int ts_degrees_parse(ts_degrees *out, int *sequence, const char *text);
+// The mesh that `text` asks for on `ranks` ranks: parsed, the sequence degree split for a model of `heads` heads, and
+// the ranks that are left given to the data axis when the text does not name it. TS_EUSAGE when the product is not
+// `ranks`.
+int ts_degrees_read(ts_degrees *out, const char *text, int64_t heads, int ranks);
 // Splits a sequence degree: the largest ulysses degree that divides it and leaves each rank a head, the rest ring.
 void ts_degrees_sequence(ts_degrees *degree, int sequence, int64_t heads);
 // "data=2 tensor=2", axes of degree 1 left out; "1 rank" when all are. Returns `out`.

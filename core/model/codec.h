@@ -33,6 +33,13 @@ int ts_codec_encode(const ts_codec *codec, const uint8_t *pixels, int64_t frames
 // latent [t, h, w, C] f32 -> pixels [1 + 4 (t-1), 8 h, 8 w, 3] u8, clamped.
 int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels);
 
+// The same, with the work shared out over `comm`, each of whose ranks has the latent: every rank decodes some rows of
+// blocks, in space and time, and the pixels go to rank `root`, which alone gives `pixels` (NULL elsewhere). The result
+// is, bit for bit, that of ts_codec_decode. Collective. A rank sends the pixels it made, a byte a colour; those of
+// `root` stay.
+int ts_codec_decode_shared(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, ts_comm *comm,
+                           int root, uint8_t *pixels);
+
 // Fitting: add clips on every rank, then finish, collectively: sums are reduced over `comm` in f64.
 typedef struct ts_codec_fit ts_codec_fit;
 int ts_codec_fit_open(ts_codec_fit **out, int64_t channels, double scale_power);

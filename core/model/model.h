@@ -49,6 +49,8 @@ typedef struct ts_model_params {
 } ts_model_params;
 int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec);
 
+// What a folder says of itself: `dit`, `text` and `defaults` of *out; nothing else of it is touched, no weight is read.
+int ts_model_describe(ts_model_params *out, const char *folder);
 // Loads a folder; each rank of the mesh (or NULL) reads its slices of the weights. Refuses NaN, wrong shapes, and parts
 // that do not fit each other (channels, text width, vocabulary). Not collective: ranks may fail alone.
 int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool with_gradients);

@@ -87,18 +87,22 @@ static int load_parts(ts_tokenizer **tokenizer, ts_codec **codec, const char *fo
     return ts_codec_load(codec, path);
 }
 
-int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype,
-                  bool with_gradients) {
+int ts_model_describe(ts_model_params *out, const char *folder) {
     if (!ts_path_is_folder(folder)) {
         return TS_FAIL(TS_EINPUT, "%s: not a model folder", folder);
     }
+    TS_TRY(read_defaults(folder, &out->defaults));
+    return read_configs(folder, &out->dit, &out->text);
+}
+
+int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype,
+                  bool with_gradients) {
     ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype, .with_gradients = with_gradients};
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
     ts_model *model = NULL;
     int status;
-    TS_TRY(read_defaults(folder, &params.defaults));
-    TS_TRY(read_configs(folder, &params.dit, &params.text));
+    TS_TRY(ts_model_describe(&params, folder));
     TS_TRY_GOTO(status, load_parts(&tokenizer, &codec, folder), failed);
     TS_TRY_GOTO(status, ts_model_assemble(&model, &params, tokenizer, codec, folder), failed);
     status = with_weights(model->params, folder, ts_weights_load);

@@ -223,18 +223,36 @@ static void decode_row(const ts_codec *codec, const ts_codec_transform *t, const
     }
 }
 
-int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels) {
-    const int64_t most = (int64_t)1 << 31, height = h * TS_CODEC_SPACE, width = w * TS_CODEC_SPACE;
+int ts_codec_check_latent(int64_t t, int64_t h, int64_t w) {
+    const int64_t most = (int64_t)1 << 31;
     if (t < 1 || h < 1 || w < 1 || t > most || h > most || w > most) {
         return TS_FAIL(TS_EUSAGE, "codec pca: a latent of %lld x %lld x %lld positions cannot be decoded", (long long)t,
                        (long long)h, (long long)w);
     }
-    TS_TRY(ts_codec_check_clip(1 + TS_CODEC_TIME * (t - 1), height, width));
+    return ts_codec_check_clip(1 + TS_CODEC_TIME * (t - 1), h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
+}
+
+ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame) {
+    const int64_t first = rows.first > frame * h ? rows.first : frame * h;
+    const int64_t end = rows.first + rows.count < (frame + 1) * h ? rows.first + rows.count : (frame + 1) * h;
+    return (ts_part){first, end - first};
+}
+
+void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h, int64_t w, ts_part rows,
+                          uint8_t *pixels) {
+    const int64_t width = w * TS_CODEC_SPACE, line = width * TS_CODEC_COLOURS;
+    const int64_t before = ts_codec_strips(rows.first, h);
 #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < t * h; row++) {
-        const ts_codec_transform *transform = row < h ? &codec->first : &codec->later;
-        decode_row(codec, transform, latent + row * w * codec->channels, height, width,
-                   pixels + pixel_row(row / h, row % h, height, width));
+    for (int64_t row = rows.first; row < rows.first + rows.count; row++) {
+        const ts_part band = ts_codec_band(rows, h, row / h);
+        uint8_t *to = pixels + ((ts_codec_strips(band.first, h) - before) + (row - band.first)) * TS_CODEC_SPACE * line;
+        decode_row(codec, row < h ? &codec->first : &codec->later, latent + row * w * codec->channels,
+                   band.count * TS_CODEC_SPACE, width, to);
     }
+}
+
+int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels) {
+    TS_TRY(ts_codec_check_latent(t, h, w));
+    ts_codec_decode_rows(codec, latent, h, w, (ts_part){0, t * h}, pixels);
     return TS_OK;
 }

@@ -8,6 +8,7 @@
 #ifndef TS_MODEL_CODEC_PCA_H
 #define TS_MODEL_CODEC_PCA_H
 
+#include "core/base/split.h"
 #include "core/model/codec.h"
 
 enum {
@@ -48,5 +49,19 @@ static inline const uint8_t *ts_codec_block_run(const uint8_t *from, int64_t t, 
                                                 int64_t height) {
     return from + (t * height + y) * width * TS_CODEC_COLOURS;
 }
+
+// Decoding goes by rows of blocks, t h of them in a latent, each for itself. A row of the first latent frame makes one
+// strip of 8 x W pixels, a row of a later one four, in four frames.
+int ts_codec_check_latent(int64_t t, int64_t h, int64_t w);  // sizes that cannot be decoded: TS_EUSAGE
+// Strips that the rows before `row` make.
+static inline int64_t ts_codec_strips(int64_t row, int64_t h) {
+    return row < h ? row : h + TS_CODEC_TIME * (row - h);
+}
+// The rows of `rows` that lie in latent frame `frame`, one of those that it touches.
+ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame);
+// Decodes some rows of latent [t, h, w, C]. Pixels are packed: a band after the other, each [frames, 8 rows, 8 w, 3];
+// of all rows that is the whole clip.
+void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h, int64_t w, ts_part rows,
+                          uint8_t *pixels);
 
 #endif
