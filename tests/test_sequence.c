@@ -281,8 +281,10 @@ static void run_block(const problem *p, const ts_mesh *mesh, ts_recompute recomp
         var[i] = ts_tape_input(tape, (ts_tensor){TS_F32, TS_SHAPE(p->batch, part.count, width), input[i]}, true);
     }
     ts_var *y = ts_tape_scope(tape, block_forward, &context, var, 3, recompute);
+    CHECK_OK(ts_tape_status(tape));
+    *out = (result){.out = to_f32(y->value.data, TS_F32, rows, 0, width, width)};  // backward releases it
     CHECK_OK(ts_tape_backward(tape, y, input[3]));
-    *out = (result){.stats = ts_tape_get_stats(tape), .out = to_f32(y->value.data, TS_F32, rows, 0, width, width)};
+    out->stats = ts_tape_get_stats(tape);
     for (int i = 0; i < 3; i++) {
         out->d[i] = to_f32(var[i]->grad, TS_F32, rows, 0, width, width);
     }
