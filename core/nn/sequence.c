@@ -11,12 +11,16 @@
 //   by heads    one [B, L_r, pieces, own heads * head_dim], L_r the tokens of the group
 // The message between the tokens of one rank and the heads of another is [B, n, pieces, heads * head_dim]: of one
 // sample, the messages to the owner of the heads are its matrix, in order, and need no copy there.
+//
+// What a rank has for itself is copied straight between the two, and the message to itself is empty, unless the
+// messages are the matrix and its place is in their middle.
 typedef struct exchange {
     const sequence_place *place;
     ts_dtype dtype;
     int pieces;
-    int64_t *to_heads;   // [U] elements of this rank's tokens in the heads of each rank
-    int64_t *to_tokens;  // [U] elements of each rank's tokens in the heads of this rank
+    bool direct;         // the message to itself is empty
+    int64_t *to_heads;   // [U] elements sent between this rank's tokens and the heads of each rank
+    int64_t *to_tokens;  // [U] between each rank's tokens and the heads of this rank
 } exchange;
 
 enum { MAX_PIECES = 3 };
@@ -27,18 +31,18 @@ typedef struct matrix {
 } matrix;
 
 static int exchange_open(ts_tape *tape, const sequence_place *place, int pieces, exchange *out) {
-    const int ranks = ts_comm_size(place->ulysses);
+    const int ranks = ts_comm_size(place->ulysses), own = ts_comm_rank(place->ulysses);
     const ts_attention_heads heads = place->all;
     *out = (exchange){.place = place, .dtype = ts_tape_operand_dtype(tape), .pieces = pieces};
+    out->direct = heads.batch > 1 || own == 0 || own == ranks - 1;
     out->to_heads = ts_tape_object(tape, 2 * (size_t)ranks * sizeof *out->to_heads);
     if (!out->to_heads) {
         return ts_tape_status(tape);
     }
     out->to_tokens = out->to_heads + ranks;
-    const int64_t tokens = sequence_part(place, ts_comm_rank(place->ulysses)).count;
     for (int rank = 0; rank < ranks; rank++) {
-        const int64_t unit = heads.batch * pieces * heads.head_dim;
-        out->to_heads[rank] = unit * tokens * ts_split(heads.heads, ranks, rank).count;
+        const int64_t unit = rank == own && out->direct ? 0 : heads.batch * pieces * heads.head_dim;
+        out->to_heads[rank] = unit * sequence_part(place, own).count * ts_split(heads.heads, ranks, rank).count;
         out->to_tokens[rank] = unit * sequence_part(place, rank).count * place->own.heads;
     }
     return 0;
@@ -61,19 +65,38 @@ static matrix matrix_at(matrix m, int64_t elements, ts_dtype dtype) {
     return (matrix){(char *)m.data + elements * (int64_t)ts_dtype_bytes(dtype), m.row};
 }
 
-// Packs this rank's tokens into messages to each rank's heads, or unpacks them from those.
-static int copy_by_tokens(ts_tape *tape, const exchange *x, const matrix *piece, void *messages, bool pack) {
-    const ts_attention_heads heads = x->place->all;
-    const int ranks = ts_comm_size(x->place->ulysses);
-    const int64_t rows = heads.batch * sequence_part(x->place, ts_comm_rank(x->place->ulysses)).count;
+// The columns that `heads` occupy in every piece, to or from their places in rows of the layout by heads.
+static int copy_pieces(ts_tape *tape, const exchange *x, const matrix *piece, int64_t first_row, ts_part heads,
+                       matrix message, int64_t rows, bool pack) {
+    const int64_t d = x->place->all.head_dim, width = heads.count * d;
+    for (int i = 0; i < x->pieces; i++) {
+        const matrix columns = matrix_at(piece[i], first_row * piece[i].row + heads.first * d, x->dtype);
+        const matrix at = matrix_at(message, i * width, x->dtype);
+        TS_TRY(copy_rows(tape, pack ? columns : at, pack ? at : columns, rows, width, x->dtype));
+    }
+    return 0;
+}
+
+// Packs this rank's tokens into messages to each rank's heads, or unpacks them from those; what is its own moves
+// between the tokens and the matrix `all` by heads.
+static int copy_by_tokens(ts_tape *tape, const exchange *x, const matrix *piece, void *messages, void *all, bool pack) {
+    const sequence_place *place = x->place;
+    const int ranks = ts_comm_size(place->ulysses), own = ts_comm_rank(place->ulysses);
+    const int64_t batch = place->all.batch;
+    const ts_part group = sequence_group(place, ts_comm_rank(place->ring)), part = sequence_part(place, own);
     int64_t at = 0;
     for (int rank = 0; rank < ranks; at += x->to_heads[rank++]) {
-        const ts_part part = ts_split(heads.heads, ranks, rank);
-        const int64_t width = part.count * heads.head_dim;
-        for (int i = 0; i < x->pieces; i++) {
-            const matrix columns = matrix_at(piece[i], part.first * heads.head_dim, x->dtype);
-            const matrix message = matrix_at((matrix){messages, x->pieces * width}, at + i * width, x->dtype);
-            TS_TRY(copy_rows(tape, pack ? columns : message, pack ? message : columns, rows, width, x->dtype));
+        const ts_part heads = ts_split(place->all.heads, ranks, rank);
+        const int64_t row = x->pieces * heads.count * place->all.head_dim;
+        if (rank != own || !x->direct) {
+            const matrix message = matrix_at((matrix){messages, row}, at, x->dtype);
+            TS_TRY(copy_pieces(tape, x, piece, 0, heads, message, batch * part.count, pack));
+            continue;
+        }
+        for (int64_t b = 0; b < batch; b++) {
+            const int64_t first = b * group.count + part.first - group.first;
+            const matrix place_in_all = matrix_at((matrix){all, row}, first * row, x->dtype);
+            TS_TRY(copy_pieces(tape, x, piece, b * part.count, heads, place_in_all, part.count, pack));
         }
     }
     return 0;
@@ -88,7 +111,7 @@ static int copy_by_heads(ts_tape *tape, const exchange *x, void *all, void *mess
     int64_t at = 0;
     for (int rank = 0; rank < ts_comm_size(place->ulysses); at += x->to_tokens[rank++]) {
         const ts_part part = sequence_part(place, rank);
-        const int64_t run = part.count * width;
+        const int64_t run = rank == ts_comm_rank(place->ulysses) ? 0 : part.count * width;
         const matrix message = matrix_at((matrix){messages, run}, at, x->dtype);
         const matrix sample =
             matrix_at((matrix){all, group.count * width}, (part.first - group.first) * width, x->dtype);
@@ -97,9 +120,14 @@ static int copy_by_heads(ts_tape *tape, const exchange *x, void *all, void *mess
     return 0;
 }
 
-// The messages on the side of the heads: the matrix itself, or a buffer from the pool.
+// The messages on the side of the heads: of one sample, the matrix itself, without the first rank's own part; else a
+// buffer from the pool.
 static void *head_messages(ts_tape *tape, const exchange *x, void *all) {
-    return x->place->own.batch == 1 ? all : ts_pool_take(tape, message_bytes(x, x->to_tokens));
+    if (x->place->own.batch > 1) {
+        return ts_pool_take(tape, message_bytes(x, x->to_tokens));
+    }
+    const int64_t own = sequence_part(x->place, 0).count * x->pieces * x->place->own.heads * x->place->own.head_dim;
+    return matrix_at((matrix){all, 0}, ts_comm_rank(x->place->ulysses) == 0 ? own : 0, x->dtype).data;
 }
 
 static void head_messages_give(ts_tape *tape, const exchange *x, void *messages) {
@@ -114,9 +142,9 @@ static int tokens_to_heads(ts_tape *tape, const exchange *x, const matrix *piece
     if (!out || !in) {
         return TS_ERESOURCE;
     }
-    TS_TRY(copy_by_tokens(tape, x, piece, out, true));
+    TS_TRY(copy_by_tokens(tape, x, piece, out, all, true));
     TS_TRY(ts_tape_all_to_all(tape, x->place->ulysses, out, x->to_heads, in, x->to_tokens, x->dtype));
-    if (in != all) {
+    if (x->place->own.batch > 1) {
         TS_TRY(copy_by_heads(tape, x, all, in, false));
     }
     ts_pool_give(tape, out, bytes);
@@ -130,11 +158,11 @@ static int heads_to_tokens(ts_tape *tape, const exchange *x, void *all, const ma
     if (!out || !in) {
         return TS_ERESOURCE;
     }
-    if (out != all) {
+    if (x->place->own.batch > 1) {
         TS_TRY(copy_by_heads(tape, x, all, out, true));
     }
     TS_TRY(ts_tape_all_to_all(tape, x->place->ulysses, out, x->to_tokens, in, x->to_heads, x->dtype));
-    TS_TRY(copy_by_tokens(tape, x, piece, in, false));
+    TS_TRY(copy_by_tokens(tape, x, piece, in, all, false));
     head_messages_give(tape, x, out);
     ts_pool_give(tape, in, bytes);
     return 0;
