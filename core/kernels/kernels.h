@@ -23,7 +23,7 @@
 
 #include "core/tensor/tensor.h"
 
-// C = op(A) op(B) [+ C] [+ bias] [then GELU]     op(A) is [m, k], op(B) is [k, n], C is [m, n]
+// C = op(A) op(B) [+ C] [+ bias] [then GELU]     op(A) is [m, k], op(B) is [k, n], C is [m, n]; any side may be 0
 // Epilogue order: accumulate, bias, GELU. When `before_gelu` is set, the value before GELU is stored there (for the
 // backward pass) in dtype_c with the layout of C. GELU is taken of the value rounded to dtype_c, so that gelu_forward
 // of before_gelu gives C, bit by bit.
@@ -105,6 +105,10 @@ typedef struct ts_layer_norm {
 //   u = x * rstd * weight;   pairs (2p, 2p+1) of each head rotate by angle[row % positions][p]
 // cosine/sine NULL: no rotation. Used for Q and K, for the text encoder's norms, and for any RMS norm.
 // Zhang & Sennrich 2019; Su et al. 2021.
+//
+// Rows may be cut over ranks, each of which has `width` of `whole_width` columns. Then rms_norm_squares gives this
+// part's sums of x^2, and rms_norm_products, in the backward pass, those of x d_x / rstd before the mean is taken off:
+// of g x with g = (d_y rotated back) * weight. Their totals over the ranks are what forward and backward take.
 typedef struct ts_rms_norm {
     int64_t rows, width;
     int64_t x_row, y_row;  // row strides in elements
@@ -116,6 +120,8 @@ typedef struct ts_rms_norm {
     float *rstd;                 // [rows] saved for backward, or NULL
     const float *cosine, *sine;  // [positions, head_dim / 2] or NULL
     int64_t positions, head_dim;
+    float *sums;          // [rows] of the whole row, written by rms_norm_squares and rms_norm_products; NULL: not cut
+    int64_t whole_width;  // with sums
     // backward only
     const void *d_y;  // dtype_y, stride y_row
     void *d_x;        // dtype_x, stride x_row; `=` or `+=` (`+=` needs F32)
@@ -204,6 +210,8 @@ typedef struct ts_kernels {
     int (*layer_norm_backward)(const ts_layer_norm *p);
     int (*rms_norm_forward)(const ts_rms_norm *p);
     int (*rms_norm_backward)(const ts_rms_norm *p);
+    int (*rms_norm_squares)(const ts_rms_norm *p);   // sums[row] = sum of x^2
+    int (*rms_norm_products)(const ts_rms_norm *p);  // sums[row] = sum of g x
     int (*gated_residual_forward)(const ts_gated_residual *p);
     int (*gated_residual_backward)(const ts_gated_residual *p);
     int (*patchify)(const ts_patchify *p);

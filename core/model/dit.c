@@ -5,118 +5,21 @@
 
 #include "core/model/dit_private.h"
 #include "core/nn/activation.h"
-#include "core/nn/attention.h"
 #include "core/nn/embed.h"
 #include "core/nn/residual.h"
-
-// ---- blocks
-
-// What all blocks of one forward pass share; lives as long as the tape's step.
-typedef struct forward_pass {
-    const ts_dit *dit;
-    int64_t batch;
-    ts_rope rope;
-    ts_row_map levels;  // row of the modulation table for each token
-} forward_pass;
-
-typedef struct block_context {
-    const forward_pass *pass;
-    const dit_block *block;
-    int index;
-} block_context;
-
-static ts_attention_heads heads_of(const forward_pass *pass) {
-    const ts_dit_config *c = &pass->dit->config;
-    return (ts_attention_heads){pass->batch, c->heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)};
-}
-
-// n [B, L, D] -> [B, L, D]
-static ts_var *self_attention(ts_tape *tape, const forward_pass *pass, const dit_block *b, ts_var *n) {
-    const int64_t D = pass->dit->width;
-    const double eps = pass->dit->config.eps;
-    const ts_dtype dtype = ts_tape_operand_dtype(tape);
-    ts_var *qkv = ts_nn_linear(tape, &b->self_qkv, n, dtype);  // [B, L, 3 D]
-    ts_var *q = ts_nn_rms_norm(tape, (ts_columns){qkv, 0, D}, eps, b->self_norm_q, pass->rope, dtype);
-    ts_var *k = ts_nn_rms_norm(tape, (ts_columns){qkv, D, D}, eps, b->self_norm_k, pass->rope, dtype);
-    ts_var *o =
-        ts_nn_attention(tape, heads_of(pass), ts_whole(q), ts_whole(k), (ts_columns){qkv, 2 * D, D}, NULL, NULL);
-    return ts_nn_linear(tape, &b->self_out, o, dtype);
-}
-
-// q [B, L, D] attends to the rows of context [B, rows, D] through one pair of key and value projections.
-static ts_var *attend(ts_tape *tape, const forward_pass *pass, const ts_linear *kv_layer, const ts_param *norm_k,
-                      ts_var *q, ts_var *context) {
-    const int64_t D = pass->dit->width;
-    const ts_dtype dtype = ts_tape_operand_dtype(tape);
-    ts_var *kv = ts_nn_linear(tape, kv_layer, context, dtype);  // [B, rows, 2 D]
-    ts_var *k = ts_nn_rms_norm(tape, (ts_columns){kv, 0, D}, pass->dit->config.eps, norm_k, (ts_rope){0}, dtype);
-    return ts_nn_attention(tape, heads_of(pass), ts_whole(q), ts_whole(k), (ts_columns){kv, D, D}, NULL, NULL);
-}
-
-// n [B, L, D] -> [B, L, D]; the text's rows are attended without mask, those of an image in a softmax of their own.
-static ts_var *cross_attention(ts_tape *tape, const forward_pass *pass, const dit_block *b, ts_var *n, ts_var *text,
-                               ts_var *image) {
-    const ts_dtype dtype = ts_tape_operand_dtype(tape);
-    ts_var *q = ts_nn_linear(tape, &b->cross_q, n, dtype);
-    q = ts_nn_rms_norm(tape, ts_whole(q), pass->dit->config.eps, b->cross_norm_q, (ts_rope){0}, dtype);
-    ts_var *o = attend(tape, pass, &b->cross_kv, b->cross_norm_k, q, text);
-    if (image) {
-        ts_var *o_image = attend(tape, pass, &b->image_kv, b->image_norm_k, q, image);
-        o = ts_nn_cast(tape, ts_nn_residual(tape, ts_nn_cast(tape, o, TS_F32), o_image), dtype);
-    }
-    return ts_nn_linear(tape, &b->cross_out, o, dtype);
-}
-
-// m = table + modulation: shift, scale, gate of the self-attention, then of the feed-forward.
-//   x += SelfAttention(LN(x) (1 + scale) + shift) gate
-//   x += CrossAttention(LN(x) w + b, text)
-//   x += FFN(LN(x) (1 + scale) + shift) gate
-static ts_var *block_forward(ts_tape *tape, const void *context, ts_var *const *inputs) {
-    const block_context *bc = context;
-    const forward_pass *pass = bc->pass;
-    const dit_block *b = bc->block;
-    const int64_t D = pass->dit->width;
-    const double eps = pass->dit->config.eps;
-    const ts_dtype dtype = ts_tape_operand_dtype(tape);
-    ts_var *x = inputs[0], *text = inputs[1], *image = inputs[3];
-    ts_var *m = ts_nn_add_rows(tape, inputs[2], ts_tape_param_part(tape, b->table, 0, TS_SHAPE(1, 6 * D)));
-    const ts_columns shift_sa = {m, 0, D}, scale_sa = {m, D, D}, gate_sa = {m, 2 * D, D};
-    const ts_columns shift_ff = {m, 3 * D, D}, scale_ff = {m, 4 * D, D}, gate_ff = {m, 5 * D, D};
-
-    ts_var *n = ts_nn_layer_norm(tape, x, eps, 1.0, scale_sa, shift_sa, pass->levels, dtype);
-    ts_var *y = self_attention(tape, pass, b, n);
-    ts_tape_probe(tape, y, "block.%d.attn1.output", bc->index);
-    x = ts_nn_gated_residual(tape, x, y, gate_sa, pass->levels);
-
-    n = b->cross_norm_weight ? ts_nn_layer_norm_affine(tape, x, eps, b->cross_norm_weight, b->cross_norm_bias, dtype)
-                             : ts_nn_cast(tape, x, dtype);
-    y = cross_attention(tape, pass, b, n, text, image);
-    ts_tape_probe(tape, y, "block.%d.attn2.output", bc->index);
-    x = ts_nn_residual(tape, x, y);
-
-    n = ts_nn_layer_norm(tape, x, eps, 1.0, scale_ff, shift_ff, pass->levels, dtype);
-    y = ts_nn_linear(tape, &b->ffn_out, ts_nn_linear_gelu(tape, &b->ffn_in, n), dtype);
-    ts_tape_probe(tape, y, "block.%d.ffn.output", bc->index);
-    x = ts_nn_block_sum(tape, x, y, gate_ff, pass->levels);
-    ts_tape_probe(tape, x, "block.%d.output", bc->index);
-    return x;
-}
 
 // ---- conditioning
 
 // Rows of equal timestep, one after another, share a row of the modulation table: one noise level for each sample costs
-// B rows, not B L. Fills levels[B L] and t[rows]; returns the number of rows.
-static int64_t distinct_levels(const ts_dit_input *in, int64_t batch, int64_t tokens, int32_t *level, float *t) {
-    const int64_t per_sample = in->timesteps_per_sample, tokens_per_step = tokens / per_sample;
+// B rows, not B L. Fills level[B * per sample], the row of each timestep, and t[rows]; returns the number of rows.
+static int64_t distinct_levels(const ts_dit_input *in, int64_t batch, int32_t *level, float *t) {
     int64_t rows = 0;
-    for (int64_t i = 0; i < batch * per_sample; i++) {
+    for (int64_t i = 0; i < batch * in->timesteps_per_sample; i++) {
         // Without values (counting) every timestep is taken as different.
         if (i == 0 || !in->timestep || in->timestep[i] != t[rows - 1]) {
             t[rows++] = in->timestep ? in->timestep[i] : 0.0f;
         }
-        for (int64_t j = 0; j < tokens_per_step; j++) {
-            level[i * tokens_per_step + j] = (int32_t)(rows - 1);
-        }
+        level[i] = (int32_t)(rows - 1);
     }
     return rows;
 }
@@ -134,28 +37,32 @@ static ts_var *text_embedding(ts_tape *tape, const ts_dit *dit, ts_var *context)
                         dtype);
 }
 
-// x [B, L, D] f32 = patches W^T + b (+ positions W_p^T + b_p)
-static ts_var *token_embedding(ts_tape *tape, const ts_dit *dit, ts_var *latent, const dit_positions *positions) {
+// x [own rows, D] f32 = patches W^T + b (+ positions W_p^T + b_p)
+static ts_var *token_embedding(ts_tape *tape, const dit_pass *pass, ts_var *latent, const dit_positions *positions) {
+    const ts_dit *dit = pass->dit;
+    const ts_part part = pass->tokens.part;
     ts_var *patches = ts_nn_patchify(tape, latent, dit->config.patch, ts_tape_operand_dtype(tape));
+    patches = ts_nn_take_tokens(tape, patches, dit->mesh, &pass->tokens);
     ts_var *x = ts_nn_linear(tape, &dit->patch, patches, TS_F32);
     ts_tape_probe(tape, x, "patch_embedding.output");
-    if (dit->config.absolute_positions) {
-        const ts_tensor features = {TS_F32, TS_SHAPE(positions->tokens, DIT_POSITION_FEATURES), positions->features};
-        x = ts_nn_add_rows(tape, x, ts_nn_linear(tape, &dit->position, ts_tape_input(tape, features, false), TS_F32));
+    if (dit->config.absolute_positions && part.count > 0) {
+        const ts_tensor features = {TS_F32, TS_SHAPE(part.count, DIT_POSITION_FEATURES),
+                                    positions->features + part.first * DIT_POSITION_FEATURES};
+        ts_var *embedding = ts_nn_linear(tape, &dit->position, ts_tape_input(tape, features, false), TS_F32);
+        x = ts_nn_add_rows_from(tape, x, embedding, pass->tokens.rows.first % part.count);
     }
     return x;
 }
 
-// v = unpatchify(W (LN(x) (1 + scale) + shift) + b), shift and scale = table + temb
-static ts_var *head(ts_tape *tape, const ts_dit *dit, ts_var *x, ts_var *temb, ts_row_map levels, ts_shape video) {
+// v = W (LN(x) (1 + scale) + shift) + b, shift and scale = table + temb     [own rows, features of a token] f32
+static ts_var *head(ts_tape *tape, const dit_pass *pass, ts_var *x, ts_var *temb) {
+    const ts_dit *dit = pass->dit;
     const int64_t D = dit->width;
     ts_var *shift = ts_nn_add_rows(tape, temb, ts_tape_param_part(tape, dit->table, 0, TS_SHAPE(1, D)));
     ts_var *scale = ts_nn_add_rows(tape, temb, ts_tape_param_part(tape, dit->table, D, TS_SHAPE(1, D)));
-    x = ts_nn_layer_norm(tape, x, dit->config.eps, 1.0, ts_whole(scale), ts_whole(shift), levels,
+    x = ts_nn_layer_norm(tape, x, dit->config.eps, 1.0, ts_whole(scale), ts_whole(shift), pass->levels,
                          ts_tape_operand_dtype(tape));
-    ts_var *v = ts_nn_unpatchify(tape, ts_nn_linear(tape, &dit->out, x, TS_F32), dit->config.patch, video);
-    ts_tape_probe(tape, v, "sample");
-    return v;
+    return ts_nn_linear(tape, &dit->out, x, TS_F32);
 }
 
 // ---- forward
@@ -202,42 +109,83 @@ static int check_input(const ts_dit *dit, const ts_dit_input *in) {
     return in->image ? check_image(c, &in->image->value.shape, s->dim[0]) : 0;
 }
 
+static void probe_inputs(ts_tape *tape, const ts_dit_input *in, int32_t *level, const dit_positions *positions,
+                         int64_t pairs) {
+    const ts_shape levels = TS_SHAPE(in->latent->value.shape.dim[0], in->timesteps_per_sample);
+    const ts_shape angles = TS_SHAPE(positions->tokens, pairs);
+    ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_I32, levels, level}, false), "level");
+    ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, angles, positions->cosine}, false), "rope_cos");
+    ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, angles, positions->sine}, false), "rope_sin");
+}
+
 // The pass's shared facts, and t[rows] of the distinct noise levels.
-static forward_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in,
-                                const dit_positions *positions, float **t) {
-    const int64_t batch = in->latent->value.shape.dim[0], tokens = positions->tokens;
-    forward_pass *pass = ts_tape_object(tape, sizeof *pass);
-    int32_t *level = ts_tape_object(tape, (size_t)(batch * tokens) * sizeof *level);
-    *t = ts_tape_object(tape, (size_t)(batch * in->timesteps_per_sample) * sizeof **t);
-    if (!pass || !level || !*t) {
+static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in, const dit_positions *positions,
+                            float **t) {
+    const ts_dit_config *c = &dit->config;
+    const int64_t batch = in->latent->value.shape.dim[0], pairs = c->head_dim / 2;
+    const ts_tokens tokens = ts_tokens_of(dit->mesh, batch, positions->tokens);
+    const int64_t steps = batch * in->timesteps_per_sample, tokens_per_step = tokens.tokens / in->timesteps_per_sample;
+    dit_pass *pass = ts_tape_object(tape, sizeof *pass);
+    int32_t *level = ts_tape_object(tape, (size_t)steps * sizeof *level);
+    int32_t *own = ts_tape_object(tape, (size_t)tokens.rows.count * sizeof *own);
+    *t = ts_tape_object(tape, (size_t)steps * sizeof **t);
+    if (!pass || !level || !own || !*t) {
         return NULL;
     }
-    const int64_t rows = distinct_levels(in, batch, tokens, level, *t);
-    *pass = (forward_pass){.dit = dit,
-                           .batch = batch,
-                           .rope = {positions->cosine, positions->sine, tokens, dit->config.head_dim},
-                           .levels = {level, rows}};
+    const int64_t rows = distinct_levels(in, batch, level, *t);
+    for (int64_t r = 0; r < tokens.rows.count; r++) {
+        own[r] = level[ts_tokens_place(&tokens, r) / tokens_per_step];
+    }
+    ts_comm *tensor = ts_mesh_axis(dit->mesh, TS_AXIS_TENSOR);
+    const int64_t heads = ts_split(c->heads, ts_comm_size(tensor), ts_comm_rank(tensor)).count;
+    const int64_t first = tokens.part.first * pairs;
+    *pass = (dit_pass){.dit = dit,
+                       .tokens = tokens,
+                       .rows = {tensor, batch * tokens.part.count},
+                       .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
+                       .rope = {positions->cosine + first, positions->sine + first, tokens.part.count, c->head_dim},
+                       .levels = {own, rows}};
     if (ts_tape_computes(tape)) {
-        const int64_t pairs = dit->config.head_dim / 2;
-        ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_I32, TS_SHAPE(batch, tokens), level}, false), "level");
-        ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, TS_SHAPE(tokens, pairs), positions->cosine}, false),
-                      "rope_cos");
-        ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, TS_SHAPE(tokens, pairs), positions->sine}, false),
-                      "rope_sin");
+        probe_inputs(tape, in, level, positions, pairs);
     }
     return pass;
 }
 
-ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in) {
-    if (ts_tape_status(tape) || ts_tape_try(tape, check_input(dit, in))) {
-        return NULL;
+ts_tokens ts_dit_tokens(const ts_dit *dit, ts_shape video) {
+    const int64_t *patch = dit->config.patch;
+    return ts_tokens_of(dit->mesh, video.dim[0],
+                        video.dim[1] / patch[0] * (video.dim[2] / patch[1]) * (video.dim[3] / patch[2]));
+}
+
+int64_t ts_dit_token_features(const ts_dit *dit) {
+    const ts_dit_config *c = &dit->config;
+    return c->patch[0] * c->patch[1] * c->patch[2] * c->out_channels;
+}
+
+void ts_dit_take_tokens(const ts_dit *dit, ts_shape video, const float *from, float *out) {
+    const ts_tokens tokens = ts_dit_tokens(dit, video);
+    const int64_t *patch = dit->config.patch, *dim = video.dim, channels = dim[4];
+    const int64_t grid_h = dim[2] / patch[1], grid_w = dim[3] / patch[2];
+    for (int64_t r = 0; r < tokens.rows.count; r++) {
+        const int64_t place = ts_tokens_place(&tokens, r), w = place % grid_w, h = place / grid_w % grid_h;
+        const int64_t frame = place / grid_w / grid_h * patch[0];  // of all samples, one after another
+        for (int64_t t = 0; t < patch[0]; t++) {
+            for (int64_t y = 0; y < patch[1]; y++, out += patch[2] * channels) {
+                const int64_t line = ((frame + t) * dim[2] + h * patch[1] + y) * dim[3] + w * patch[2];
+                memcpy(out, from + line * channels, (size_t)(patch[2] * channels) * sizeof *out);
+            }
+        }
     }
+}
+
+ts_var *ts_dit_forward_tokens(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in) {
     const dit_positions *positions;
-    if (ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape))) {
+    float *t;
+    if (ts_tape_status(tape) || ts_tape_try(tape, check_input(dit, in)) ||
+        ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape))) {
         return NULL;
     }
-    float *t;
-    const forward_pass *pass = begin_pass(tape, dit, in, positions, &t);
+    const dit_pass *pass = begin_pass(tape, dit, in, positions, &t);
     if (!pass) {
         return NULL;
     }
@@ -251,18 +199,26 @@ ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in)
     if (image) {
         ts_tape_probe(tape, image, "context_img");
     }
-
-    ts_var *x = token_embedding(tape, dit, in->latent, positions);
+    ts_var *x = token_embedding(tape, pass, in->latent, positions);
     for (int i = 0; i < (int)dit->config.layers; i++) {
-        block_context *context = ts_tape_object(tape, sizeof *context);
-        if (!context) {
-            return NULL;
+        if (in->grad_ready) {
+            ts_tape_mark(tape, in->grad_ready, in->grad_user, dit->block[i].group);
         }
-        *context = (block_context){pass, &dit->block[i], i};
-        ts_var *inputs[] = {x, text, modulation, image};
-        x = ts_tape_scope(tape, block_forward, context, inputs, 4, in->recompute);
+        x = dit_block_forward(tape, pass, i, x, text, modulation, image, in->recompute);
     }
-    ts_shape video = in->latent->value.shape;
+    return x ? head(tape, pass, x, temb) : NULL;
+}
+
+ts_var *ts_dit_collect(ts_tape *tape, const ts_dit *dit, ts_var *velocity, ts_shape video) {
+    const ts_tokens tokens = ts_dit_tokens(dit, video);
+    ts_var *whole = ts_nn_collect_tokens(tape, velocity, dit->mesh, &tokens);
     video.dim[4] = dit->config.out_channels;
-    return head(tape, dit, x, temb, pass->levels, video);
+    ts_var *v = ts_nn_unpatchify(tape, whole, dit->config.patch, video);
+    ts_tape_probe(tape, v, "sample");
+    return v;
+}
+
+ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in) {
+    ts_var *velocity = ts_dit_forward_tokens(tape, dit, in);
+    return velocity ? ts_dit_collect(tape, dit, velocity, in->latent->value.shape) : NULL;
 }

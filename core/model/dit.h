@@ -3,6 +3,13 @@
 // generative models"), with sizes from config.json and tensor names of diffusers' WanTransformer3DModel.
 //
 // Noise level is per latent frame: every frame of every sample carries its own timestep.
+//
+// On the mesh of its parameters the transformer is sharded: heads and feed-forward widths over the tensor axis, tokens
+// over the sequence axes and, between pairs of layers, over the tensor axis too (core/nn/rows.h). Latents, text and
+// timesteps are alike on all ranks of the model group, and what depends on text and timesteps alone is computed on each
+// of them. Every rank's gradients are partial: their sum over the world, or over the replica group for parameters that
+// are cut, is the gradient of the sum of the ranks' losses. So are the gradients of inputs, summed over the model
+// group.
 #ifndef TS_MODEL_DIT_H
 #define TS_MODEL_DIT_H
 
@@ -10,6 +17,7 @@
 #include <stdint.h>
 
 #include "core/nn/param.h"
+#include "core/nn/rows.h"
 #include "core/nn/tape.h"
 
 typedef struct ts_dit_config {
@@ -33,7 +41,7 @@ json_t *ts_dit_config_to_json(const ts_dit_config *config);  // new reference
 int64_t ts_dit_width(const ts_dit_config *config);
 
 // Declares the parameters in `params` (prefix "" for a diffusers transformer folder) and keeps handles. Does not
-// allocate.
+// allocate. The mesh is that of `params`.
 int ts_dit_open(ts_dit **out, const ts_dit_config *config, ts_params *params, const char *prefix);
 void ts_dit_close(ts_dit **dit);
 const ts_dit_config *ts_dit_get_config(const ts_dit *dit);
@@ -46,13 +54,29 @@ typedef struct ts_dit_input {
     const float *timestep;  // 1000 * sigma, [B, timesteps_per_sample]: 1 (a level per sample), T (per latent frame)
     int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call
     ts_recompute recompute;        // of each block
+    // Called, when the pass is recorded, as soon as backward has finished the gradients of a block's parameters, with
+    // the number of their group; or NULL. Those of group 0 are final at the end of the backward pass.
+    ts_tape_mark_fn grad_ready;
+    void *grad_user;
 } ts_dit_input;
 
-// Velocity [B, T, H, W, out_channels] f32, or NULL (see ts_tape_status). T, H, W must be multiples of the patch.
-// Probes: "level" (row of "temb" for each token), "rope_cos", "rope_sin", "patch_embedding.output", "temb",
+// Velocity [B, T, H, W, out_channels] f32 on every rank of the model group, or NULL (see ts_tape_status). T, H, W must
+// be multiples of the patch. A gradient of it must be alike on these ranks. Collective over the model group.
+// Probes: "level" (row of "temb" for each timestep), "rope_cos", "rope_sin", "patch_embedding.output", "temb",
 // "timestep_proj", "context", "context_img", "block.I.attn1.output", "block.I.attn2.output", "block.I.ffn.output",
-// "block.I.output", "sample".
+// "block.I.output", "sample". Those of patches and blocks are own rows.
 ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input);
+
+// ---- own tokens: for losses, which need no message
+// Velocity [own rows, token features] f32 of this rank's own tokens; features in order (pt, ph, pw, c).
+ts_var *ts_dit_forward_tokens(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input);
+// The whole velocity from that; ts_dit_forward is one after the other. `video` is the shape of the latent.
+ts_var *ts_dit_collect(ts_tape *tape, const ts_dit *dit, ts_var *velocity, ts_shape video);
+// Which tokens a rank has of a latent [B, T, H, W, C]: `video`. Weights of frames: ts_tokens_spread.
+ts_tokens ts_dit_tokens(const ts_dit *dit, ts_shape video);
+int64_t ts_dit_token_features(const ts_dit *dit);
+// The same tokens of a video [B, T, H, W, out_channels], a target say: out [own rows, token features].
+void ts_dit_take_tokens(const ts_dit *dit, ts_shape video, const float *from, float *out);
 
 // Model FLOPs of one forward pass of one sample, multiply-add = 2: what "achieved GFLOP/s" is computed from. Counted
 // are the blocks, the patch embedding and the head; the conditioning is left out.

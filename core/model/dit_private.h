@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transformer's inside: dit_weights.c declares it, dit_positions.c makes its tables, dit.c runs it.
+// The transformer's inside: dit_weights.c declares it, dit_positions.c makes its tables, dit.c runs it, block after
+// block of dit_block.c.
 #ifndef TS_MODEL_DIT_PRIVATE_H
 #define TS_MODEL_DIT_PRIVATE_H
 
 #include "core/model/dit.h"
+#include "core/nn/attention.h"
 #include "core/nn/linear.h"
 #include "core/nn/norm.h"
+#include "core/nn/rows.h"
 
 // Four cosine waves along each of t, h and w (see dit_positions.c).
 enum { DIT_POSITION_WAVES = 4, DIT_POSITION_FEATURES = 3 * DIT_POSITION_WAVES };
 
 typedef struct dit_block {
+    int group;        // of its parameters
     ts_param *table;  // [1, 6, D]
     ts_linear self_qkv, self_out;
     ts_param *self_norm_q, *self_norm_k;            // [D]
@@ -38,6 +42,7 @@ typedef struct dit_positions {
 
 struct ts_dit {
     ts_dit_config config;
+    const ts_mesh *mesh;  // that of the parameters
     int64_t width;
     ts_linear patch, position;
     ts_linear time_1, time_2, time_projection, text_1, text_2;
@@ -47,6 +52,21 @@ struct ts_dit {
     ts_linear out;
     dit_positions **positions;  // list of the grids seen so far: a cache, so that it may change in a const model
 };
+
+// What all blocks of one forward pass share; lives as long as the tape's step.
+typedef struct dit_pass {
+    const ts_dit *dit;
+    ts_tokens tokens;
+    ts_rows rows;              // those of this sequence part, over the tensor axis
+    ts_attention_heads heads;  // of this rank's tensor part
+    ts_rope rope;              // of the tokens of this sequence part
+    ts_row_map levels;         // row of the modulation table for each own row
+} dit_pass;
+
+// Block `index` of a pass: x [own rows, D] f32 -> the same. text [B, rows, D] and image [B, rows, D] or NULL in the
+// operand dtype, modulation [table rows, 6 D] f32.
+ts_var *dit_block_forward(ts_tape *tape, const dit_pass *pass, int index, ts_var *x, ts_var *text, ts_var *modulation,
+                          ts_var *image, ts_recompute recompute);
 
 // Tables of the grid of a video [B, T, H, W, C], made at first use. Not thread-safe.
 int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video);

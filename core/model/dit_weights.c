@@ -15,34 +15,71 @@ static int declare(ts_param **out, ts_params *params, const char *prefix, const 
     return ts_params_declare(out, params, prefix, name, shape, false);
 }
 
-static int open_block(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix, int64_t index) {
+// A vector over the columns of all heads; each rank of the tensor axis has those of its heads.
+static int declare_heads(ts_param **out, ts_params *params, const char *prefix, const char *name,
+                         const ts_dit_config *c) {
+    const ts_declaration as = {.whole = TS_SHAPE(ts_dit_width(c)), .cut = 0, .unit = c->head_dim};
+    return ts_params_declare_as(out, params, prefix, name, &as);
+}
+
+// Projections of width D from all columns to those of the heads, or from those of the heads to all.
+static int open_to_heads(ts_linear *out, const ts_dit_config *c, ts_params *params, const char *prefix,
+                         const char *const *names, int count) {
     const int64_t D = ts_dit_width(c);
-    char at[PREFIX_BYTES];
-    snprintf(at, sizeof at, "%sblocks.%lld.", prefix, (long long)index);
-    ts_params_begin_group(params);
-    TS_TRY(declare(&b->table, params, at, "scale_shift_table", TS_SHAPE(1, 6, D)));
+    const ts_linear_shape shape = {D, D, true, TS_LINEAR_CUT_OUT, c->head_dim};
+    return ts_linear_open_as(out, params, prefix, names, count, &shape);
+}
+
+static int open_from_heads(ts_linear *out, const ts_dit_config *c, ts_params *params, const char *prefix,
+                           const char *name) {
+    const int64_t D = ts_dit_width(c);
+    const ts_linear_shape shape = {D, D, true, TS_LINEAR_CUT_IN, c->head_dim};
+    return ts_linear_open_as(out, params, prefix, &name, 1, &shape);
+}
+
+static int open_self_attention(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix) {
     const char *const qkv[] = {"attn1.to_q", "attn1.to_k", "attn1.to_v"};
-    TS_TRY(ts_linear_open_joined(&b->self_qkv, params, at, qkv, 3, D, D, true));
-    TS_TRY(declare(&b->self_norm_q, params, at, "attn1.norm_q.weight", TS_SHAPE(D)));
-    TS_TRY(declare(&b->self_norm_k, params, at, "attn1.norm_k.weight", TS_SHAPE(D)));
-    TS_TRY(ts_linear_open(&b->self_out, params, at, "attn1.to_out.0", D, D, true));
+    TS_TRY(open_to_heads(&b->self_qkv, c, params, prefix, qkv, 3));
+    TS_TRY(declare_heads(&b->self_norm_q, params, prefix, "attn1.norm_q.weight", c));
+    TS_TRY(declare_heads(&b->self_norm_k, params, prefix, "attn1.norm_k.weight", c));
+    return open_from_heads(&b->self_out, c, params, prefix, "attn1.to_out.0");
+}
+
+static int open_cross_attention(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix) {
+    const int64_t D = ts_dit_width(c);
     if (c->cross_attention_norm) {
-        TS_TRY(declare(&b->cross_norm_weight, params, at, "norm2.weight", TS_SHAPE(D)));
-        TS_TRY(declare(&b->cross_norm_bias, params, at, "norm2.bias", TS_SHAPE(D)));
+        TS_TRY(declare(&b->cross_norm_weight, params, prefix, "norm2.weight", TS_SHAPE(D)));
+        TS_TRY(declare(&b->cross_norm_bias, params, prefix, "norm2.bias", TS_SHAPE(D)));
     }
-    TS_TRY(ts_linear_open(&b->cross_q, params, at, "attn2.to_q", D, D, true));
+    TS_TRY(open_to_heads(&b->cross_q, c, params, prefix, (const char *const[]){"attn2.to_q"}, 1));
     const char *const kv[] = {"attn2.to_k", "attn2.to_v"};
-    TS_TRY(ts_linear_open_joined(&b->cross_kv, params, at, kv, 2, D, D, true));
-    TS_TRY(declare(&b->cross_norm_q, params, at, "attn2.norm_q.weight", TS_SHAPE(D)));
-    TS_TRY(declare(&b->cross_norm_k, params, at, "attn2.norm_k.weight", TS_SHAPE(D)));
+    TS_TRY(open_to_heads(&b->cross_kv, c, params, prefix, kv, 2));
+    TS_TRY(declare_heads(&b->cross_norm_q, params, prefix, "attn2.norm_q.weight", c));
+    TS_TRY(declare_heads(&b->cross_norm_k, params, prefix, "attn2.norm_k.weight", c));
     if (c->added_kv_dim) {
         const char *const image_kv[] = {"attn2.add_k_proj", "attn2.add_v_proj"};
-        TS_TRY(ts_linear_open_joined(&b->image_kv, params, at, image_kv, 2, D, D, true));
-        TS_TRY(declare(&b->image_norm_k, params, at, "attn2.norm_added_k.weight", TS_SHAPE(D)));
+        TS_TRY(open_to_heads(&b->image_kv, c, params, prefix, image_kv, 2));
+        TS_TRY(declare_heads(&b->image_norm_k, params, prefix, "attn2.norm_added_k.weight", c));
     }
-    TS_TRY(ts_linear_open(&b->cross_out, params, at, "attn2.to_out.0", D, D, true));
-    TS_TRY(ts_linear_open(&b->ffn_in, params, at, "ffn.net.0.proj", D, c->ffn_dim, true));
-    TS_TRY(ts_linear_open(&b->ffn_out, params, at, "ffn.net.2", c->ffn_dim, D, true));
+    return open_from_heads(&b->cross_out, c, params, prefix, "attn2.to_out.0");
+}
+
+static int open_feed_forward(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix) {
+    const int64_t D = ts_dit_width(c);
+    const ts_linear_shape in = {D, c->ffn_dim, true, TS_LINEAR_CUT_OUT, 1};
+    const ts_linear_shape out = {c->ffn_dim, D, true, TS_LINEAR_CUT_IN, 1};
+    TS_TRY(ts_linear_open_as(&b->ffn_in, params, prefix, (const char *const[]){"ffn.net.0.proj"}, 1, &in));
+    return ts_linear_open_as(&b->ffn_out, params, prefix, (const char *const[]){"ffn.net.2"}, 1, &out);
+}
+
+static int open_block(dit_block *b, const ts_dit_config *c, ts_params *params, const char *prefix, int64_t index) {
+    char at[PREFIX_BYTES];
+    snprintf(at, sizeof at, "%sblocks.%lld.", prefix, (long long)index);
+    b->group = ts_params_begin_group(params);
+    TS_TRY(declare(&b->table, params, at, "scale_shift_table", TS_SHAPE(1, 6, ts_dit_width(c))));
+    TS_TRY(open_self_attention(b, c, params, at));
+    TS_TRY(open_cross_attention(b, c, params, at));
+    TS_TRY(open_feed_forward(b, c, params, at));
     ts_linear *const hidden[] = {&b->self_qkv,  &b->self_out, &b->cross_q, &b->cross_kv,
                                  &b->cross_out, &b->ffn_in,   &b->ffn_out};
     for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++) {
@@ -121,6 +158,7 @@ int ts_dit_open(ts_dit **out, const ts_dit_config *config, ts_params *params, co
     }
     dit->config = *config;
     dit->width = ts_dit_width(config);
+    dit->mesh = params->mesh;
     dit->block = ts_calloc((size_t)config->layers, sizeof *dit->block);
     dit->positions = ts_calloc(1, sizeof(dit_positions *));
     const int status = dit->block && dit->positions ? open_all(dit, params, prefix) : TS_ERESOURCE;

@@ -8,13 +8,13 @@ int ts_nn_velocity_loss(ts_tape *tape, ts_var *v, const ts_velocity_loss *p) {
         return ts_tape_status(tape);
     }
     const int64_t count = ts_shape_count(v->value.shape);
-    TS_ASSERT(v->value.dtype == TS_F32 && p->rows > 0 && count % p->rows == 0);
+    TS_ASSERT(v->value.dtype == TS_F32 && (p->rows > 0 ? count % p->rows : count) == 0);
     ts_grad_slot d_v = {0};
     if (v->needs_grad) {
         TS_TRY(ts_tape_try(tape, ts_grad_begin(tape, ts_whole(v), TS_F32, false, &d_v)));
     }
     const ts_mse args = {.rows = p->rows,
-                         .width = count / p->rows,
+                         .width = p->rows ? count / p->rows : 0,
                          .v = v->value.data,
                          .target = p->target,
                          .weight = p->weight,

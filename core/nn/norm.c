@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/nn/norm.h"
 
+#include "core/nn/collective.h"
+
 // ---- layer norm
 
 typedef struct layer_norm_call {
@@ -83,25 +85,59 @@ ts_var *ts_nn_layer_norm_affine(ts_tape *tape, ts_var *x, double eps, const ts_p
 
 typedef struct rms_norm_call {
     ts_rms_norm args;
+    ts_comm *comm;  // the ranks that rows are cut over
     ts_columns x;
     ts_var *y;
 } rms_norm_call;
 
+static int total_products(ts_tape *tape, rms_norm_call *c) {
+    ts_rms_norm *args = &c->args;
+    args->sums = ts_pool_take(tape, (size_t)args->rows * sizeof *args->sums);
+    if (!args->sums) {
+        return TS_ERESOURCE;
+    }
+    TS_TRY(TS_KERNEL(tape, rms_norm_products, args));
+    return ts_tape_all_reduce(tape, c->comm, args->sums, args->rows, TS_F32);
+}
+
 static int rms_norm_backward(ts_tape *tape, void *call) {
     rms_norm_call *c = call;
     ts_rms_norm *args = &c->args;
+    const bool cut = ts_comm_size(c->comm) > 1;
     TS_TRY(ts_grad_convert(tape, c->y, args->dtype_y));
     args->d_y = c->y->grad;
+    if (cut) {
+        TS_TRY(total_products(tape, c));
+    }
     ts_grad_slot d_x;
     TS_TRY(ts_grad_begin(tape, c->x, args->dtype_x, true, &d_x));
     args->d_x = d_x.data;
     args->accumulate_d_x = d_x.accumulate;
     TS_TRY(TS_KERNEL(tape, rms_norm_backward, args));
+    if (cut) {
+        ts_pool_give(tape, args->sums, (size_t)args->rows * sizeof *args->sums);
+    }
     return ts_grad_end(tape, c->x, &d_x);
+}
+
+// The sums of whole rows; kept where the norm itself is made again, to save the message.
+static int total_squares(ts_tape *tape, ts_comm *comm, ts_rms_norm *args) {
+    bool ready;
+    args->sums = ts_tape_alloc_kept(tape, (size_t)args->rows * sizeof *args->sums, &ready);
+    if (!args->sums || ready) {
+        return ts_tape_status(tape);
+    }
+    TS_TRY(TS_KERNEL(tape, rms_norm_squares, args));
+    return ts_tape_all_reduce(tape, comm, args->sums, args->rows, TS_F32);
 }
 
 ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
                        ts_dtype dtype_y) {
+    return ts_nn_rms_norm_cut(tape, NULL, x, eps, weight, rope, dtype_y);
+}
+
+ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_comm *comm, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
+                           ts_dtype dtype_y) {
     if (ts_tape_status(tape)) {
         return NULL;
     }
@@ -125,16 +161,20 @@ ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *
                         .sine = rope.sine,
                         .positions = rope.positions,
                         .head_dim = rope.head_dim,
+                        .whole_width = ts_shape_count(weight->whole),
                         .d_weight = weight->grad};
     if (y->needs_grad) {
         args.rstd = ts_tape_alloc(tape, (size_t)args.rows * sizeof(float));
+    }
+    if (!ts_tape_status(tape) && ts_comm_size(comm) > 1) {
+        ts_tape_try(tape, total_squares(tape, comm, &args));
     }
     if (!ts_tape_status(tape)) {
         ts_tape_try(tape, TS_KERNEL(tape, rms_norm_forward, &args));
     }
     rms_norm_call *c = ts_tape_note(tape, y, rms_norm_backward, sizeof *c);
     if (c) {
-        *c = (rms_norm_call){args, x, y};
+        *c = (rms_norm_call){args, comm, x, y};
         if (x.width == ts_var_width(x.var)) {
             ts_var_consume(x.var);
         }

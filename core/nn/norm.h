@@ -29,5 +29,9 @@ typedef struct ts_rope {
 //   u = x / sqrt(mean(x^2) + eps) * weight;  pairs (2p, 2p+1) of each head of u rotate by angle[row % positions][p]
 // over all columns taken (all heads together). x f32 or bf16; y [.., width of x] in dtype_y.
 ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope, ts_dtype dtype_y);
+// The same of columns that are cut over the ranks of `comm`, as `weight` is: the mean is over all of theirs. The row
+// sums are all-reduced, f32, forward and backward: 2 (ranks - 1) / ranks * 4 bytes a row each way.
+ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_comm *comm, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
+                           ts_dtype dtype_y);
 
 #endif

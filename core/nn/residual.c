@@ -81,19 +81,45 @@ ts_var *ts_nn_block_sum(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts
 
 typedef struct add_rows_call {
     ts_var *x, *b, *out;
+    int64_t first;  // row of b that belongs to row 0 of x
 } add_rows_call;
+
+// Rows of x before b begins anew.
+static int64_t rows_until_wrap(const add_rows_call *c) {
+    const int64_t rows = ts_var_rows(c->x), left = c->first ? ts_var_rows(c->b) - c->first : 0;
+    return left < rows ? left : rows;
+}
+
+static float *rows_from(float *data, int64_t row, int64_t width) {
+    return data ? data + row * width : NULL;
+}
 
 static int add_rows_backward(ts_tape *tape, void *call) {
     add_rows_call *c = call;
     if (c->b->needs_grad) {
+        const int64_t width = ts_var_width(c->b), head = rows_until_wrap(c);
         TS_TRY(ts_grad_add_to(tape, c->b));
-        TS_TRY(TS_KERNEL(tape, sum_rows, c->out->grad, c->b->grad, ts_var_rows(c->out), ts_var_rows(c->b),
-                         ts_var_width(c->b)));
+        if (head) {
+            TS_TRY(TS_KERNEL(tape, sum_rows, c->out->grad, rows_from(c->b->grad, c->first, width), head, head, width));
+        }
+        TS_TRY(TS_KERNEL(tape, sum_rows, rows_from(c->out->grad, head, width), c->b->grad, ts_var_rows(c->out) - head,
+                         ts_var_rows(c->b), width));
     }
     return ts_grad_pass(tape, c->out, c->x);
 }
 
-ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b) {
+static int add_rows_forward(ts_tape *tape, const add_rows_call *c) {
+    const int64_t width = ts_var_width(c->b), head = rows_until_wrap(c);
+    const float *x = c->x->value.data, *b = c->b->value.data;
+    float *out = c->out->value.data;
+    if (head) {
+        TS_TRY(TS_KERNEL(tape, add_rows, x, b + c->first * width, out, head, head, width));
+    }
+    return TS_KERNEL(tape, add_rows, x + head * width, b, out + head * width, ts_var_rows(c->x) - head,
+                     ts_var_rows(c->b), width);
+}
+
+ts_var *ts_nn_add_rows_from(ts_tape *tape, ts_var *x, ts_var *b, int64_t first) {
     if (ts_tape_status(tape)) {
         return NULL;
     }
@@ -102,13 +128,17 @@ ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b) {
     if (!out) {
         return NULL;
     }
-    ts_tape_try(tape, TS_KERNEL(tape, add_rows, x->value.data, b->value.data, out->value.data, ts_var_rows(x),
-                                ts_var_rows(b), ts_var_width(x)));
+    const add_rows_call made = {x, b, out, first};
+    ts_tape_try(tape, add_rows_forward(tape, &made));
     add_rows_call *c = ts_tape_note(tape, out, add_rows_backward, sizeof *c);
     if (c) {
-        *c = (add_rows_call){x, b, out};
+        *c = made;
         ts_var_consume(x);
         ts_var_consume(b);
     }
     return ts_tape_status(tape) ? NULL : out;
+}
+
+ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b) {
+    return ts_nn_add_rows_from(tape, x, b, 0);
 }

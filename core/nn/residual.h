@@ -18,5 +18,7 @@ ts_var *ts_nn_block_sum(ts_tape *tape, ts_var *x, ts_var *y, ts_columns gate, ts
 
 // out[r] = x[r] + b[r % rows of b], f32, both [.., D]. Positions, table entries.
 ts_var *ts_nn_add_rows(ts_tape *tape, ts_var *x, ts_var *b);
+// out[r] = x[r] + b[(first + r) % rows of b]       first < rows of b
+ts_var *ts_nn_add_rows_from(ts_tape *tape, ts_var *x, ts_var *b, int64_t first);
 
 #endif

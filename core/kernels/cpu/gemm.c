@@ -4,6 +4,8 @@
 // BF16 operands are multiplied on AMX tiles by gemm_amx.c where there are any. Else oneDNN multiplies F32 -> F32, and
 // BF16 on AVX-512 processors; what remains is converted to F32 first. There GELU is a pass of our own over C: oneDNN's
 // fused one costs more than that pass.
+#include <string.h>
+
 #include "core/base/status.h"
 #include "core/kernels/cpu/cpu.h"
 #include "core/kernels/cpu/gemm_amx.h"
@@ -14,7 +16,7 @@ static int check_gemm(const ts_gemm *p) {
     const bool results = p->dtype_c == TS_F32 || (p->dtype_c == TS_BF16 && !p->accumulate);
     const bool strides =
         p->lda >= (p->transpose_a ? p->m : p->k) && p->ldb >= (p->transpose_b ? p->k : p->n) && p->ldc >= p->n;
-    if (!operands || !results || !strides || p->m < 0 || p->n < 0 || p->k < 1 || (p->before_gelu && !p->gelu)) {
+    if (!operands || !results || !strides || p->m < 0 || p->n < 0 || p->k < 0 || (p->before_gelu && !p->gelu)) {
         return TS_FAIL(TS_EINTERNAL, "gemm: m %lld n %lld k %lld ld %lld %lld %lld %s -> %s%s: not a product",
                        (long long)p->m, (long long)p->n, (long long)p->k, (long long)p->lda, (long long)p->ldb,
                        (long long)p->ldc, ts_dtype_name(p->dtype_ab), ts_dtype_name(p->dtype_c),
@@ -68,7 +70,26 @@ static int product_through_f32(const ts_gemm *p) {
     return 0;
 }
 
+// The sum of no products: 0, or C itself when accumulating, and the bias.
+static int empty_product(const ts_gemm *p) {
+    const ts_kernels *k = ts_cpu_table();
+    for (int64_t row = 0; row < p->m; row++) {
+        char *c = (char *)p->c + (size_t)(row * p->ldc) * ts_dtype_bytes(p->dtype_c);
+        if (p->accumulate && p->bias) {
+            TS_TRY(k->axpy(1.0f, p->bias, (float *)(void *)c, p->n));
+        } else if (p->bias) {
+            TS_TRY(k->cast(p->bias, TS_F32, c, p->dtype_c, p->n));
+        } else if (!p->accumulate) {
+            memset(c, 0, (size_t)p->n * ts_dtype_bytes(p->dtype_c));
+        }
+    }
+    return 0;
+}
+
 static int product(const ts_gemm *p) {
+    if (p->k == 0) {
+        return empty_product(p);
+    }
     const bool direct =
         p->dtype_ab == TS_F32 ? p->dtype_c == TS_F32 : ts_cpu_isa() >= TS_ISA_AVX512 && ts_onednn_multiplies_bf16();
     return direct ? ts_onednn_matmul(p) : product_through_f32(p);
@@ -93,7 +114,7 @@ int ts_cpu_gemm(const ts_gemm *p) {
     if (p->m == 0 || p->n == 0) {
         return 0;
     }
-    if (p->dtype_ab == TS_BF16 && ts_cpu_isa() >= TS_ISA_AMX) {
+    if (p->dtype_ab == TS_BF16 && p->k > 0 && ts_cpu_isa() >= TS_ISA_AMX) {
         return ts_amx_gemm(p);
     }
     if (!p->gelu) {

@@ -176,6 +176,18 @@ TS_INLINE rotation rotation_of(const ts_rms_norm *p, int64_t row, float directio
 
 // ---- RMS norm
 
+// Calls `statement` with `from` and `type`, the dtypes of x and y, as constants.
+#define BY_TWO_DTYPES(p, statement)                                                                                    \
+    do {                                                                                                               \
+        if ((p)->dtype_x == TS_F32) {                                                                                  \
+            const ts_dtype from = TS_F32;                                                                              \
+            TS_BY_DTYPE((p)->dtype_y, statement);                                                                      \
+        } else {                                                                                                       \
+            const ts_dtype from = TS_BF16;                                                                             \
+            TS_BY_DTYPE((p)->dtype_y, statement);                                                                      \
+        }                                                                                                              \
+    } while (0)
+
 static int check_rms_norm(const ts_rms_norm *p) {
     TS_TRY(check_operand(p->dtype_x, "rms_norm"));
     TS_TRY(check_operand(p->dtype_y, "rms_norm"));
@@ -186,12 +198,27 @@ static int check_rms_norm(const ts_rms_norm *p) {
     return 0;
 }
 
-TS_INLINE void rms_norm_row(const ts_rms_norm *p, int64_t row, ts_dtype from, ts_dtype to) {
-    const void *x = (const char *)p->x + (size_t)(row * p->x_row) * ts_dtype_bytes(from);
-    void *y = (char *)p->y + (size_t)(row * p->y_row) * ts_dtype_bytes(to);
+TS_INLINE const void *rms_norm_x(const ts_rms_norm *p, int64_t row, ts_dtype from) {
+    return (const char *)p->x + (size_t)(row * p->x_row) * ts_dtype_bytes(from);
+}
+
+TS_INLINE float rms_norm_row_squares(const ts_rms_norm *p, int64_t row, ts_dtype from) {
+    const void *x = rms_norm_x(p, row, from);
     vec squares = {0};
     TS_FOR_VECTORS(0, p->width, squares += squared(vec_load(x, from, i, count)));
-    const float rstd = 1.0f / sqrtf(vec_sum(squares) / (float)p->width + p->eps);
+    return vec_sum(squares);
+}
+
+// The mean over a row: of the sum over this part, or of the whole row where that is given.
+TS_INLINE float rms_norm_mean(const ts_rms_norm *p, int64_t row, float part) {
+    return p->sums ? p->sums[row] / (float)p->whole_width : part / (float)p->width;
+}
+
+TS_INLINE void rms_norm_row(const ts_rms_norm *p, int64_t row, ts_dtype from, ts_dtype to) {
+    const void *x = rms_norm_x(p, row, from);
+    void *y = (char *)p->y + (size_t)(row * p->y_row) * ts_dtype_bytes(to);
+    const float squares = p->sums ? 0.0f : rms_norm_row_squares(p, row, from);
+    const float rstd = 1.0f / sqrtf(rms_norm_mean(p, row, squares) + p->eps);
     if (p->rstd) {
         p->rstd[row] = rstd;
     }
@@ -210,11 +237,16 @@ static int rms_norm_forward(const ts_rms_norm *p) {
     TS_TRY(check_rms_norm(p));
 #pragma omp parallel for schedule(static) if (p->rows * p->width > TS_PARALLEL_MIN)
     for (int64_t row = 0; row < p->rows; row++) {
-        if (p->dtype_x == TS_F32) {
-            TS_BY_DTYPE(p->dtype_y, rms_norm_row(p, row, TS_F32, type));
-        } else {
-            TS_BY_DTYPE(p->dtype_y, rms_norm_row(p, row, TS_BF16, type));
-        }
+        BY_TWO_DTYPES(p, rms_norm_row(p, row, from, type));
+    }
+    return 0;
+}
+
+static int rms_norm_squares(const ts_rms_norm *p) {
+    TS_TRY(check_rms_norm(p));
+#pragma omp parallel for schedule(static) if (p->rows * p->width > TS_PARALLEL_MIN)
+    for (int64_t row = 0; row < p->rows; row++) {
+        TS_BY_DTYPE(p->dtype_x, p->sums[row] = rms_norm_row_squares(p, row, type));
     }
     return 0;
 }
@@ -239,6 +271,20 @@ TS_INLINE void rms_norm_gather(rms_norm_gradient *b, rotation r, int64_t head, t
     }
 }
 
+// Fills b->g and b->sum, and adds to b->d_weight.
+TS_INLINE void rms_norm_row_gather(const ts_rms_norm *p, rms_norm_gradient *b, int64_t row, ts_dtype from,
+                                   ts_dtype to) {
+    const rotation back = rotation_of(p, row, -1.0f);
+    const int64_t head_dim = p->cosine ? p->head_dim : p->width;
+    b->x = rms_norm_x(p, row, from);
+    b->d_y = (const char *)p->d_y + (size_t)(row * p->y_row) * ts_dtype_bytes(to);
+    b->weight = p->weight;
+    b->rstd = p->rstd[row];
+    for (int64_t head = 0; head < p->width; head += head_dim) {
+        TS_FOR_VECTORS(0, head_dim, rms_norm_gather(b, back, head, from, to, i, count));
+    }
+}
+
 // d_x = rstd g - x rstd^3 mean(g x)
 TS_INLINE void rms_norm_scatter(const rms_norm_gradient *b, float factor, void *d_x, bool accumulate, ts_dtype from,
                                 int64_t i, int64_t count) {
@@ -248,26 +294,42 @@ TS_INLINE void rms_norm_scatter(const rms_norm_gradient *b, float factor, void *
 
 TS_INLINE void rms_norm_row_backward(const ts_rms_norm *p, const row_sums *sums, float *g, int64_t chunk, int64_t row,
                                      ts_dtype from, ts_dtype to) {
-    rms_norm_gradient b = {
-        .x = (const char *)p->x + (size_t)(row * p->x_row) * ts_dtype_bytes(from),
-        .d_y = (const char *)p->d_y + (size_t)(row * p->y_row) * ts_dtype_bytes(to),
-        .weight = p->weight,
-        .g = g,
-        .d_weight = row_sums_at(sums, chunk, row, 0),
-        .rstd = p->rstd[row],
-    };
-    const rotation back = rotation_of(p, row, -1.0f);
-    const int64_t head_dim = p->cosine ? p->head_dim : p->width;
-    for (int64_t head = 0; head < p->width; head += head_dim) {
-        TS_FOR_VECTORS(0, head_dim, rms_norm_gather(&b, back, head, from, to, i, count));
-    }
-    const float factor = b.rstd * b.rstd * b.rstd * vec_sum(b.sum) / (float)p->width;
+    rms_norm_gradient b = {.g = g, .d_weight = row_sums_at(sums, chunk, row, 0)};
+    rms_norm_row_gather(p, &b, row, from, to);
+    const float factor = b.rstd * b.rstd * b.rstd * rms_norm_mean(p, row, vec_sum(b.sum));
     void *d_x = (char *)p->d_x + (size_t)(row * p->x_row) * ts_dtype_bytes(from);
     if (p->accumulate_d_x) {
         TS_FOR_VECTORS(0, p->width, rms_norm_scatter(&b, factor, d_x, true, from, i, count));
     } else {
         TS_FOR_VECTORS(0, p->width, rms_norm_scatter(&b, factor, d_x, false, from, i, count));
     }
+}
+
+TS_INLINE void rms_norm_row_products(const ts_rms_norm *p, float *g, int64_t row, ts_dtype from, ts_dtype to) {
+    rms_norm_gradient b = {.g = g};
+    rms_norm_row_gather(p, &b, row, from, to);
+    p->sums[row] = vec_sum(b.sum);
+}
+
+// Working memory for g: a row for each chunk.
+static float *rms_norm_rows(const ts_rms_norm *p, int64_t chunks) {
+    return ts_cpu_scratch(TS_SCRATCH_OPERAND, (size_t)(chunks * p->width) * sizeof(float));
+}
+
+static int rms_norm_products(const ts_rms_norm *p) {
+    TS_TRY(check_rms_norm(p));
+    const row_sums sums = {.rows = p->rows, .width = p->width, .chunks = (p->rows + ROW_CHUNK - 1) / ROW_CHUNK};
+    float *gradients = rms_norm_rows(p, sums.chunks);
+    if (!gradients) {
+        return TS_ERESOURCE;
+    }
+#pragma omp parallel for schedule(static) if (p->rows * p->width > TS_PARALLEL_MIN)
+    for (int64_t chunk = 0; chunk < sums.chunks; chunk++) {
+        for (int64_t row = chunk * ROW_CHUNK; row < chunk_end(&sums, chunk); row++) {
+            BY_TWO_DTYPES(p, rms_norm_row_products(p, gradients + chunk * p->width, row, from, type));
+        }
+    }
+    return 0;
 }
 
 static int rms_norm_backward(const ts_rms_norm *p) {
@@ -277,20 +339,15 @@ static int rms_norm_backward(const ts_rms_norm *p) {
     }
     row_sums sums = {.rows = p->rows, .width = p->width, .row_index = NULL, .count = 1, .target = {p->d_weight}};
     TS_TRY(row_sums_open(&sums));
-    float *gradients = ts_cpu_scratch(TS_SCRATCH_OPERAND, (size_t)(sums.chunks * p->width) * sizeof *gradients);
+    float *gradients = rms_norm_rows(p, sums.chunks);
     if (!gradients) {
         return TS_ERESOURCE;
     }
 #pragma omp parallel for schedule(static) if (p->rows * p->width > TS_PARALLEL_MIN)
     for (int64_t chunk = 0; chunk < sums.chunks; chunk++) {
         row_sums_begin(&sums, chunk);
-        float *g = gradients + chunk * p->width;
         for (int64_t row = chunk * ROW_CHUNK; row < chunk_end(&sums, chunk); row++) {
-            if (p->dtype_x == TS_F32) {
-                TS_BY_DTYPE(p->dtype_y, rms_norm_row_backward(p, &sums, g, chunk, row, TS_F32, type));
-            } else {
-                TS_BY_DTYPE(p->dtype_y, rms_norm_row_backward(p, &sums, g, chunk, row, TS_BF16, type));
-            }
+            BY_TWO_DTYPES(p, rms_norm_row_backward(p, &sums, gradients + chunk * p->width, chunk, row, from, type));
         }
     }
     row_sums_finish(&sums);

@@ -19,6 +19,8 @@ void TS_FILL(ts_kernels *kernels) {
     kernels->layer_norm_backward = layer_norm_backward;
     kernels->rms_norm_forward = rms_norm_forward;
     kernels->rms_norm_backward = rms_norm_backward;
+    kernels->rms_norm_squares = rms_norm_squares;
+    kernels->rms_norm_products = rms_norm_products;
     kernels->gated_residual_forward = gated_residual_forward;
     kernels->gated_residual_backward = gated_residual_backward;
     kernels->gelu_forward = gelu_forward;

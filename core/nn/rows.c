@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/nn/rows.h"
+
+#include "core/nn/collective.h"
+
+// ---- rows of one communicator
+
+// Elements of each rank's part; NULL after a failure.
+static int64_t *counts_of(ts_tape *tape, ts_rows rows, int64_t width) {
+    const int ranks = ts_comm_size(rows.comm);
+    int64_t *counts = ts_tape_object(tape, (size_t)ranks * sizeof *counts);
+    for (int rank = 0; counts && rank < ranks; rank++) {
+        counts[rank] = ts_split(rows.total, ranks, rank).count * width;
+    }
+    return counts;
+}
+
+int ts_rows_gather(ts_tape *tape, ts_rows rows, const void *own, void *all, int64_t width, ts_dtype dtype) {
+    const int64_t *counts = counts_of(tape, rows, width);
+    return counts ? ts_tape_all_gather(tape, rows.comm, own, all, counts, dtype) : ts_tape_status(tape);
+}
+
+int ts_rows_sum(ts_tape *tape, ts_rows rows, const void *all, void *own, int64_t width, ts_dtype dtype) {
+    const int64_t *counts = counts_of(tape, rows, width);
+    return counts ? ts_tape_reduce_scatter(tape, rows.comm, all, own, counts, dtype) : ts_tape_status(tape);
+}
+
+typedef struct gather_call {
+    ts_rows rows;
+    ts_var *x, *all;
+} gather_call;
+
+static int gather_backward(ts_tape *tape, void *call) {
+    const gather_call *c = call;
+    const ts_columns x = ts_whole(c->x);
+    const ts_dtype dtype = c->x->value.dtype;
+    ts_grad_slot d_x;
+    TS_TRY(ts_grad_convert(tape, c->all, dtype));
+    TS_TRY(ts_grad_begin(tape, x, dtype, false, &d_x));
+    TS_TRY(ts_rows_sum(tape, c->rows, c->all->grad, d_x.data, ts_var_width(c->x), dtype));
+    return ts_grad_end(tape, x, &d_x);
+}
+
+ts_var *ts_nn_gather_rows(ts_tape *tape, ts_var *x, ts_rows rows) {
+    if (ts_tape_status(tape) || ts_comm_size(rows.comm) == 1) {
+        return ts_tape_status(tape) ? NULL : x;
+    }
+    const int64_t width = ts_var_width(x);
+    TS_ASSERT(ts_var_rows(x) == ts_rows_own(rows).count);
+    ts_var *all = ts_tape_new(tape, x->value.dtype, TS_SHAPE(rows.total, width), x->needs_grad);
+    if (!all) {
+        return NULL;
+    }
+    ts_tape_try(tape, ts_rows_gather(tape, rows, x->value.data, all->value.data, width, x->value.dtype));
+    gather_call *c = ts_tape_note(tape, all, gather_backward, sizeof *c);
+    if (c) {
+        *c = (gather_call){rows, x, all};
+        ts_var_consume(x);
+    }
+    return ts_tape_status(tape) ? NULL : all;
+}
+
+// ---- tokens
+
+ts_tokens ts_tokens_of(const ts_mesh *mesh, int64_t batch, int64_t tokens) {
+    const ts_comm *sequence = ts_mesh_axis(mesh, TS_AXIS_SEQUENCE), *tensor = ts_mesh_axis(mesh, TS_AXIS_TENSOR);
+    ts_tokens t = {.batch = batch, .tokens = tokens};
+    t.part = ts_split(tokens, ts_comm_size(sequence), ts_comm_rank(sequence));
+    t.rows = ts_split(batch * t.part.count, ts_comm_size(tensor), ts_comm_rank(tensor));
+    return t;
+}
+
+void ts_tokens_spread(const ts_tokens *t, const float *values, int64_t per_sample, float *out) {
+    TS_ASSERT(t->tokens % per_sample == 0);
+    for (int64_t r = 0; r < t->rows.count; r++) {
+        out[r] = values[ts_tokens_place(t, r) / (t->tokens / per_sample)];
+    }
+}
+
+// Copies own rows out of, or into, the whole [B, L] of `row_bytes`, a stretch of consecutive tokens at a time.
+static void copy_own(const ts_tokens *t, char *own, char *whole, size_t row_bytes, bool to_own) {
+    for (int64_t r = 0, run; r < t->rows.count; r += run) {
+        const int64_t left = t->part.count - (t->rows.first + r) % t->part.count;  // of this sample
+        run = left < t->rows.count - r ? left : t->rows.count - r;
+        char *const here = own + (size_t)r * row_bytes, *const there =
+                                                            whole + (size_t)ts_tokens_place(t, r) * row_bytes;
+        memcpy(to_own ? here : there, to_own ? there : here, (size_t)run * row_bytes);
+    }
+}
+
+static size_t row_bytes(const ts_var *x) {
+    return (size_t)ts_var_width(x) * ts_dtype_bytes(x->value.dtype);
+}
+
+typedef struct tokens_call {
+    ts_tokens tokens;
+    ts_var *x, *y;
+} tokens_call;
+
+static int take_backward(ts_tape *tape, void *call) {
+    const tokens_call *c = call;
+    const ts_columns x = ts_whole(c->x);
+    ts_grad_slot d_x;
+    TS_TRY(ts_grad_convert(tape, c->y, c->x->value.dtype));
+    TS_TRY(ts_grad_begin(tape, x, c->x->value.dtype, false, &d_x));
+    if (ts_tape_computes(tape)) {
+        memset(d_x.data, 0, ts_tensor_bytes(&c->x->value));
+        copy_own(&c->tokens, c->y->grad, d_x.data, row_bytes(c->x), false);
+    }
+    return ts_grad_end(tape, x, &d_x);
+}
+
+ts_var *ts_nn_take_tokens(ts_tape *tape, ts_var *x, const ts_mesh *mesh, const ts_tokens *t) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(ts_var_rows(x) == t->batch * t->tokens);
+    const ts_shape shape = TS_SHAPE(t->rows.count, ts_var_width(x));
+    if (ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_MODEL)) == 1) {
+        return x;
+    }
+    ts_var *own = ts_tape_new(tape, x->value.dtype, shape, x->needs_grad);
+    if (own && ts_tape_computes(tape)) {
+        copy_own(t, own->value.data, x->value.data, row_bytes(x), true);
+    }
+    tokens_call *c = own ? ts_tape_note(tape, own, take_backward, sizeof *c) : NULL;
+    if (c) {
+        *c = (tokens_call){*t, x, own};
+        ts_var_consume(x);
+    }
+    return ts_tape_status(tape) ? NULL : own;
+}
+
+// ---- tokens of all ranks
+
+// Elements of each model rank's own rows; sequence ranks in order, of each its tensor ranks.
+static int64_t *counts_of_model(ts_tape *tape, const ts_mesh *mesh, const ts_tokens *t, int64_t width) {
+    const int sequence = ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE));
+    const int tensor = ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_TENSOR));
+    int64_t *counts = ts_tape_object(tape, (size_t)(sequence * tensor) * sizeof *counts);
+    for (int rank = 0; counts && rank < sequence * tensor; rank++) {
+        const int64_t rows = t->batch * ts_split(t->tokens, sequence, rank / tensor).count;
+        counts[rank] = ts_split(rows, tensor, rank % tensor).count * width;
+    }
+    return counts;
+}
+
+// From [B, L_s] of each sequence rank, one after another, to [B, L].
+static void order_samples(const ts_mesh *mesh, const ts_tokens *t, const char *parts, char *whole, size_t bytes) {
+    const int sequence = ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE));
+    for (int rank = 0; rank < sequence; rank++) {
+        const ts_part part = ts_split(t->tokens, sequence, rank);
+        for (int64_t b = 0; b < t->batch; b++, parts += (size_t)part.count * bytes) {
+            memcpy(whole + (size_t)(b * t->tokens + part.first) * bytes, parts, (size_t)part.count * bytes);
+        }
+    }
+}
+
+static int collect(ts_tape *tape, const ts_mesh *mesh, const ts_tokens *t, const ts_var *x, ts_var *whole) {
+    const int64_t *counts = counts_of_model(tape, mesh, t, ts_var_width(x));
+    const size_t bytes = ts_tensor_bytes(&whole->value);
+    void *parts = t->batch == 1 ? whole->value.data : ts_pool_take(tape, bytes);
+    if (!counts || !parts) {
+        return TS_ERESOURCE;
+    }
+    TS_TRY(ts_tape_all_gather(tape, ts_mesh_axis(mesh, TS_AXIS_MODEL), x->value.data, parts, counts, x->value.dtype));
+    if (t->batch == 1) {
+        return 0;
+    }
+    if (ts_tape_computes(tape)) {
+        order_samples(mesh, t, parts, whole->value.data, row_bytes(x));
+    }
+    ts_pool_give(tape, parts, bytes);
+    return 0;
+}
+
+static int collect_backward(ts_tape *tape, void *call) {
+    const tokens_call *c = call;
+    const ts_columns x = ts_whole(c->x);
+    ts_grad_slot d_x;
+    TS_TRY(ts_grad_convert(tape, c->y, c->x->value.dtype));
+    TS_TRY(ts_grad_begin(tape, x, c->x->value.dtype, false, &d_x));
+    if (ts_tape_computes(tape)) {
+        copy_own(&c->tokens, d_x.data, c->y->grad, row_bytes(c->x), true);
+    }
+    return ts_grad_end(tape, x, &d_x);
+}
+
+ts_var *ts_nn_collect_tokens(ts_tape *tape, ts_var *x, const ts_mesh *mesh, const ts_tokens *t) {
+    if (ts_tape_status(tape)) {
+        return NULL;
+    }
+    TS_ASSERT(ts_var_rows(x) == t->rows.count);
+    if (ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_MODEL)) == 1) {
+        return x;
+    }
+    ts_var *whole = ts_tape_new(tape, x->value.dtype, TS_SHAPE(t->batch, t->tokens, ts_var_width(x)), x->needs_grad);
+    if (!whole || ts_tape_try(tape, collect(tape, mesh, t, x, whole))) {
+        return NULL;
+    }
+    tokens_call *c = ts_tape_note(tape, whole, collect_backward, sizeof *c);
+    if (c) {
+        *c = (tokens_call){*t, x, whole};
+        ts_var_consume(x);
+    }
+    return ts_tape_status(tape) ? NULL : whole;
+}
