@@ -15,6 +15,7 @@
 #include "core/base/split.h"
 #include "core/base/status.h"
 #include "core/comm/threads.h"
+#include "core/comm/traffic.h"
 #include "core/config/command.h"
 #include "core/media/image.h"
 #include "infer/decode.h"
@@ -26,10 +27,12 @@ typedef struct options {
     int64_t steps, seed, frames, batch, threads;
     double guidance, shift, fps;
     ts_size2 size;
-    int grid, solver, precision;
+    int grid, solver, precision, report;
 } options;
 
 static const char *const precision_names[] = {"f32", "bf16", NULL};
+enum { REPORT_NONE, REPORT_COMM };
+static const char *const report_names[] = {"none", "comm", NULL};
 static const ts_dtype precision_dtypes[] = {TS_F32, TS_BF16};
 
 #define FIELD(name) offsetof(options, name)
@@ -53,6 +56,7 @@ static const ts_option table[] = {
     {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
     {"mesh", TS_OPTION_STRING, FIELD(mesh), NULL, "ranks along each axis, as cfg=2,ulysses=2: data (videos), cfg (the two branches of guidance), sequence or ring and ulysses (tokens), tensor (layers); the ranks that are left go to data", 0, 0, NULL, false},
+    {"report", TS_OPTION_CHOICE, FIELD(report), "none", "what is printed at the end: comm, the calls and bytes of each axis and collective", 0, 0, report_names, false},
     {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false},
     {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
     {0},
@@ -355,6 +359,16 @@ static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o) {
     return TS_OK;
 }
 
+// Collective.
+static int report_traffic(const ts_mesh *mesh) {
+    ts_traffic traffic;
+    TS_TRY(ts_mesh_traffic(mesh, &traffic));
+    if (ts_comm_rank(mesh->world) == 0) {
+        ts_traffic_print(&traffic, stdout);
+    }
+    return TS_OK;
+}
+
 static int run(ts_comm *world, options *o) {
     ts_prompts prompts = {0};
     ts_mesh mesh = {0};
@@ -373,7 +387,8 @@ static int run(ts_comm *world, options *o) {
         status = status ? status : prepare_output(o);
     }
     TS_TRY_GOTO(status, ts_agree(world, status), done);
-    status = generate(&mesh, o, model, kernels, &prompts);
+    TS_TRY_GOTO(status, generate(&mesh, o, model, kernels, &prompts), done);
+    status = o->report == REPORT_COMM ? report_traffic(&mesh) : TS_OK;
 done:
     ts_model_close(&model);
     ts_mesh_close(&mesh);

@@ -43,6 +43,10 @@ static const ts_option options[] = {
      .type = TS_OPTION_STRING,
      .offset = FIELD(config),
      .help = "YAML with the sizes that train and infer time; without it those of configs/bench.yaml"},
+    {.name = "mesh",
+     .type = TS_OPTION_STRING,
+     .offset = FIELD(mesh),
+     .help = "ranks along each axis that infer times together, as cfg=2,ulysses=2; the ranks that are left go to data"},
     {.name = "instruction-set",
      .type = TS_OPTION_STRING,
      .offset = FIELD(instruction_set),
@@ -83,12 +87,18 @@ static int compare(const void *a, const void *b) {
 }
 
 int ts_bench_measure(int (*call)(const void *context), const void *context, int64_t runs, ts_bench_time *out) {
+    return ts_bench_measure_together(NULL, call, context, runs, out);
+}
+
+int ts_bench_measure_together(ts_comm *comm, int (*call)(const void *context), const void *context, int64_t runs,
+                              ts_bench_time *out) {
     const double enough = 2e-3;
     double seconds, sample[MAX_RUNS];
     TS_TRY(time_calls(call, context, 1, &seconds));
     int64_t calls = 1;
     for (;; calls *= 2) {
         TS_TRY(time_calls(call, context, calls, &seconds));
+        TS_TRY(ts_all_reduce(comm, &seconds, 1, TS_F64, TS_MAX));
         if (seconds >= enough) {
             break;
         }
@@ -96,6 +106,7 @@ int ts_bench_measure(int (*call)(const void *context), const void *context, int6
     for (int64_t run = 0; run < runs; run++) {
         TS_TRY(time_calls(call, context, calls, &sample[run]));
     }
+    TS_TRY(ts_all_reduce(comm, sample, runs, TS_F64, TS_MAX));
     qsort(sample, (size_t)runs, sizeof *sample, compare);
     *out = (ts_bench_time){sample[runs / 2] / (double)calls, sample[0] / (double)calls};
     return 0;

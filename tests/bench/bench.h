@@ -18,6 +18,7 @@ typedef struct ts_bench_params {
     const char *filter;     // part of the names to run, or NULL
     const char *instruction_set;
     const char *config;  // sizes of `train` and `infer`
+    const char *mesh;    // of `infer`; NULL: every rank measures for itself
     bool json, cpu_time;
     // set by the command
     bool prints;  // this rank writes the table
@@ -53,5 +54,8 @@ typedef struct ts_bench_time {
 // what the machine would do if nobody else used it.
 double ts_bench_seconds(void);
 int ts_bench_measure(int (*call)(const void *context), const void *context, int64_t runs, ts_bench_time *out);
+// The same of calls that the ranks of `comm` make together: as many on each, and the time of the slowest. Collective.
+int ts_bench_measure_together(ts_comm *comm, int (*call)(const void *context), const void *context, int64_t runs,
+                              ts_bench_time *out);
 
 #endif

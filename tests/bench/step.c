@@ -10,6 +10,8 @@
 #include "core/config/option.h"
 #include "core/model/dit.h"
 #include "core/nn/loss.h"
+#include "infer/denoise.h"
+#include "infer/sample.h"
 #include "train/optimizer.h"
 
 typedef struct bench_shape {
@@ -40,9 +42,14 @@ static const ts_option shape_options[] = {
 // clang-format on
 #undef FIELD
 
+typedef enum bench_work { TRAIN, INFER, GUIDE } bench_work;  // a training step, a forward pass, a guided denoising step
+static const char *const WORKS[] = {"train", "infer", "guide"};
+
 typedef struct bench {
     const ts_kernels *kernels;
-    bool train;
+    bench_work work;
+    const ts_mesh *mesh;  // or NULL
+    ts_schedule schedule;
     ts_recompute recompute;
     ts_shape latent_shape, context_shape;
     ts_params *params;
@@ -63,7 +70,8 @@ static float *random_numbers(ts_shape shape, uint64_t index) {
     return out;
 }
 
-static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels, ts_dtype dtype, bool train) {
+static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels, ts_dtype dtype, bench_work work,
+                      const ts_mesh *mesh) {
     const ts_dit_config config = {
         .patch = {1, 2, 2},
         .heads = s->heads,
@@ -80,10 +88,13 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
         .cross_attention_norm = true,
     };
     const ts_optimizer_params adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
-    *b = (bench){.kernels = kernels, .train = train, .recompute = (ts_recompute)s->recompute};
+    const bool train = work == TRAIN;
+    *b = (bench){.kernels = kernels, .work = work, .mesh = mesh, .recompute = (ts_recompute)s->recompute};
     b->latent_shape = TS_SHAPE(s->batch, s->frames, s->height, s->width, s->channels);
     b->context_shape = TS_SHAPE(s->batch, s->text_rows, s->text_dim);
+    TS_TRY(ts_schedule_make(&b->schedule, TS_GRID_EULER, 1, 1.0));
     TS_TRY(ts_params_open(&b->params));
+    b->params->mesh = mesh;
     TS_TRY(ts_dit_open(&b->dit, &config, b->params, ""));
     TS_TRY(ts_params_allocate(b->params, dtype, train));
     ts_dit_init(b->dit, 1);
@@ -116,10 +127,32 @@ static void bench_close(bench *b) {
     free(b->timestep);
 }
 
+// One step from noise with both branches; the latents stay as they are.
+static int guided_step(bench *b) {
+    const int64_t *dim = b->latent_shape.dim;
+    const ts_denoise_params params = {
+        .schedule = &b->schedule,
+        .solver = TS_SOLVER_EULER,
+        .guidance = 3.0,
+        .n = dim[0],
+        .frames = dim[1],
+        .height = dim[2],
+        .width = dim[3],
+        .with = b->context,
+        .without = b->context,
+        .cfg = ts_mesh_axis(b->mesh, TS_AXIS_CFG),
+    };
+    memcpy(b->target, b->latent, (size_t)ts_shape_count(b->latent_shape) * sizeof *b->target);
+    return ts_denoise(b->dit, b->tape, &params, b->target);
+}
+
 static int one_call(const void *context) {
     bench *b = *(bench *const *)context;
+    if (b->work == GUIDE) {
+        return guided_step(b);
+    }
     ts_tape_reset(b->tape);
-    if (b->train) {
+    if (b->work == TRAIN) {
         ts_params_zero_grad(b->params);
     }
     const ts_dit_input input = {
@@ -130,7 +163,7 @@ static int one_call(const void *context) {
         .recompute = b->recompute,
     };
     ts_var *v = ts_dit_forward(b->tape, b->dit, &input);
-    if (!b->train) {
+    if (b->work == INFER) {
         return ts_tape_status(b->tape);
     }
     double loss = 0.0;
@@ -155,68 +188,103 @@ static const struct {
 static int report_step(const ts_bench_params *params, const bench *b, const bench_shape *shape, int precision,
                        ts_bench_time time, double peak, uint64_t growths, json_t *report) {
     const double forward = ts_dit_flops(ts_dit_get_config(b->dit), shape->frames, shape->height, shape->width);
-    const double flops = (b->train ? 3.0 : 1.0) * forward * (double)shape->batch;
-    const double rate = flops / time.median;
+    static const double passes[] = {[TRAIN] = 3.0, [INFER] = 1.0, [GUIDE] = 2.0};
+    const double data = b->mesh ? b->mesh->degree.data : 1.0;
+    const double rate = passes[b->work] * forward * (double)shape->batch * data / time.median;
+    char name[16];
+    snprintf(name, sizeof name, "%s%s", b->work == GUIDE ? "guided_" : "", precisions[precision].name);
     json_t *item =
         json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "median_ms", 1e3 * time.median, "least_ms", 1e3 * time.least,
                   "model_gflops", 1e-9 * rate, "share_of_peak", rate / peak, "memory_requests_in_timed_steps",
                   (json_int_t)growths, "activation_bytes", (json_int_t)ts_tape_get_stats(b->tape).peak_bytes);
-    json_object_set_new(report, precisions[precision].name, item);
+    json_object_set_new(report, name, item);
     if (params->prints) {
         printf(
             "%-5s %-4s  %8.2f ms median  %8.2f ms least  %7.1f model GFLOP/s  %4.1f %% of peak  %llu memory requests\n",
-            b->train ? "train" : "infer", precisions[precision].name, 1e3 * time.median, 1e3 * time.least, 1e-9 * rate,
+            WORKS[b->work], precisions[precision].name, 1e3 * time.median, 1e3 * time.least, 1e-9 * rate,
             100.0 * rate / peak, (unsigned long long)growths);
     }
     return TS_OK;
 }
 
 static int time_precision(const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
-                          int precision, bool train, json_t *report) {
+                          int precision, bench_work work, const ts_mesh *mesh, json_t *report) {
+    ts_comm *world = ts_mesh_axis(mesh, TS_AXIS_WORLD);
     bench b, *context = &b;
     ts_bench_time time;
-    int status = bench_open(&b, shape, params->kernels, precisions[precision].dtype, train);
+    int status = bench_open(&b, shape, params->kernels, precisions[precision].dtype, work, mesh);
+    status = ts_agree(world, status);
     for (int warm_up = 0; warm_up < 2 && !status; warm_up++) {  // the second merges what the first allocated
         status = one_call(&context);
     }
     if (!status) {
         const uint64_t before = ts_arena_system_calls(ts_tape_arena(b.tape));
-        status = ts_bench_measure(one_call, &context, params->runs, &time);
+        status = ts_bench_measure_together(world, one_call, &context, params->runs, &time);
         const uint64_t growths = ts_arena_system_calls(ts_tape_arena(b.tape)) - before;
-        const double top = precisions[precision].dtype == TS_BF16 ? peak->bf16 : peak->f32;
+        const double top = (precisions[precision].dtype == TS_BF16 ? peak->bf16 : peak->f32) * ts_comm_size(world);
         status = status ? status : report_step(params, &b, shape, precision, time, top, growths, report);
     }
     bench_close(&b);
     return status;
 }
 
-static int run_step(const ts_bench_params *params, const ts_bench_peak *peak, bool train, json_t *report) {
-    bench_shape shape;
-    ts_arena *arena = NULL;
-    TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
-    int status = ts_options_default(shape_options, &shape, arena);
-    if (!status && params->config) {
-        status = ts_options_read_yaml(shape_options, &shape, arena, params->config);
-    }
-    if (!status && (shape.head_dim % 2 || shape.freq_dim % 2)) {
-        status = TS_FAIL(TS_EUSAGE, "%s: head_dim and freq_dim must be even: sines and cosines come in pairs",
-                         params->config);
-    }
-    for (int i = 0; i < 2 && !status; i++) {
-        if (!params->filter || strstr(precisions[i].name, params->filter)) {
-            status = time_precision(params, peak, &shape, i, train, report);
+// Each kind of work in both precisions.
+static int time_works(const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
+                      bench_work first, bench_work last, const ts_mesh *mesh, json_t *report) {
+    for (int precision = 0; precision < 2; precision++) {
+        for (int work = first; work <= (int)last; work++) {
+            if (!params->filter || strstr(precisions[precision].name, params->filter)) {
+                TS_TRY(time_precision(params, peak, shape, precision, (bench_work)work, mesh, report));
+            }
         }
     }
-    ts_arena_close(&arena);
-    return status;
+    return TS_OK;
+}
+
+static int read_shape(const ts_bench_params *params, bench_shape *shape, ts_arena *arena) {
+    TS_TRY(ts_options_default(shape_options, shape, arena));
+    if (params->config) {
+        TS_TRY(ts_options_read_yaml(shape_options, shape, arena, params->config));
+    }
+    if (shape->head_dim % 2 || shape->freq_dim % 2) {
+        return TS_FAIL(TS_EUSAGE, "%s: head_dim and freq_dim must be even: sines and cosines come in pairs",
+                       params->config);
+    }
+    return TS_OK;
 }
 
 int ts_bench_train(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
     (void)world;
-    return run_step(params, peak, true, report);
+    bench_shape shape;
+    ts_arena *arena = NULL;
+    TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
+    int status = read_shape(params, &shape, arena);
+    status = status ? status : time_works(params, peak, &shape, TRAIN, TRAIN, NULL, report);
+    ts_arena_close(&arena);
+    return status;
+}
+
+static int infer_over_mesh(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak,
+                           const bench_shape *shape, json_t *report) {
+    ts_degrees degree;
+    ts_mesh mesh;
+    TS_TRY(ts_degrees_read(&degree, params->mesh, shape->heads, ts_comm_size(world)));
+    TS_TRY(ts_sample_check(&degree, 3.0));
+    TS_TRY(ts_mesh_open(&mesh, world, &degree));
+    const int status = time_works(params, peak, shape, degree.cfg > 1 ? GUIDE : INFER, GUIDE, &mesh, report);
+    ts_mesh_close(&mesh);
+    return status;
 }
 
 int ts_bench_infer(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
-    (void)world;
-    return run_step(params, peak, false, report);
+    bench_shape shape;
+    ts_arena *arena = NULL;
+    TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
+    int status = read_shape(params, &shape, arena);
+    if (!status) {
+        status = params->mesh ? infer_over_mesh(world, params, peak, &shape, report)
+                              : time_works(params, peak, &shape, INFER, GUIDE, NULL, report);
+    }
+    ts_arena_close(&arena);
+    return status;
 }
