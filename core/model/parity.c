@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "core/base/status.h"
+#include "core/comm/mesh.h"
 #include "core/config/command.h"
 #include "core/model/parity_private.h"
 
@@ -32,45 +33,27 @@ static const ts_option OPTIONS[] = {
     {"tolerance", TS_OPTION_REAL, offsetof(parity_options, tolerance), "1e-4",
      "largest difference of an output, and of a gradient relative to its largest value", 0, 1e6, NULL, false},
     {"mesh", TS_OPTION_STRING, offsetof(parity_options, mesh), NULL,
-     "degrees of sharding: tensor=1,ulysses=1,ring=1,data=1", 0, 0, NULL, false},
+     "ranks along each axis, as tensor=2,ulysses=2: data (samples), sequence or ring and ulysses (tokens), tensor "
+     "(layers); the ranks that are left go to data",
+     0, 0, NULL, false},
     {0}};
-
-// "tensor=2,ulysses=2": names and whole numbers. Only degrees of 1 can be served.
-static int check_mesh(const char *mesh) {
-    static const char *const axes[] = {"tensor", "ulysses", "ring", "cfg", "data", NULL};
-    for (const char *at = mesh; at && *at;) {
-        const size_t name = strcspn(at, "=,");
-        bool known = false;
-        for (int i = 0; axes[i]; i++) {
-            known = known || (strlen(axes[i]) == name && strncmp(axes[i], at, name) == 0);
-        }
-        char *end = NULL;
-        const long degree = at[name] == '=' ? strtol(at + name + 1, &end, 10) : 0;
-        if (!known || degree < 1 || (*end && *end != ',')) {
-            return TS_FAIL(TS_EUSAGE,
-                           "--mesh %.80s: wanted NAME=DEGREE,... with names tensor, ulysses, ring, cfg, data", mesh);
-        }
-        if (degree > 1) {
-            return TS_FAIL(TS_EUSAGE, "--mesh %.80s: %.*s=%ld: layers are not sharded yet; leave every degree at 1",
-                           mesh, (int)name, at, degree);
-        }
-        at = *end ? end + 1 : end;
-    }
-    return 0;
-}
 
 // ---- the check
 
+// The same on all ranks, which compared the same numbers; rank 0 prints.
 static int conclude(const ts_parity *p) {
+    const bool prints = ts_comm_rank(p->world) == 0;
     for (int64_t i = 0; i < ts_safetensors_count(p->io); i++) {
-        if (!p->seen[i]) {
+        if (!p->seen[i] && prints) {
             printf("%-60s not compared: the model has no such value\n", ts_safetensors_at(p->io, i)->name);
         }
     }
     if (!p->compared) {
         return TS_FAIL(TS_EINPUT, "%s: holds no output, intermediate or gradient that this model makes", p->io_path);
     }
-    printf("%d tensors compared, %d exceed the tolerance of %g\n", p->compared, p->exceeded, p->tolerance);
+    if (prints) {
+        printf("%d tensors compared, %d exceed the tolerance of %g\n", p->compared, p->exceeded, p->tolerance);
+    }
     if (p->exceeded) {
         return TS_FAIL(TS_EINPUT, "%s: %d of %d tensors differ from %s by more than %g", p->model, p->exceeded,
                        p->compared, p->io_path, p->tolerance);
@@ -87,20 +70,23 @@ static int open_files(ts_parity *p) {
     return p->grads_path ? ts_safetensors_open(&p->grads, p->grads_path) : 0;
 }
 
-static int check_parity(const parity_options *options) {
-    ts_parity p = {.model = options->model,
+static int check_parity(ts_comm *world, const parity_options *options) {
+    ts_parity p = {.world = world,
+                   .mesh_text = options->mesh ? options->mesh : "",
+                   .model = options->model,
                    .config = options->config,
                    .io_path = options->io,
                    .grads_path = options->grads,
                    .operand_dtype = options->dtype ? TS_BF16 : TS_F32,
                    .tolerance = options->tolerance};
-    int status = open_files(&p);
+    int status = ts_agree(world, open_files(&p));
     if (!status) {
-        status = ts_parity_run(&p);
+        status = ts_agree(world, ts_parity_run(&p));
     }
     if (!status) {
         status = conclude(&p);
     }
+    ts_mesh_close(&p.mesh);
     free(p.seen);
     ts_safetensors_close(&p.grads);
     ts_safetensors_close(&p.io);
@@ -113,22 +99,20 @@ static int read_options(parity_options *options, ts_arena *arena, int argc, char
                  "Compares a component with tensors of its reference.",
         .table = OPTIONS,
     };
+    ts_degrees degree;
+    int sequence;
     TS_TRY(ts_command_read(&command, options, arena, argc, argv, help));
-    return *help ? 0 : check_mesh(options->mesh);
+    return *help || !options->mesh ? 0 : ts_degrees_parse(&degree, &sequence, options->mesh);
 }
 
 static int command_parity(ts_comm *world, int argc, char **argv) {
-    if (ts_comm_size(world) > 1) {
-        return TS_FAIL(TS_EUSAGE, "check parity: runs on one rank, not %d: layers are not sharded yet",
-                       ts_comm_size(world));
-    }
     ts_arena *arena = NULL;
     parity_options options = {0};
     bool help = false;
     TS_TRY(ts_arena_open(&arena, "options", 1 << 14, false));
     int status = read_options(&options, arena, argc, argv, &help);
     if (!status && !help) {
-        status = check_parity(&options);
+        status = check_parity(world, &options);
     }
     ts_arena_close(&arena);
     return status;

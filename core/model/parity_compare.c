@@ -71,7 +71,9 @@ void ts_parity_row(ts_parity *p, const char *name, const float *ours, const floa
     }
     const double ratio = largest > 0 ? difference / largest : difference;
     const bool good = (relative ? ratio : difference) <= p->tolerance;
-    printf("%-60s max abs %10.3e   max rel %10.3e   %s\n", name, difference, ratio, good ? "ok" : "EXCEEDS");
+    if (ts_comm_rank(p->world) == 0) {
+        printf("%-60s max abs %10.3e   max rel %10.3e   %s\n", name, difference, ratio, good ? "ok" : "EXCEEDS");
+    }
     p->compared++;
     p->exceeded += !good;
 }
@@ -82,26 +84,30 @@ static bool starts_with(const char *name, const char *prefix) {
     return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
-// Rows of distinct noise levels, spread out to one for each sample or token.
-static int spread_levels(const ts_parity *p, const float *rows, int64_t width, float *to, int64_t count) {
-    const int64_t wanted = count / width;
-    if (!p->level || count % width || (wanted != p->batch && wanted != p->batch * p->tokens)) {
+// Rows of distinct noise levels, spread out to one for each own sample, or for each step that the reference has of
+// them (its tensor holds `count` numbers for all samples). The result's shape is *shape; the caller frees *out.
+static int spread_levels(const ts_parity *p, const float *rows, int64_t count, ts_shape *shape, float **out) {
+    const int64_t width = shape->dim[shape->ndim - 1], wanted = width ? count / width / p->batch : 0;
+    if (!p->level || wanted < 1 || wanted * width * p->batch != count || (wanted != 1 && wanted % p->per_sample != 0)) {
         return TS_FAIL(TS_EINPUT, "neither a row for each of %lld samples nor for each of their tokens",
                        (long long)p->batch);
     }
-    const int64_t stride = wanted == p->batch ? p->tokens : 1;
-    for (int64_t i = 0; i < wanted; i++) {
-        memcpy(to + i * width, rows + p->level[i * stride] * width, (size_t)width * sizeof *to);
+    *shape = TS_SHAPE(p->samples.count, wanted, width);
+    *out = ts_malloc((size_t)ts_shape_count(*shape) * sizeof **out + 1);
+    if (!*out) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < p->samples.count * wanted; i++) {
+        const int64_t step = wanted == 1 ? 0 : i % wanted / (wanted / p->per_sample);
+        const int32_t level = p->level[i / wanted * p->per_sample + step];
+        memcpy(*out + i * width, rows + level * width, (size_t)width * sizeof **out);
     }
     return 0;
 }
 
 // `ours` [count of var] as f32 -> `to` in the layout of a reference tensor of `shape`.
-static int arrange(const ts_parity *p, const char *name, const float *ours, ts_shape var, ts_shape shape, float *to) {
+static int arrange(const char *name, const float *ours, ts_shape var, ts_shape shape, float *to) {
     const int64_t n = ts_shape_count(var), count = ts_shape_count(shape);
-    if (strcmp(name, "temb") == 0 || strcmp(name, "timestep_proj") == 0) {
-        return spread_levels(p, ours, var.dim[var.ndim - 1], to, count);
-    }
     const bool weight = strstr(name, ".weight") != NULL;        // in the reference's layout as they are
     const int64_t repeat = starts_with(name, "rope_") ? 2 : 1;  // the reference stores the angle of a pair twice
     if (count != repeat * n) {
@@ -127,7 +133,7 @@ static int compare(ts_parity *p, const ts_safetensors *file, const ts_safetensor
     TS_TRY(read_entry(file, entry, TS_F32, &reference));
     const int64_t count = ts_shape_count(entry->shape);
     float *arranged = ts_malloc((size_t)(count > 0 ? count : 1) * sizeof *arranged);
-    int status = arranged ? arrange(p, entry->name, ours, shape, entry->shape, arranged) : TS_ERESOURCE;
+    int status = arranged ? arrange(entry->name, ours, shape, entry->shape, arranged) : TS_ERESOURCE;
     if (status) {
         status = ts_fail_context(status, "tensor '%s'", entry->name);
     } else {
@@ -138,16 +144,41 @@ static int compare(ts_parity *p, const ts_safetensors *file, const ts_safetensor
     return status;
 }
 
-static int compare_var(ts_parity *p, const ts_safetensors_entry *entry, const ts_var *var) {
-    const int64_t n = ts_shape_count(var->value.shape);
-    float *ours = ts_malloc((size_t)n * sizeof *ours);
-    if (!ours) {
-        return TS_ERESOURCE;
+static bool is_level_table(const char *name) {
+    return strcmp(name, "temb") == 0 || strcmp(name, "timestep_proj") == 0;
+}
+
+static ts_parity_layout layout_of(const ts_parity *p, const char *name) {
+    if (p->batch == 0 || starts_with(name, "rope_")) {
+        return PARITY_ALIKE;  // of all components but the transformer every value is
     }
-    int status = ts_convert(ours, TS_F32, var->value.data, var->value.dtype, n);
+    return starts_with(name, "block.") || starts_with(name, "patch_embedding.") ? PARITY_ROWS : PARITY_SAMPLES;
+}
+
+static int compare_whole(ts_parity *p, const ts_safetensors_entry *entry, const float *ours, ts_shape shape) {
+    float *whole = NULL;
+    ts_shape all;
+    int status = ts_parity_whole(p, layout_of(p, entry->name), ours, shape, &all, &whole);
     if (!status) {
-        status = compare(p, p->io, entry, ours, var->value.shape, false);
+        status = compare(p, p->io, entry, whole, all, false);
     }
+    free(whole);
+    return status;
+}
+
+static int compare_var(ts_parity *p, const ts_safetensors_entry *entry, const ts_var *var) {
+    ts_shape shape = var->value.shape;
+    const int64_t n = ts_shape_count(shape);
+    float *spread = NULL, *ours = ts_malloc((size_t)n * sizeof *ours + 1);
+    int status = ours ? ts_convert(ours, TS_F32, var->value.data, var->value.dtype, n) : TS_ERESOURCE;
+    if (!status && is_level_table(entry->name)) {
+        status = spread_levels(p, ours, ts_shape_count(entry->shape), &shape, &spread);
+        status = status ? ts_fail_context(status, "tensor '%s'", entry->name) : 0;
+    }
+    if (!status) {
+        status = compare_whole(p, entry, spread ? spread : ours, shape);
+    }
+    free(spread);
     free(ours);
     mark_seen(p, entry->name);
     return status;
@@ -157,8 +188,7 @@ void ts_parity_probe(void *user, const char *name, const ts_var *var) {
     ts_parity *p = user;
     if (strcmp(name, "level") == 0) {
         p->level = var->value.data;
-        p->batch = var->value.shape.dim[0];
-        p->tokens = var->value.shape.dim[1];
+        p->per_sample = var->value.shape.dim[1];
         return;
     }
     const ts_safetensors_entry *entry = ts_safetensors_find(p->io, name);

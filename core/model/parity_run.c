@@ -17,7 +17,7 @@ enum { MAX_CONFIG_BYTES = 1 << 20 };
 
 typedef struct transformer_io {
     ts_shape latent_shape;  // ours: [B, T, H, W, C]
-    ts_shape sample_shape;
+    ts_shape target_shape;
     float *latent, *target;  // channels last; target NULL when there is none
     ts_shape context_shape, image_shape;
     float *context, *image;  // image NULL without the branch
@@ -46,6 +46,9 @@ static int read_video(ts_parity *p, const char *name, ts_shape *shape, float **o
 static int read_transformer_io(ts_parity *p, const ts_dit_config *config, transformer_io *io) {
     TS_TRY(read_video(p, "hidden_states", &io->latent_shape, &io->latent));
     const int64_t batch = io->latent_shape.dim[0];
+    const ts_comm *axis = ts_mesh_axis(&p->mesh, TS_AXIS_DATA);
+    p->batch = batch;
+    p->samples = ts_split(batch, ts_comm_size(axis), ts_comm_rank(axis));
     void *data = NULL;
     ts_shape shape;
     TS_TRY(ts_parity_read(p, "encoder_hidden_states", 3, TS_F32, &io->context_shape, &data));
@@ -65,7 +68,7 @@ static int read_transformer_io(ts_parity *p, const ts_dit_config *config, transf
         io->image_shape = TS_SHAPE(batch, shape.dim[0] * shape.dim[1] / batch, shape.dim[2]);
     }
     if (ts_safetensors_find(p->io, "target")) {
-        TS_TRY(read_video(p, "target", &io->sample_shape, &io->target));
+        TS_TRY(read_video(p, "target", &io->target_shape, &io->target));
     }
     return 0;
 }
@@ -78,12 +81,22 @@ static void free_transformer_io(transformer_io *io) {
     free(io->timestep);
 }
 
+static int compare_parameter_gradient(ts_parity *p, const ts_param *param) {
+    float *whole = NULL;
+    int status = ts_parity_whole_gradient(p, param, &whole);
+    if (!status) {
+        status = ts_parity_gradient(p, param->name, whole, param->whole);
+    }
+    free(whole);
+    return status;
+}
+
 static int compare_parameter_gradients(ts_parity *p, const ts_params *params) {
     for (int64_t i = 0; i < ts_safetensors_count(p->grads); i++) {
         const char *name = ts_safetensors_at(p->grads, i)->name;
         const ts_param *param = ts_params_find(params, name);
         if (param) {
-            TS_TRY(ts_parity_gradient(p, name, param->grad, param->shape));
+            TS_TRY(compare_parameter_gradient(p, param));
         } else if (strncmp(name, "__input.", 8) != 0) {
             return TS_FAIL(TS_EINPUT, "%s: '%s' is no parameter of this model", p->grads_path, name);
         }
@@ -91,9 +104,21 @@ static int compare_parameter_gradients(ts_parity *p, const ts_params *params) {
     return 0;
 }
 
+static int compare_input_gradient(ts_parity *p, const char *name, const ts_var *input) {
+    float *whole = NULL;
+    ts_shape all;
+    int status = ts_parity_whole(p, PARITY_PARTIAL, input->grad, input->value.shape, &all, &whole);
+    if (!status) {
+        status = ts_parity_gradient(p, name, whole, all);
+    }
+    free(whole);
+    return status;
+}
+
 static int compare_loss(ts_parity *p, double loss) {
     ts_shape shape;
     void *reference = NULL;
+    TS_TRY(ts_all_reduce(p->world, &loss, 1, TS_F64, TS_SUM));
     if (!ts_safetensors_find(p->io, "loss")) {
         return 0;
     }
@@ -107,46 +132,88 @@ static int compare_loss(ts_parity *p, double loss) {
     return single ? 0 : TS_FAIL(TS_EINPUT, "%s: tensor 'loss' must be a single number", p->io_path);
 }
 
-// Loss mean((sample - target)^2), and its gradients when there are some to compare with.
-static int check_loss(ts_parity *p, ts_tape *tape, const ts_params *params, const transformer_io *io, ts_var *latent,
-                      ts_var *context, ts_var *sample) {
-    if (!ts_shape_equal(io->sample_shape, sample->value.shape)) {
-        return TS_FAIL(TS_EINPUT, "%s: tensor 'target' has another shape than the model's output", p->io_path);
+// This rank's samples of a tensor of all.
+static ts_var *own_samples(const ts_parity *p, ts_tape *tape, float *data, ts_shape shape) {
+    const int64_t size = ts_shape_count(shape) / p->batch;
+    shape.dim[0] = p->samples.count;
+    return ts_tape_input(tape, (ts_tensor){TS_F32, shape, data + p->samples.first * size}, true);
+}
+
+// This rank's part of the loss mean((sample - target)^2), that of its own tokens; sets velocity's gradient.
+static int own_loss(ts_parity *p, ts_tape *tape, const ts_dit *dit, const transformer_io *io, ts_shape video,
+                    ts_var *velocity, double *loss) {
+    const int64_t size = ts_shape_count(io->target_shape) / p->batch, features = ts_dit_token_features(dit);
+    float *own = ts_arena_alloc(ts_tape_arena(tape), (size_t)(p->tokens.rows.count * features) * sizeof *own);
+    if (!own) {
+        return TS_ERESOURCE;
     }
-    double loss;
-    const ts_velocity_loss mean = {
-        .target = io->target, .rows = 1, .scale = 1.0 / (double)ts_shape_count(io->sample_shape), .loss = &loss};
-    TS_TRY(ts_nn_velocity_loss(tape, sample, &mean));
-    TS_TRY(compare_loss(p, loss));
-    if (!p->grads) {
-        return 0;
-    }
-    TS_TRY(ts_tape_backward(tape, sample, NULL));
-    TS_TRY(ts_parity_gradient(p, "__input.hidden_states", latent->grad, io->latent_shape));
-    TS_TRY(ts_parity_gradient(p, "__input.encoder_hidden_states", context->grad, io->context_shape));
-    return compare_parameter_gradients(p, params);
+    video.dim[4] = io->target_shape.dim[4];
+    ts_dit_take_tokens(dit, video, io->target + p->samples.first * size, own);
+    const ts_velocity_loss mean = {.target = own,
+                                   .rows = p->tokens.rows.count,
+                                   .scale = 1.0 / (double)ts_shape_count(io->target_shape),
+                                   .loss = loss};
+    return ts_nn_velocity_loss(tape, velocity, &mean);
 }
 
 static int run_transformer(ts_parity *p, ts_tape *tape, const ts_dit *dit, const ts_params *params,
                            const transformer_io *io) {
-    ts_var *latent = ts_tape_input(tape, (ts_tensor){TS_F32, io->latent_shape, io->latent}, true);
-    ts_var *context = ts_tape_input(tape, (ts_tensor){TS_F32, io->context_shape, io->context}, true);
-    ts_var *image = io->image ? ts_tape_input(tape, (ts_tensor){TS_F32, io->image_shape, io->image}, true) : NULL;
+    ts_var *latent = own_samples(p, tape, io->latent, io->latent_shape);
+    ts_var *context = own_samples(p, tape, io->context, io->context_shape);
     const ts_dit_input input = {.latent = latent,
                                 .context = context,
-                                .image = image,
-                                .timestep = io->timestep,
+                                .image = io->image ? own_samples(p, tape, io->image, io->image_shape) : NULL,
+                                .timestep = io->timestep + p->samples.first * io->timesteps_per_sample,
                                 .timesteps_per_sample = io->timesteps_per_sample};
-    ts_var *sample = ts_dit_forward(tape, dit, &input);
+    TS_TRY(ts_tape_status(tape));
+    const ts_shape video = latent->value.shape;
+    double loss;
+    p->tokens = ts_dit_tokens(dit, video);
+    ts_var *velocity = ts_dit_forward_tokens(tape, dit, &input);
+    ts_dit_collect(tape, dit, velocity, video);
     TS_TRY(ts_tape_status(tape));
     TS_TRY(p->status);
     if (io->target) {
-        return check_loss(p, tape, params, io, latent, context, sample);
+        TS_TRY(own_loss(p, tape, dit, io, video, velocity, &loss));
+        TS_TRY(compare_loss(p, loss));
     }
-    if (p->grads) {
+    if (!p->grads) {
+        return 0;
+    }
+    TS_TRY(ts_tape_backward(tape, velocity, NULL));
+    TS_TRY(compare_input_gradient(p, "__input.hidden_states", latent));
+    TS_TRY(compare_input_gradient(p, "__input.encoder_hidden_states", context));
+    return compare_parameter_gradients(p, params);
+}
+
+// The target must be a velocity of the latent.
+static int check_target(const ts_parity *p, const ts_dit_config *config, const transformer_io *io) {
+    ts_shape velocity = io->latent_shape;
+    velocity.dim[4] = config->out_channels;
+    if (!io->target && p->grads) {
         return TS_FAIL(TS_EINPUT, "%s: has no tensor 'target', without which there is no loss to take gradients of",
                        p->io_path);
     }
+    if (io->target && !ts_shape_equal(io->target_shape, velocity)) {
+        return TS_FAIL(TS_EINPUT, "%s: tensor 'target' has another shape than the model's output", p->io_path);
+    }
+    return 0;
+}
+
+static int open_mesh(ts_parity *p, int64_t heads) {
+    ts_degrees degree;
+    TS_TRY(ts_degrees_read(&degree, p->mesh_text, heads, ts_comm_size(p->world)));
+    if (degree.cfg > 1) {
+        return TS_FAIL(TS_EUSAGE, "--mesh %.80s: there is no guidance to split here; leave cfg at 1", p->mesh_text);
+    }
+    return ts_mesh_open(&p->mesh, p->world, &degree);
+}
+
+static int load_transformer(ts_parity *p, ts_params *params) {
+    TS_TRY(ts_weights_check(params, "", p->model));
+    TS_TRY(ts_params_allocate(params, p->operand_dtype, p->grads != NULL));
+    TS_TRY(ts_weights_load(params, "", p->model));
+    ts_params_refresh_operands(params);
     return 0;
 }
 
@@ -155,18 +222,17 @@ static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, con
     ts_dit *dit = NULL;
     transformer_io io = {0};
     TS_TRY(ts_dit_config_from_json(&config, json, name));
+    TS_TRY(open_mesh(p, config.heads));
+    params->mesh = &p->mesh;
     TS_TRY(ts_dit_open(&dit, &config, params, ""));
-    int status = ts_weights_check(params, "", p->model);
+    int status = load_transformer(p, params);
     if (!status) {
-        status = ts_params_allocate(params, p->operand_dtype, p->grads != NULL);
-    }
-    if (!status) {
-        status = ts_weights_load(params, "", p->model);
-    }
-    if (!status) {
-        ts_params_refresh_operands(params);
         status = read_transformer_io(p, &config, &io);
     }
+    if (!status) {
+        status = check_target(p, &config, &io);
+    }
+    status = ts_agree(p->world, status);
     if (!status) {
         status = run_transformer(p, tape, dit, params, &io);
     }
@@ -214,6 +280,12 @@ static int check_text(ts_parity *p, ts_tape *tape, ts_params *params, const json
     int64_t batch = 0, rows = 0;
     if (p->grads) {
         return TS_FAIL(TS_EUSAGE, "--grads is for transformers; the text encoder is compared by its outputs");
+    }
+    ts_degrees degree;
+    TS_TRY(ts_degrees_read(&degree, p->mesh_text, 1, ts_comm_size(p->world)));
+    if (ts_comm_size(p->world) > 1) {
+        return TS_FAIL(TS_EUSAGE, "the text encoder is not sharded: check it on one rank, not %d",
+                       ts_comm_size(p->world));
     }
     TS_TRY(ts_text_config_from_json(&config, json, name));
     TS_TRY(ts_text_open(&text, &config, params, ""));
