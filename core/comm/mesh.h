@@ -37,6 +37,8 @@ typedef struct ts_mesh {
     ts_comm *world;
     ts_degrees degree;
     ts_comm *axis[TS_AXIS_COUNT];  // communicator of this rank along each axis and group; those of size 1 too
+    // Set by the owner after opening: layers that can pay with time or memory give the bits of one rank. Forward only.
+    bool reproducible;
 } ts_mesh;
 
 // Collective. TS_EUSAGE on every rank when the product of the degrees is not the world's size.

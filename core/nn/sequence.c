@@ -265,6 +265,7 @@ static sequence_place *place_on(ts_tape *tape, const ts_mesh *mesh, ts_attention
     if (place) {
         *place = (sequence_place){.ulysses = ts_mesh_axis(mesh, TS_AXIS_ULYSSES),
                                   .ring = ts_mesh_axis(mesh, TS_AXIS_RING),
+                                  .reproducible = mesh && mesh->reproducible,
                                   .tokens = tokens,
                                   .all = heads,
                                   .own = heads};

@@ -23,6 +23,10 @@
 // With block recompute the forward's bytes are sent twice. With elementwise recompute the output of attention and its
 // statistics are kept, so that the ring's tour is not made a second time; the exchanges are, since to keep what arrives
 // would take 4 B n D e more bytes of every layer.
+//
+// Bits: ulysses gives those of one rank, forward and backward, of output and gradients alike. The ring adds the parts
+// of a softmax up in an order of its own: in f32 the last digits differ, and bf16 outputs where rounding decides. On a
+// reproducible mesh (ts_mesh.reproducible) its forward gives the bits of one rank, too.
 #ifndef TS_NN_SEQUENCE_H
 #define TS_NN_SEQUENCE_H
 

@@ -9,6 +9,7 @@
 
 typedef struct sequence_place {
     ts_comm *ulysses, *ring;
+    bool reproducible;            // as the mesh says
     int64_t tokens;               // L, of a whole sample
     ts_attention_heads all, own;  // heads before and after the exchange: those of the group, those of this ulysses rank
 } sequence_place;

@@ -5,6 +5,10 @@
 // by their statistics. Backward makes the same tour: with the statistics of the whole softmax, each block's gradients
 // are exact by themselves and only add up. Those of the queries stay; those of a block follow it in f32 from its second
 // stop on, R - 1 hops, the last of which brings them home, where the part of its first stop waits.
+//
+// The order in which parts are merged depends on the ring, and so do the last digits. A reproducible forward lets all
+// blocks arrive before it attends to them at once, in the order of the tokens: the same messages, the bits of one rank,
+// but memory for all keys and values, and no overlap.
 #include "core/nn/sequence_private.h"
 
 typedef struct ring_call {
@@ -63,18 +67,20 @@ static int pack_block(ts_tape *tape, const ring_call *c, void *block) {
                         2 * width);
 }
 
-// Attention of this rank's queries to a block; results are parts of sums, in f32.
-static ts_attention block_attention(const ring_call *c, int stop, const void *block) {
+// Attention of this rank's queries to `keys` tokens [B, keys, k | v, width].
+static ts_attention block_attention(const ring_call *c, const void *block, int64_t keys) {
     const ts_attention_heads own = c->place->own;
-    const int64_t width = width_of(c), queries = own_tokens(c), keys = block_tokens(c, stop);
+    const int64_t width = width_of(c), queries = own_tokens(c);
     return (ts_attention){.batch = own.batch,
                           .heads = own.heads,
                           .head_dim = own.head_dim,
                           .queries = queries,
                           .keys = keys,
                           .dtype = c->dtype,
-                          .f32_results = true,
                           .scale = (float)own.scale,
+                          .q = ts_columns_data(c->q),
+                          .q_row = ts_var_width(c->q.var),
+                          .q_batch = queries * ts_var_width(c->q.var),
                           .k = block,
                           .v = (const char *)block + width * (int64_t)ts_dtype_bytes(c->dtype),
                           .k_row = 2 * width,
@@ -111,10 +117,8 @@ typedef struct forward_buffers {
 
 static int forward_stop(ts_tape *tape, const ring_call *c, int stop, const forward_buffers *b) {
     const ts_attention_heads own = c->place->own;
-    ts_attention args = block_attention(c, stop, b->block[stop % 2]);
-    args.q = ts_columns_data(c->q);
-    args.q_row = ts_var_width(c->q.var);
-    args.q_batch = args.queries * args.q_row;
+    ts_attention args = block_attention(c, b->block[stop % 2], block_tokens(c, stop));
+    args.f32_results = true;
     args.out = stop ? b->part : b->out;
     args.lse = stop ? b->part_lse : b->lse;
     TS_TRY(TS_KERNEL(tape, attention_forward, &args));
@@ -162,6 +166,60 @@ static int ring_forward(ts_tape *tape, const ring_call *c) {
     return 0;
 }
 
+// ---- reproducible forward
+
+// Element of the block of stop t among the blocks of all ring ranks, one after another in the order of the tokens.
+static int64_t block_offset(const ring_call *c, int stop) {
+    const int ranks = ts_comm_size(c->place->ring);
+    const int owner = (ts_comm_rank(c->place->ring) - stop + ranks) % ranks;
+    return c->place->own.batch * sequence_group(c->place, owner).first * 2 * width_of(c);
+}
+
+// Blocks [B, tokens of one, k | v, width] of all ring ranks at `blocks`.
+static int gather_blocks(ts_tape *tape, const ring_call *c, void *blocks) {
+    TS_TRY(pack_block(tape, c, at_element(blocks, block_offset(c, 0), c->dtype)));
+    for (int stop = 0; stop + 1 < ts_comm_size(c->place->ring); stop++) {
+        ts_request *hop;
+        TS_TRY(ts_tape_ring_start(tape, c->place->ring, at_element(blocks, block_offset(c, stop), c->dtype),
+                                  block_elements(c, stop), at_element(blocks, block_offset(c, stop + 1), c->dtype),
+                                  block_elements(c, stop + 1), c->dtype, &hop));
+        TS_TRY(ts_wait(&hop));
+    }
+    return 0;
+}
+
+// all [B, L, k | v, width] from the blocks: a sample's tokens of one block follow those of the block before.
+static int join_blocks(ts_tape *tape, const ring_call *c, void *blocks, void *all) {
+    const int64_t row = 2 * width_of(c) * (int64_t)ts_dtype_bytes(c->dtype);
+    for (int stop = 0; stop < ts_comm_size(c->place->ring); stop++) {
+        const int64_t tokens = block_tokens(c, stop), offset = block_offset(c, stop);
+        TS_TRY(TS_KERNEL(tape, copy_rows, at_element(blocks, offset, c->dtype), tokens * row,
+                         at_element(all, offset / c->place->own.batch, c->dtype), c->place->tokens * row,
+                         c->place->own.batch, tokens * row));
+    }
+    return 0;
+}
+
+static int reproducible_forward(ts_tape *tape, const ring_call *c) {
+    const bool joined = c->place->own.batch == 1;  // as it is
+    const size_t bytes = (size_t)(c->place->own.batch * c->place->tokens * 2 * width_of(c)) * ts_dtype_bytes(c->dtype);
+    void *blocks = ts_pool_take(tape, bytes), *all = joined ? blocks : ts_pool_take(tape, bytes);
+    TS_TRY(ts_tape_status(tape));
+    TS_TRY(gather_blocks(tape, c, blocks));
+    if (!joined) {
+        TS_TRY(join_blocks(tape, c, blocks, all));
+    }
+    ts_attention args = block_attention(c, all, c->place->tokens);
+    args.out = c->out->value.data;
+    args.lse = c->lse;
+    TS_TRY(TS_KERNEL(tape, attention_forward, &args));
+    if (!joined) {
+        ts_pool_give(tape, all, bytes);
+    }
+    ts_pool_give(tape, blocks, bytes);
+    return 0;
+}
+
 // ---- backward
 
 // Gradients of blocks are sums [B, tokens, d_k | d_v, width] like the blocks. Three of them are about: one is made,
@@ -179,7 +237,8 @@ typedef struct backward_buffers {
 static int backward_stop(ts_tape *tape, const ring_call *c, int stop, const backward_buffers *b) {
     const int64_t width = width_of(c);
     float *d_block = stop ? b->sum[stop % MOVING] : b->home;
-    ts_attention args = block_attention(c, stop, b->block[stop % 2]);
+    ts_attention args = block_attention(c, b->block[stop % 2], block_tokens(c, stop));
+    args.f32_results = true;
     args.q = b->q;
     args.q_row = width;
     args.q_batch = args.queries * width;
@@ -297,7 +356,7 @@ ts_var *sequence_ring_attention(ts_tape *tape, const sequence_place *place, ts_c
         call.lse = ts_tape_alloc_kept(tape, (size_t)(own.batch * own.heads * tokens) * sizeof *call.lse, &ready);
     }
     if (!ready && !ts_tape_status(tape)) {
-        ts_tape_try(tape, ring_forward(tape, &call));
+        ts_tape_try(tape, place->reproducible ? reproducible_forward(tape, &call) : ring_forward(tape, &call));
     }
     ts_tape_add_flops(tape, 4.0 * (double)own.batch * (double)tokens * (double)place->tokens * (double)width);
     ring_call *c = ts_tape_note(tape, call.out, ring_backward, sizeof *c);
