@@ -7,12 +7,35 @@
 
 #include "core/base/arena.h"
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/base/status.h"
 #include "core/comm/reduce.h"
 #include "core/comm/request.h"
 
+ts_transport_choice ts_transport_wanted = TS_TRANSPORT_AUTO;
+
+// TESSERA_TRANSPORT, read when the world is opened.
+static int read_environment(void) {
+    static const char *const names[] = {
+        [TS_TRANSPORT_AUTO] = "auto", [TS_TRANSPORT_MPI] = "mpi", [TS_TRANSPORT_SHARED] = "shared"};
+    const char *const text = getenv("TESSERA_TRANSPORT");
+    if (!text) {
+        return TS_OK;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (!strcmp(text, names[i])) {
+            ts_transport_wanted = (ts_transport_choice)i;
+            return TS_OK;
+        }
+    }
+    return TS_FAIL(TS_EUSAGE, "TESSERA_TRANSPORT=%.40s: use auto, mpi or shared", text);
+}
+
 int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
     *out = NULL;
+    if (mpi == MPI_COMM_WORLD) {
+        TS_TRY(read_environment());
+    }
     ts_comm *comm = ts_calloc(1, sizeof *comm);
     if (!comm) {
         return TS_ERESOURCE;
@@ -21,6 +44,9 @@ int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
     if (mpi != MPI_COMM_NULL) {
         MPI_Comm_rank(mpi, &comm->rank);
         MPI_Comm_size(mpi, &comm->size);
+        if (comm->size > 1 && ts_transport_wanted != TS_TRANSPORT_MPI && ts_shared_possible(mpi)) {
+            comm->transport = &ts_shared_transport;
+        }
     }
     comm->counts = ts_malloc(2 * (size_t)comm->size * sizeof *comm->counts);
     comm->parts = ts_malloc((size_t)comm->size * sizeof *comm->parts);
@@ -48,6 +74,7 @@ void ts_comm_delete(ts_comm **comm) {
         MPI_Comm_free(&(*comm)->mpi);
     }
     ts_request_delete_all(*comm);
+    ts_shared_close(*comm);
     free((*comm)->counts);
     free((*comm)->parts);
     free(*comm);
@@ -135,11 +162,27 @@ void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_
 
 // ---- entering and leaving
 
+// Without shared memory there still is MPI, unless it was asked for.
+static int open_shared(ts_comm *comm) {
+    const int status = ts_shared_open(comm);
+    if (status && ts_transport_wanted == TS_TRANSPORT_SHARED) {
+        return status;
+    }
+    if (status) {
+        TS_WARN("%s; going on over MPI", ts_error_text());
+        comm->transport = &ts_mpi_transport;
+    }
+    return TS_OK;
+}
+
 // Every collective goes through here on its way in: the clock starts, and what is under way moves on.
 static int begin(ts_comm *comm, ts_collective kind) {
     if (!comm->transport) {
         return TS_FAIL(TS_EINTERNAL, "%s over %d imagined ranks: they serve for counting only",
                        ts_collective_name(kind), comm->size);
+    }
+    if (comm->transport == &ts_shared_transport && !comm->shared) {
+        TS_TRY(open_shared(comm));
     }
     comm->entered = ts_clock_seconds();
     return ts_request_progress();

@@ -177,12 +177,12 @@ static int barrier(ts_comm *comm) {
 
 // ---- asynchronous forms
 
-static int reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+int ts_mpi_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                                   ts_request **out) {
     return ts_request_reduce(out, comm, send, receive, counts, dtype, TS_SUM, STARTED_WINDOW);
 }
 
-static int all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+int ts_mpi_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                               ts_request **out) {
     int64_t messages = ts_request_messages(counts[comm->rank]) * (comm->size - 1);
     for (int rank = 0; rank < comm->size; rank++) {
@@ -201,7 +201,7 @@ static int all_gather_v_start(ts_comm *comm, const void *send, void *receive, co
     return TS_OK;
 }
 
-static int ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+int ts_mpi_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
                       ts_dtype dtype, ts_request **out) {
     const int next = (comm->rank + 1) % comm->size, previous = (comm->rank + comm->size - 1) % comm->size;
     TS_TRY(
@@ -217,8 +217,8 @@ const ts_transport ts_mpi_transport = {
     .reduce_scatter_v = reduce_scatter_v,
     .all_to_all_v = all_to_all_v,
     .barrier = barrier,
-    .reduce_scatter_v_start = reduce_scatter_v_start,
-    .all_gather_v_start = all_gather_v_start,
-    .ring_start = ring_start,
+    .reduce_scatter_v_start = ts_mpi_reduce_scatter_v_start,
+    .all_gather_v_start = ts_mpi_all_gather_v_start,
+    .ring_start = ts_mpi_ring_start,
     .wait = ts_request_wait,
 };

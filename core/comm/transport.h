@@ -25,6 +25,8 @@ typedef struct ts_transport {
     int (*wait)(ts_request *request);
 } ts_transport;
 
+typedef struct ts_shared ts_shared;
+
 struct ts_comm {
     int rank, size;
     const ts_transport *transport;
@@ -32,6 +34,7 @@ struct ts_comm {
     int *counts;           // [2 * size] scratch for MPI's int counts and displacements
     int64_t *parts;        // [size] scratch for the parts of an all-reduce
     ts_request *requests;  // owned: idle ones and those under way
+    ts_shared *shared;     // owned: NULL for MPI, and until the first call
     uint64_t sequence;     // requests so far: their tags
     double entered;        // when the call under way began
     ts_comm_counters counters[TS_COLLECTIVE_COUNT];
@@ -43,7 +46,29 @@ int ts_comm_new(ts_comm **out, MPI_Comm mpi);
 int ts_comm_imagine(ts_comm **out, int rank, int size);
 void ts_comm_delete(ts_comm **comm);
 
+// ---- transports
+
+typedef enum { TS_TRANSPORT_AUTO, TS_TRANSPORT_MPI, TS_TRANSPORT_SHARED } ts_transport_choice;
+// For communicators to come. Tests change it.
+extern ts_transport_choice ts_transport_wanted;
+
 extern const ts_transport ts_mpi_transport;
+// The asynchronous forms over MPI, which other transports use, too.
+int ts_mpi_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                                  ts_request **out);
+int ts_mpi_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
+                              ts_request **out);
+int ts_mpi_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
+                      ts_dtype dtype, ts_request **out);
+
+extern const ts_transport ts_shared_transport;
+// Whether all ranks are on one host. Collective.
+bool ts_shared_possible(MPI_Comm mpi);
+// The segment of memory, opened by the first call over comm. Collective: all ranks get the same status.
+int ts_shared_open(ts_comm *comm);
+void ts_shared_close(ts_comm *comm);
+// Most bytes of a rank's buffer that a step uses. Tests make it small.
+extern int64_t ts_shared_chunk;
 // Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
 extern int64_t ts_mpi_chunk;
 
