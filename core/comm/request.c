@@ -295,6 +295,10 @@ static int move_on(ts_request *r, bool wait, bool *finished) {
     return TS_OK;
 }
 
+bool ts_request_busy(void) {
+    return busy != NULL;
+}
+
 int ts_request_progress(void) {
     bool finished;
     for (ts_request *r = busy; r; r = r->next_busy) {

@@ -27,6 +27,7 @@ int ts_request_reduce(ts_request **out, ts_comm *comm, const void *send, void *r
 int ts_request_wait(ts_request *request);
 // Moves everything under way on, of all communicators, without waiting.
 int ts_request_progress(void);
+bool ts_request_busy(void);                     // whether anything is under way
 size_t ts_request_memory(const ts_comm *comm);  // bytes that its requests hold, idle ones too
 void ts_request_delete_all(ts_comm *comm);
 

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transport between ranks of one host: through a segment of memory that all of them map.
 //
-// Everything is made of steps. In step t a rank writes into its buffer t % 2, says so, waits until all have said so,
-// and reads the buffers t % 2 of the others. Two buffers are enough: who has finished step t - 1 knows that all have
-// said t - 1, and they said it after reading what was written in t - 2. Large data takes several steps.
-//
 // Asynchronous forms go over MPI: their messages move while others are waited for.
 #include <errno.h>
 #include <fcntl.h>
 #include <immintrin.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/base/arena.h"
@@ -23,51 +23,37 @@
 #include "core/base/status.h"
 #include "core/comm/reduce.h"
 #include "core/comm/request.h"
+#include "core/comm/shared.h"
 
 enum {
-    LINE = 64,
-    BUFFER_BYTES = 512 * 1024,  // two of them for each rank: what a core's second cache holds
-    DIRECT_BYTES = 4096,        // all-reduce: up to here each rank adds everything up by itself
-    PAUSES = 200                // looks at a flag before the processor is offered to other ranks
-};
-
-int64_t ts_shared_chunk = BUFFER_BYTES;
-
-// What a rank tells the others; one cache line.
-typedef struct mark {
-    _Alignas(LINE) _Atomic uint64_t step;  // the last one it has written
-    int64_t most[2];                       // all-to-all: the largest of its parts, in step t at t % 2
-} mark;
-
-struct ts_shared {
-    char *base;  // mapped: [size] marks, then [size, 2, BUFFER_BYTES]
-    size_t bytes;
-    uint64_t step;      // the one under way
-    const void **part;  // [size] scratch
+    LOOKS = 300,            // at a mark before the processor is offered to other ranks
+    YIELDS = 50,            // such offers before going to sleep
+    BUSY_NAP = 100 * 1000,  // ns of sleep while messages are under way, which somebody must move on
+    IDLE_NAP = 100 * 1000 * 1000
 };
 
 // ---- the segment
 
 static size_t marks_bytes(int size) {
-    return ((size_t)size * sizeof(mark) + 4095) / 4096 * 4096;
+    return ((size_t)size * sizeof(ts_shared_mark) + 4095) / 4096 * 4096;
 }
 
-static mark *mark_of(const ts_comm *comm, int rank) {
-    return (mark *)(void *)comm->shared->base + rank;
+ts_shared_mark *ts_shared_mark_of(const ts_comm *comm, int rank) {
+    return (ts_shared_mark *)(void *)comm->shared->base + rank;
 }
 
 // The buffer of a rank in the step under way.
-static char *buffer_of(const ts_comm *comm, int rank) {
+char *ts_shared_buffer(const ts_comm *comm, int rank) {
     const size_t index = 2 * (size_t)rank + comm->shared->step % 2;
-    return comm->shared->base + marks_bytes(comm->size) + index * BUFFER_BYTES;
+    return comm->shared->base + marks_bytes(comm->size) + index * TS_SHARED_BUFFER;
 }
 
 // Memory is reserved here, each rank's near to it, so that a full file system is an error and not a signal later.
 static int map_segment(ts_comm *comm, int file) {
     ts_shared *s = comm->shared;
-    const size_t own = marks_bytes(comm->size) + 2 * (size_t)comm->rank * BUFFER_BYTES;
+    const size_t own = marks_bytes(comm->size) + 2 * (size_t)comm->rank * TS_SHARED_BUFFER;
     const int code = posix_fallocate(file, comm->rank ? (off_t)own : 0,
-                                     (off_t)(comm->rank ? 2 * BUFFER_BYTES : own + 2 * BUFFER_BYTES));
+                                     (off_t)(comm->rank ? 2 * TS_SHARED_BUFFER : own + 2 * TS_SHARED_BUFFER));
     if (code) {
         return TS_FAIL(TS_ERESOURCE, "cannot reserve %zu bytes of shared memory: %s", s->bytes, strerror(code));
     }
@@ -119,6 +105,31 @@ static int open_segment(ts_comm *comm) {
     return status;
 }
 
+// Whether this rank may read the next one's memory, and finds there what it should: process numbers may belong to
+// different name spaces.
+static bool reads_next(const ts_comm *comm) {
+    uint64_t token = 0;
+    const int next = (comm->rank + 1) % comm->size;
+    return !ts_shared_read(comm, next, 0, &token, sizeof token) && token == ts_shared_mark_of(comm, next)->token;
+}
+
+// Makes room for what is read when all ranks may read each other. Collective.
+static int allow_reading(ts_comm *comm) {
+    ts_shared *s = comm->shared;
+    ts_shared_mark *const mark = ts_shared_mark_of(comm, comm->rank);
+    s->token = (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)s;
+    mark->pid = getpid();
+    mark->token = s->token;
+    mark->data[0] = &s->token;
+    TS_TRY(agree(comm, TS_OK));  // all have told
+    int all = reads_next(comm);
+    TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
+    if (all) {
+        s->scratch = ts_aligned_alloc((size_t)(comm->size - 1) * TS_SHARED_READ);
+    }
+    return agree(comm, all && !s->scratch ? TS_ERESOURCE : TS_OK);
+}
+
 void ts_shared_close(ts_comm *comm) {
     ts_shared *s = comm->shared;
     if (s) {
@@ -126,6 +137,7 @@ void ts_shared_close(ts_comm *comm) {
             munmap(s->base, s->bytes);
         }
         free(s->part);
+        free(s->scratch);
         free(s);
         comm->shared = NULL;
     }
@@ -134,11 +146,12 @@ void ts_shared_close(ts_comm *comm) {
 int ts_shared_open(ts_comm *comm) {
     ts_shared *s = comm->shared = ts_calloc(1, sizeof *s);
     if (s) {
-        s->bytes = marks_bytes(comm->size) + 2 * (size_t)comm->size * BUFFER_BYTES;
+        s->bytes = marks_bytes(comm->size) + 2 * (size_t)comm->size * TS_SHARED_BUFFER;
         s->part = ts_malloc((size_t)comm->size * sizeof *s->part);
     }
     int status = agree(comm, s && s->part ? TS_OK : TS_ERESOURCE);
     status = status ? status : open_segment(comm);
+    status = status ? status : allow_reading(comm);
     if (status) {
         ts_shared_close(comm);
     }
@@ -158,204 +171,100 @@ bool ts_shared_possible(MPI_Comm mpi) {
 
 // ---- steps
 
-static char *begin_step(const ts_comm *comm) {
+char *ts_shared_begin(const ts_comm *comm) {
     comm->shared->step++;
-    return buffer_of(comm, comm->rank);
+    return ts_shared_buffer(comm, comm->rank);
 }
 
-// Says that this rank has written, and waits until all have. What is under way over MPI moves on meanwhile.
-static int meet(const ts_comm *comm) {
-    const uint64_t step = comm->shared->step;
-    atomic_store_explicit(&mark_of(comm, comm->rank)->step, step, memory_order_release);
-    for (int rank = 0; rank < comm->size; rank++) {
-        const mark *other = mark_of(comm, rank);
-        for (int looks = 0; atomic_load_explicit(&other->step, memory_order_acquire) < step; looks++) {
-            if (looks < PAUSES) {
+static long futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *patience) {
+    return syscall(SYS_futex, word, operation, value, patience, NULL, 0);
+}
+
+// Sleeps until the word is not `seen` any more, or for a while.
+static int sleep_on(ts_shared_mark *other, uint32_t seen) {
+    const struct timespec moment = {0, ts_request_busy() ? BUSY_NAP : IDLE_NAP};
+    TS_TRY(ts_request_progress());
+    atomic_fetch_add(&other->sleepers, 1);
+    futex(&other->step, FUTEX_WAIT, seen, &moment);  // returns at once when the word has changed meanwhile
+    atomic_fetch_sub(&other->sleepers, 1);
+    return TS_OK;
+}
+
+int ts_shared_meet(const ts_comm *comm) {
+    const uint32_t step = comm->shared->step;
+    ts_shared_mark *const own = ts_shared_mark_of(comm, comm->rank);
+    atomic_store(&own->step, step);
+    if (atomic_load(&own->sleepers) > 0) {
+        futex(&own->step, FUTEX_WAKE, INT_MAX, NULL);
+    }
+    for (int i = 1; i < comm->size; i++) {
+        ts_shared_mark *const other = ts_shared_mark_of(comm, (comm->rank + i) % comm->size);
+        for (int looks = 0;; looks++) {
+            const uint32_t seen = atomic_load_explicit(&other->step, memory_order_acquire);
+            if ((int32_t)(seen - step) >= 0) {
+                break;
+            }
+            if (looks < LOOKS) {
                 _mm_pause();
-            } else {
-                TS_TRY(ts_request_progress());
+            } else if (looks < LOOKS + YIELDS) {
                 sched_yield();
+            } else {
+                TS_TRY(sleep_on(other, seen));
             }
         }
     }
     return TS_OK;
 }
 
-// Elements of a step when a buffer is shared by `parts`.
-static int64_t step_count(int64_t parts, size_t element) {
-    const int64_t bytes = ts_shared_chunk / parts / LINE * LINE, count = bytes / (int64_t)element;
-    return count > 0 ? count : 1;
+// ---- the table
+
+// From these sizes on reading beats the buffers: bytes of the whole, or of the largest part.
+enum {
+    ALL_REDUCE_READS = 2 * 1024 * 1024,
+    REDUCE_SCATTER_READS = 32 * 1024,
+    ALL_GATHER_READS = 16 * 1024,
+    BROADCAST_READS = 16 * 1024
+};
+
+static const ts_transport *choose(const ts_comm *comm, int64_t bytes, int64_t reads_from) {
+    return comm->shared->scratch && bytes >= reads_from ? &ts_shared_reading : &ts_shared_copying;
 }
 
-static int64_t most_of(const int64_t *counts, int size) {
+static int64_t most_bytes(const ts_comm *comm, const int64_t *counts, ts_dtype dtype) {
     int64_t most = 0;
-    for (int rank = 0; rank < size; rank++) {
+    for (int rank = 0; rank < comm->size; rank++) {
         most = counts[rank] > most ? counts[rank] : most;
     }
-    return most;
-}
-
-// Elements of a part of `count` that go into the step which begins at `first`.
-static int64_t in_step(int64_t count, int64_t first, int64_t step) {
-    const int64_t left = count - first;
-    return left < 0 ? 0 : left < step ? left : step;
-}
-
-static void copy(void *to, const void *from, int64_t count, size_t element) {
-    if (count > 0) {
-        memcpy(to, from, (size_t)count * element);
-    }
-}
-
-// Where a buffer that is dealt out to the others holds the share of rank `to`: `of` itself has none there.
-static char *share_of(char *buffer, int of, int to, int64_t count, size_t element) {
-    return buffer + (size_t)((to - (to > of)) * count) * element;
-}
-
-// ---- collectives
-
-// The chunk whole in every buffer; everybody adds everything.
-static int reduce_directly(const ts_comm *comm, char *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
-    const void **const part = comm->shared->part;
-    copy(begin_step(comm), data, count, ts_dtype_bytes(dtype));
-    TS_TRY(meet(comm));
-    for (int rank = 0; rank < comm->size; rank++) {
-        part[rank] = rank == comm->rank ? data : buffer_of(comm, rank);
-    }
-    ts_reduce_parts(data, part, comm->size, count, dtype, op);
-    return TS_OK;
-}
-
-// Everybody adds its part of the chunk, then shows it to the others.
-static int reduce_by_parts(const ts_comm *comm, char *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
-    const void **const part = comm->shared->part;
-    const size_t element = ts_dtype_bytes(dtype);
-    const ts_part own = ts_split(count, comm->size, comm->rank);
-    const size_t first = (size_t)own.first * element, end = first + (size_t)own.count * element;
-    char *const out = begin_step(comm);
-    memcpy(out, data, first);
-    memcpy(out + end, data + end, (size_t)count * element - end);
-    TS_TRY(meet(comm));
-    for (int rank = 0; rank < comm->size; rank++) {
-        part[rank] = (rank == comm->rank ? data : buffer_of(comm, rank)) + first;
-    }
-    char *const sum = begin_step(comm);
-    ts_reduce_parts(sum, part, comm->size, own.count, dtype, op);
-    TS_TRY(meet(comm));
-    for (int rank = 0; rank < comm->size; rank++) {
-        const ts_part p = ts_split(count, comm->size, rank);
-        copy(data + (size_t)p.first * element, buffer_of(comm, rank), p.count, element);
-    }
-    return TS_OK;
+    return most * (int64_t)ts_dtype_bytes(dtype);
 }
 
 static int all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
-    const size_t element = ts_dtype_bytes(dtype);
-    const int64_t step = step_count(1, element);
-    const bool direct = comm->size == 2 || count * (int64_t)element <= DIRECT_BYTES;
-    for (int64_t first = 0; first < count; first += step) {
-        char *const at = (char *)data + (size_t)first * element;
-        TS_TRY((direct ? reduce_directly : reduce_by_parts)(comm, at, in_step(count, first, step), dtype, op));
-    }
-    return TS_OK;
+    const int64_t bytes = count * (int64_t)ts_dtype_bytes(dtype);
+    return choose(comm, bytes, ALL_REDUCE_READS)->all_reduce(comm, data, count, dtype, op);
 }
 
 static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
-    const int64_t step = step_count(1, 1);
-    for (int64_t first = 0; first < bytes; first += step) {
-        char *const out = begin_step(comm), *const at = (char *)data + first;
-        const int64_t n = in_step(bytes, first, step);
-        if (comm->rank == root) {
-            copy(out, at, n, 1);
-        }
-        TS_TRY(meet(comm));
-        if (comm->rank != root) {
-            copy(at, buffer_of(comm, root), n, 1);
-        }
-    }
-    return TS_OK;
+    return choose(comm, bytes, BROADCAST_READS)->broadcast(comm, data, bytes, root);
 }
 
 static int all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    const size_t element = ts_dtype_bytes(dtype);
-    const int64_t step = step_count(1, element), most = most_of(counts, comm->size);
-    for (int64_t first = 0; first < most; first += step) {
-        const size_t at = (size_t)first * element;
-        copy(begin_step(comm), (const char *)send + at, in_step(counts[comm->rank], first, step), element);
-        TS_TRY(meet(comm));
-        char *part = receive;
-        for (int rank = 0; rank < comm->size; rank++) {
-            const char *const from = rank == comm->rank ? (const char *)send + at : buffer_of(comm, rank);
-            if (from != part + at) {
-                copy(part + at, from, in_step(counts[rank], first, step), element);
-            }
-            part += (size_t)counts[rank] * element;
-        }
-    }
-    return TS_OK;
-}
-
-// Writes the step of every other rank's part into its share of this rank's buffer; returns where the own one lies.
-static const char *deal_out(const ts_comm *comm, const char *part, const int64_t *counts, int64_t first, int64_t step,
-                            size_t element) {
-    char *const out = begin_step(comm);
-    const char *own = NULL;
-    for (int rank = 0; rank < comm->size; rank++) {
-        const char *const from = part + (size_t)first * element;
-        if (rank == comm->rank) {
-            own = from;
-        } else {
-            copy(share_of(out, comm->rank, rank, step, element), from, in_step(counts[rank], first, step), element);
-        }
-        part += (size_t)counts[rank] * element;
-    }
-    return own;
-}
-
-// Where `rank` has put what is for this one.
-static const char *dealt_by(const ts_comm *comm, int rank, const char *own, int64_t step, size_t element) {
-    return rank == comm->rank ? own : share_of(buffer_of(comm, rank), rank, comm->rank, step, element);
+    const ts_transport *const t = choose(comm, most_bytes(comm, counts, dtype), ALL_GATHER_READS);
+    return t->all_gather_v(comm, send, receive, counts, dtype);
 }
 
 static int reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    const size_t element = ts_dtype_bytes(dtype);
-    const int64_t step = step_count(comm->size - 1, element), most = most_of(counts, comm->size);
-    for (int64_t first = 0; first < most; first += step) {
-        const char *const own = deal_out(comm, send, counts, first, step, element);
-        TS_TRY(meet(comm));
-        for (int rank = 0; rank < comm->size; rank++) {
-            comm->shared->part[rank] = dealt_by(comm, rank, own, step, element);
-        }
-        ts_reduce_parts((char *)receive + (size_t)first * element, comm->shared->part, comm->size,
-                        in_step(counts[comm->rank], first, step), dtype, TS_SUM);
-    }
-    return TS_OK;
+    const ts_transport *const t = choose(comm, most_bytes(comm, counts, dtype), REDUCE_SCATTER_READS);
+    return t->reduce_scatter_v(comm, send, receive, counts, dtype);
 }
 
-// How many steps it takes only the senders know: the first one tells.
 static int all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                         const int64_t *receive_counts, ts_dtype dtype) {
-    const size_t element = ts_dtype_bytes(dtype);
-    const int64_t step = step_count(comm->size - 1, element);
-    int64_t most = 1;
-    for (int64_t first = 0; first < most; first += step) {
-        const char *const own = deal_out(comm, send, send_counts, first, step, element);
-        mark_of(comm, comm->rank)->most[comm->shared->step % 2] = most_of(send_counts, comm->size);
-        TS_TRY(meet(comm));
-        char *to = (char *)receive + (size_t)first * element;
-        for (int rank = 0; rank < comm->size; rank++) {
-            const int64_t theirs = mark_of(comm, rank)->most[comm->shared->step % 2];
-            most = theirs > most ? theirs : most;
-            copy(to, dealt_by(comm, rank, own, step, element), in_step(receive_counts[rank], first, step), element);
-            to += (size_t)receive_counts[rank] * element;
-        }
-    }
-    return TS_OK;
+    return choose(comm, 0, 0)->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype);
 }
 
 static int barrier(ts_comm *comm) {
-    begin_step(comm);
-    return meet(comm);
+    ts_shared_begin(comm);
+    return ts_shared_meet(comm);
 }
 
 const ts_transport ts_shared_transport = {

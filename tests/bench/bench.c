@@ -17,6 +17,7 @@
 
 static const ts_bench_target targets[] = {
     {"kernels", "every kernel at the shapes of the models, against the machine's peak", ts_bench_kernels},
+    {"comm", "every collective between the ranks, against MPI's own calls", ts_bench_comm},
     {"train", "one training step of the transformer of --config", ts_bench_train},
     {"infer", "one forward pass of the transformer of --config", ts_bench_infer},
 };
@@ -47,6 +48,17 @@ static const ts_option options[] = {
      .type = TS_OPTION_STRING,
      .offset = FIELD(mesh),
      .help = "ranks along each axis that infer times together, as cfg=2,ulysses=2; the ranks that are left go to data"},
+    {.name = "max-bytes",
+     .type = TS_OPTION_INT,
+     .offset = FIELD(max_bytes),
+     .otherwise = "67108864",
+     .min = 1024,
+     .max = 1 << 30,
+     .help = "largest size that comm measures; the least is 1 KiB"},
+    {.name = "write-hardware",
+     .type = TS_OPTION_STRING,
+     .offset = FIELD(write_hardware),
+     .help = "YAML file for latency and bandwidth of each collective, as comm measured them"},
     {.name = "instruction-set",
      .type = TS_OPTION_STRING,
      .offset = FIELD(instruction_set),

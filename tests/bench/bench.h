@@ -17,8 +17,10 @@ typedef struct ts_bench_params {
     int64_t runs, threads;  // threads 0: the cores shared out over the ranks
     const char *filter;     // part of the names to run, or NULL
     const char *instruction_set;
-    const char *config;  // sizes of `train` and `infer`
-    const char *mesh;    // of `infer`; NULL: every rank measures for itself
+    const char *config;          // sizes of `train` and `infer`
+    const char *mesh;            // of `infer`; NULL: every rank measures for itself
+    int64_t max_bytes;           // largest size of `comm`
+    const char *write_hardware;  // file that `comm` writes, or NULL
     bool json, cpu_time;
     // set by the command
     bool prints;  // this rank writes the table
@@ -43,6 +45,7 @@ typedef struct ts_bench_target {
 int ts_command_bench(ts_comm *world, int argc, char **argv);
 
 int ts_bench_peak_measure(ts_bench_peak *out);
+int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
 int ts_bench_kernels(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
 
 // Times `call(context)`: median and least seconds of one call over `runs` runs, each of as many calls as take at least

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+// bench comm: every collective against MPI's own call, in one run, turn about; and the line that predicts its time.
+//
+// Sizes are those of nccl-tests: the data of an all-reduce or a broadcast, all parts of an all-gather or a
+// reduce-scatter together, what a rank gives to an all-to-all or to its neighbour. So are the factors of the bus
+// bandwidth, which tells how well the wires are used whatever the number of ranks.
+#include <errno.h>
+#include <math.h>
+#include <mpi.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/arena.h"
+#include "core/base/split.h"
+#include "core/base/status.h"
+#include "core/config/option.h"
+#include "tests/bench/bench.h"
+
+enum { LEAST_BYTES = 1024, MAX_SIZES = 16, MAX_RUNS = 1000 };
+
+// One size of one collective: buffers of `count` floats, in parts when it has parts.
+typedef struct task {
+    ts_comm *world;
+    int rank, size;
+    float *send, *receive;
+    int64_t count;
+    int64_t *counts;   // [size]
+    int *mpi_counts;   // [size]
+    int *mpi_offsets;  // [size]
+} task;
+
+// ---- the calls, ours and MPI's
+
+static int our_all_reduce(const task *t) {
+    return ts_all_reduce(t->world, t->receive, t->count, TS_F32, TS_SUM);
+}
+static int mpi_all_reduce(const task *t) {
+    return MPI_Allreduce(MPI_IN_PLACE, t->receive, (int)t->count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+}
+static int our_reduce_scatter(const task *t) {
+    return ts_reduce_scatter_v(t->world, t->send, t->receive, t->counts, TS_F32);
+}
+static int our_reduce_scatter_start(const task *t) {
+    ts_request *request;
+    TS_TRY(ts_reduce_scatter_v_start(t->world, t->send, t->receive, t->counts, TS_F32, &request));
+    return ts_wait(&request);
+}
+static int mpi_reduce_scatter(const task *t) {
+    return MPI_Reduce_scatter(t->send, t->receive, t->mpi_counts, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+}
+static int our_all_gather(const task *t) {
+    return ts_all_gather_v(t->world, t->send, t->receive, t->counts, TS_F32);
+}
+static int our_all_gather_start(const task *t) {
+    ts_request *request;
+    TS_TRY(ts_all_gather_v_start(t->world, t->send, t->receive, t->counts, TS_F32, &request));
+    return ts_wait(&request);
+}
+static int mpi_all_gather(const task *t) {
+    return MPI_Allgatherv(t->send, t->mpi_counts[t->rank], MPI_FLOAT, t->receive, t->mpi_counts, t->mpi_offsets,
+                          MPI_FLOAT, MPI_COMM_WORLD);
+}
+static int our_all_to_all(const task *t) {
+    return ts_all_to_all_v(t->world, t->send, t->counts, t->receive, t->counts, TS_F32);
+}
+static int mpi_all_to_all(const task *t) {
+    return MPI_Alltoallv(t->send, t->mpi_counts, t->mpi_offsets, MPI_FLOAT, t->receive, t->mpi_counts, t->mpi_offsets,
+                         MPI_FLOAT, MPI_COMM_WORLD);
+}
+static int our_broadcast(const task *t) {
+    return ts_broadcast(t->world, t->receive, t->count * 4, 0);
+}
+static int mpi_broadcast(const task *t) {
+    return MPI_Bcast(t->receive, (int)t->count, MPI_FLOAT, 0, MPI_COMM_WORLD);
+}
+static int our_ring(const task *t) {
+    ts_request *request;
+    TS_TRY(ts_ring_start(t->world, t->send, t->count, t->receive, t->count, TS_F32, &request));
+    return ts_wait(&request);
+}
+static int mpi_ring(const task *t) {
+    return MPI_Sendrecv(t->send, (int)t->count, MPI_FLOAT, (t->rank + 1) % t->size, 0, t->receive, (int)t->count,
+                        MPI_FLOAT, (t->rank + t->size - 1) % t->size, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+}
+static int our_barrier(const task *t) {
+    return ts_barrier(t->world);
+}
+static int mpi_barrier(const task *t) {
+    (void)t;
+    return MPI_Barrier(MPI_COMM_WORLD);
+}
+
+typedef struct item {
+    const char *name, *key;  // key: in YAML and JSON
+    ts_collective kind;
+    int (*ours)(const task *t);
+    int (*mpi)(const task *t);
+} item;
+
+static const item ITEMS[] = {
+    {"all-reduce", "all_reduce", TS_ALL_REDUCE, our_all_reduce, mpi_all_reduce},
+    {"reduce-scatter", "reduce_scatter", TS_REDUCE_SCATTER, our_reduce_scatter, mpi_reduce_scatter},
+    {"  started", "reduce_scatter_started", TS_REDUCE_SCATTER, our_reduce_scatter_start, mpi_reduce_scatter},
+    {"all-gather", "all_gather", TS_ALL_GATHER, our_all_gather, mpi_all_gather},
+    {"  started", "all_gather_started", TS_ALL_GATHER, our_all_gather_start, mpi_all_gather},
+    {"all-to-all", "all_to_all", TS_ALL_TO_ALL, our_all_to_all, mpi_all_to_all},
+    {"ring", "ring", TS_RING, our_ring, mpi_ring},
+    {"broadcast", "broadcast", TS_BROADCAST, our_broadcast, mpi_broadcast},
+    {"barrier", "barrier", TS_BARRIER, our_barrier, mpi_barrier},
+};
+enum { ITEM_COUNT = sizeof ITEMS / sizeof *ITEMS };
+
+// ---- measuring
+
+// Seconds of one call, of the slowest rank; bytes by the formulas of comm.h.
+typedef struct result {
+    double bytes, bytes_sent;
+    ts_bench_time ours, mpi;
+} result;
+
+static int time_calls(int (*call)(const task *t), const task *t, int64_t calls, double *seconds) {
+    MPI_Barrier(MPI_COMM_WORLD);
+    const double begin = ts_bench_seconds();
+    for (int64_t i = 0; i < calls; i++) {
+        TS_TRY(call(t));
+    }
+    *seconds = (ts_bench_seconds() - begin) / (double)calls;
+    return TS_OK;
+}
+
+// Calls of a run, the same on all ranks: as many as take 2 ms.
+static int count_calls(const item *it, const task *t, int64_t *calls) {
+    double ours, mpi;
+    TS_TRY(time_calls(it->ours, t, 3, &ours));
+    TS_TRY(time_calls(it->mpi, t, 3, &mpi));
+    double longest = ours > mpi ? ours : mpi;
+    TS_TRY(ts_all_reduce(t->world, &longest, 1, TS_F64, TS_MAX));
+    *calls = 1 + (int64_t)(2e-3 / longest);
+    return TS_OK;
+}
+
+static int compare(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static int summarise(const task *t, double *sample, int64_t runs, ts_bench_time *out) {
+    TS_TRY(ts_all_reduce(t->world, sample, runs, TS_F64, TS_MAX));
+    qsort(sample, (size_t)runs, sizeof *sample, compare);
+    *out = (ts_bench_time){sample[runs / 2], sample[0]};
+    return TS_OK;
+}
+
+static int measure(const item *it, const task *t, int64_t runs, result *out) {
+    double ours[MAX_RUNS], mpi[MAX_RUNS];
+    int64_t calls;
+    TS_TRY(count_calls(it, t, &calls));
+    for (int64_t run = 0; run < runs; run++) {
+        TS_TRY(time_calls(it->ours, t, calls, &ours[run]));
+        TS_TRY(time_calls(it->mpi, t, calls, &mpi[run]));
+    }
+    TS_TRY(summarise(t, ours, runs, &out->ours));
+    return summarise(t, mpi, runs, &out->mpi);
+}
+
+static bool has_parts(ts_collective kind) {
+    return kind == TS_REDUCE_SCATTER || kind == TS_ALL_GATHER || kind == TS_ALL_TO_ALL;
+}
+
+// Equal parts, so that what a rank sends to another is what that one expects.
+static void set_size(task *t, const item *it, int64_t bytes, result *out) {
+    const int64_t each = bytes / (int64_t)sizeof(float) / t->size;
+    t->count = it->kind == TS_BARRIER ? 0 : each * t->size;
+    for (int rank = 0; rank < t->size; rank++) {
+        t->counts[rank] = each;
+        t->mpi_counts[rank] = (int)each;
+        t->mpi_offsets[rank] = (int)each * rank;
+    }
+    const bool broadcast = it->kind == TS_BROADCAST;
+    const int64_t whole = broadcast ? t->count * 4 : t->count;
+    out->bytes = (double)t->count * sizeof(float);
+    out->bytes_sent =
+        (double)ts_comm_bytes(t->world, it->kind, has_parts(it->kind) ? t->counts : &whole, broadcast ? TS_U8 : TS_F32);
+}
+
+// ---- the line: seconds = latency + bytes sent / bandwidth
+
+typedef struct line {
+    double latency, per_byte, worst;  // s, s/byte, largest relative error
+} line;
+
+// Least squares of the relative errors, neither term below 0.
+static line fit(const result *r, int n) {
+    double w = 0, wx = 0, wxx = 0, wt = 0, wxt = 0;
+    for (int i = 0; i < n; i++) {
+        const double t = r[i].ours.least, x = r[i].bytes_sent;
+        w += 1 / (t * t), wx += x / (t * t), wxx += x * x / (t * t), wt += 1 / t, wxt += x / t;
+    }
+    const double det = w * wxx - wx * wx;
+    line l = {.latency = wt / w};
+    if (wxx > 0) {
+        l.latency = det > 1e-12 * w * wxx ? (wt * wxx - wxt * wx) / det : 0;
+        l.latency = l.latency > 0 ? l.latency : 0;
+        l.per_byte = (wxt - l.latency * wx) / wxx;
+        l.per_byte = l.per_byte > 0 ? l.per_byte : 0;
+    }
+    for (int i = 0; i < n; i++) {
+        const double error = fabs((l.latency + l.per_byte * r[i].bytes_sent) / r[i].ours.least - 1);
+        l.worst = error > l.worst ? error : l.worst;
+    }
+    return l;
+}
+
+// ---- telling
+
+// Of nccl-tests: bus bandwidth = factor * bytes / seconds.
+static double bus_factor(ts_collective kind, int n) {
+    return kind == TS_ALL_REDUCE ? 2.0 * (n - 1) / n : has_parts(kind) ? (double)(n - 1) / n : 1.0;
+}
+
+static void report_result(const ts_bench_params *params, const task *t, const item *it, const result *r, json_t *rows) {
+    const double bus = 1e-9 * bus_factor(it->kind, t->size) * r->bytes;
+    if (params->prints) {
+        printf("%-15s %10.0f %12.2f %12.2f %8.2f %8.2f %6.2f\n", it->name, r->bytes, 1e6 * r->ours.least,
+               1e6 * r->mpi.least, bus / r->ours.least, bus / r->mpi.least, r->mpi.least / r->ours.least);
+    }
+    json_array_append_new(rows, json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "collective", it->key,
+                                          "bytes", r->bytes, "bytes_sent", r->bytes_sent, "median_us",
+                                          1e6 * r->ours.median, "least_us", 1e6 * r->ours.least, "mpi_median_us",
+                                          1e6 * r->mpi.median, "mpi_least_us", 1e6 * r->mpi.least, "bus_gb_per_s",
+                                          bus / r->ours.least, "mpi_bus_gb_per_s", bus / r->mpi.least, "times_faster",
+                                          r->mpi.least / r->ours.least));
+}
+
+static void report_lines(const ts_bench_params *params, const task *t, const line *lines, json_t *report) {
+    json_t *fits = json_object();
+    if (params->prints) {
+        printf("\nSeconds of a call = latency + bytes a rank sends / bandwidth, with %d ranks:\n", t->size);
+    }
+    for (int i = 0; i < ITEM_COUNT; i++) {
+        const double bandwidth = lines[i].per_byte > 0 ? 1e-9 / lines[i].per_byte : 0;
+        if (lines[i].worst < 0) {
+            continue;  // filtered out
+        }
+        if (params->prints) {
+            printf("%-23s %10.2f us %9.2f GB/s   at most %.0f %% off\n", ITEMS[i].key, 1e6 * lines[i].latency,
+                   bandwidth, 100 * lines[i].worst);
+        }
+        json_object_set_new(fits, ITEMS[i].key,
+                            json_pack("{s:f, s:f, s:f}", "latency_us", 1e6 * lines[i].latency, "gb_per_s", bandwidth,
+                                      "worst_relative_error", lines[i].worst));
+    }
+    json_object_set_new(report, "ranks", json_integer(t->size));
+    json_object_set_new(report, "fit", fits);
+}
+
+// The `comm` map of a hardware file: for each collective latency_us and gb_per_s, of the line above; 0 GB/s where
+// nothing is sent.
+static int write_hardware(const char *path, const task *t, const line *lines) {
+    FILE *out = fopen(path, "w");
+    if (!out) {
+        return TS_FAIL(TS_ERESOURCE, "%s: cannot write: %s", path, strerror(errno));
+    }
+    fprintf(out,
+            "# Written by tessera bench comm. Seconds of a call = latency + bytes a rank sends / bandwidth.\n"
+            "comm:\n  ranks: %d\n",
+            t->size);
+    for (int i = 0; i < ITEM_COUNT; i++) {
+        if (lines[i].worst >= 0) {
+            fprintf(out, "  %s:\n    latency_us: %.4g\n    gb_per_s: %.4g\n", ITEMS[i].key, 1e6 * lines[i].latency,
+                    lines[i].per_byte > 0 ? 1e-9 / lines[i].per_byte : 0);
+        }
+    }
+    const bool failed = ferror(out);
+    return fclose(out) || failed ? TS_FAIL(TS_ERESOURCE, "%s: cannot write: %s", path, strerror(errno)) : TS_OK;
+}
+
+// ---- the target
+
+static int run_item(const ts_bench_params *params, task *t, const item *it, json_t *rows, line *out) {
+    result results[MAX_SIZES];
+    int n = 0;
+    *out = (line){.worst = -1};
+    if (params->filter && !strstr(it->key, params->filter)) {
+        return TS_OK;
+    }
+    for (int64_t bytes = LEAST_BYTES; bytes <= params->max_bytes && n < MAX_SIZES; bytes *= 4, n++) {
+        set_size(t, it, bytes, &results[n]);
+        TS_TRY(measure(it, t, params->runs, &results[n]));
+        report_result(params, t, it, &results[n], rows);
+        if (it->kind == TS_BARRIER) {
+            n = 1;
+            break;
+        }
+    }
+    *out = fit(results, n);
+    return TS_OK;
+}
+
+static int open_task(task *t, ts_comm *world, int64_t bytes) {
+    *t = (task){.world = world, .rank = ts_comm_rank(world), .size = ts_comm_size(world)};
+    t->send = ts_aligned_alloc((size_t)bytes);
+    t->receive = ts_aligned_alloc((size_t)bytes);
+    t->counts = ts_calloc((size_t)t->size, sizeof *t->counts);
+    t->mpi_counts = ts_calloc((size_t)t->size, sizeof *t->mpi_counts);
+    t->mpi_offsets = ts_calloc((size_t)t->size, sizeof *t->mpi_offsets);
+    if (!t->send || !t->receive || !t->counts || !t->mpi_counts || !t->mpi_offsets) {
+        return TS_ERESOURCE;
+    }
+    memset(t->send, 0, (size_t)bytes);  // sums of zeros stay finite, however often
+    memset(t->receive, 0, (size_t)bytes);
+    return TS_OK;
+}
+
+static void close_task(task *t) {
+    free(t->send);
+    free(t->receive);
+    free(t->counts);
+    free(t->mpi_counts);
+    free(t->mpi_offsets);
+}
+
+int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+    (void)peak;
+    task t;
+    line lines[ITEM_COUNT];
+    json_t *rows = json_array();
+    json_object_set_new(report, "collectives", rows);
+    if (ts_comm_size(world) == 1) {
+        return TS_FAIL(TS_EUSAGE, "bench comm: nothing to measure with one rank; start it with mpirun -n 2 or more");
+    }
+    int status = ts_agree(world, open_task(&t, world, params->max_bytes));
+    if (!status && params->prints) {
+        printf("%-15s %10s %12s %12s %8s %8s %6s\n", "", "", "us a call", "us a call", "bus GB/s", "bus GB/s", "times");
+        printf("%-15s %10s %12s %12s %8s %8s %6s\n", "collective", "bytes", "ours", "MPI", "ours", "MPI", "faster");
+    }
+    for (int i = 0; i < ITEM_COUNT && !status; i++) {
+        status = run_item(params, &t, &ITEMS[i], rows, &lines[i]);
+    }
+    if (!status) {
+        report_lines(params, &t, lines, report);
+    }
+    if (!status && params->write_hardware && t.rank == 0) {
+        status = write_hardware(params->write_hardware, &t, lines);
+    }
+    close_task(&t);
+    return status;
+}
