@@ -66,7 +66,6 @@ static ts_model_params small_params(int64_t vocabulary) {
                  .eps = 1e-6},
         .defaults = {.width = 32, .height = 32, .frames = 5, .fps = 8, .flow_shift = 2, .guidance = 3, .steps = 20},
         .operand_dtype = TS_F32,
-        .with_gradients = true,
         .seed = 11};
 }
 
@@ -86,21 +85,24 @@ static void test_round_trip(void) {
     }
     const size_t bytes = (size_t)model->params->total * sizeof(float);
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
-    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_BF16, false));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_F32, false));
     CHECK(back && back->params->total == model->params->total);
     CHECK(back && !memcmp(back->params->value, model->params->value, bytes));
-    CHECK(back && back->params->operand[0] == ts_f32_to_bf16(model->params->value[0]));
     CHECK(back && !memcmp(&back->defaults, &model->defaults, sizeof back->defaults));
     CHECK(back && !memcmp(ts_dit_get_config(back->dit), ts_dit_get_config(model->dit), sizeof(ts_dit_config)));
     CHECK(back && ts_codec_get_info(back->codec).fingerprint == ts_codec_get_info(model->codec).fingerprint);
     CHECK(back && ts_tokenizer_fingerprint(back->tokenizer) == ts_tokenizer_fingerprint(model->tokenizer));
+    ts_model_close(&back);
+    // To sample in bf16 nothing but the operands is left of a matrix.
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_BF16, false));
+    CHECK(back && back->params->operand[0] == ts_f32_to_bf16(model->params->value[0]) && !back->params->value);
     ts_model_close(&back);
     // A second save replaces the first and leaves nothing beside it.
     model->params->value[0] += 1.0f;
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
     CHECK(!ts_path_exists(at("model.tmp")) && !ts_path_exists(at("model.old")));
     CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_F32, true));
-    CHECK(back && back->params->value[0] == model->params->value[0] && back->params->grad);
+    CHECK(back && back->params->value[0] == model->params->value[0]);
     ts_model_close(&back);
     // The transformer's folder stands on its own, under the names of diffusers.
     ts_params *params = NULL;

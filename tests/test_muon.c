@@ -4,7 +4,7 @@
 // changing a bit.
 #include "core/base/arena.h"
 #include "core/base/rng.h"
-#include "core/comm/comm.h"
+#include "core/comm/mesh.h"
 #include "tests/ts_test.h"
 #include "train/muon.h"
 #include "train/optimizer.h"
@@ -36,13 +36,15 @@ static void gram_range(const float *x, int64_t rows, int64_t columns, double *le
 static void check_direction(const ts_kernels *kernels, ts_dtype operand, int64_t rows, int64_t columns) {
     const int64_t n = rows * columns, side = rows < columns ? rows : columns;
     float *grad = ts_calloc((size_t)n, sizeof *grad), *moment = ts_calloc((size_t)n, sizeof *moment);
-    float *update = ts_calloc((size_t)n, sizeof *update);
+    float *update = ts_calloc((size_t)n, sizeof *update);  // the gradient, u, its direction
     ts_muon *muon = NULL;
     CHECK_OK(ts_muon_open(&muon, kernels, operand, n, side));
     ts_rng_normal_fill(grad, n, 3, TS_RNG_TEST, (uint64_t)n, 0);
-    ts_muon_advance(grad, 0.5f, 0.95f, n, moment);
+    memcpy(update, grad, (size_t)n * sizeof *update);
+    ts_muon_advance(0.5f, 0.95f, n, moment, update);
     CHECK_NEAR(moment[n - 1], 0.5f * grad[n - 1], 1e-7);
-    CHECK_OK(ts_muon_direction(muon, grad, 0.5f, 0.95f, rows, columns, moment, update));
+    CHECK_NEAR(update[n - 1], 1.95f * 0.5f * grad[n - 1], 1e-6);
+    CHECK_OK(ts_muon_direction(muon, rows, columns, update));
     double least, most, along = 0.0, tall = rows > columns ? (double)rows / (double)columns : 1.0;
     gram_range(update, rows, columns, &least, &most);
     CHECK(least > 0.3 * tall && most < 1.6 * tall);  // the quintic brings singular values into about [0.7, 1.2]
@@ -50,9 +52,8 @@ static void check_direction(const ts_kernels *kernels, ts_dtype operand, int64_t
         along += (double)update[i] * grad[i];
     }
     CHECK(along > 0.0);
-    memset(grad, 0, (size_t)n * sizeof *grad);
-    memset(moment, 0, (size_t)n * sizeof *moment);
-    CHECK_OK(ts_muon_direction(muon, grad, 1.0f, 0.95f, rows, columns, moment, update));
+    memset(update, 0, (size_t)n * sizeof *update);
+    CHECK_OK(ts_muon_direction(muon, rows, columns, update));
     CHECK(update[0] == 0.0f && update[n - 1] == 0.0f);
     ts_muon_close(&muon);
     free(grad);
@@ -60,9 +61,10 @@ static void check_direction(const ts_kernels *kernels, ts_dtype operand, int64_t
     free(update);
 }
 
-static ts_params *make_params(void) {
+static ts_params *make_params(const ts_mesh *mesh) {
     ts_params *params = NULL;
     CHECK_OK(ts_params_open(&params));
+    params->mesh = mesh;
     for (int i = 0; i < 5; i++) {
         char name[16];
         snprintf(name, sizeof name, "matrix.%d", i);
@@ -77,21 +79,26 @@ static ts_params *make_params(void) {
     return params;
 }
 
-// Three steps with the work shared over `data` (or not).
-static void take_steps(ts_params *params, const ts_kernels *kernels, ts_comm *data) {
+// Three steps; gradients come from rank 0 alone, so that their sum is the same on any number of ranks.
+static void take_steps(ts_params *params, const ts_kernels *kernels) {
     const ts_optimizer_params settings = {.beta1 = 0.9,
                                           .beta2 = 0.95,
                                           .eps = 1e-8,
                                           .weight_decay = 0.01,
+                                          .average = true,
                                           .muon = true,
                                           .muon_lr_scale = 10.0,
-                                          .muon_momentum = 0.95,
-                                          .data = data};
+                                          .muon_momentum = 0.95};
     ts_optimizer *optimizer = NULL;
     CHECK_OK(ts_optimizer_open(&optimizer, params, kernels, &settings));
     for (int step = 1; step <= 3; step++) {
-        ts_rng_normal_fill(params->grad, params->total, 4, TS_RNG_TEST, (uint64_t)step, 0);
-        CHECK_OK(ts_optimizer_step(optimizer, 0, params->total, step, 1e-3, 0.7, 0.9));
+        double squares;
+        ts_zero_begin(optimizer->zero);
+        if (ts_comm_rank(ts_mesh_axis(params->mesh, TS_AXIS_WORLD)) == 0) {
+            ts_rng_normal_fill(params->grad, params->total, 4, TS_RNG_TEST, (uint64_t)step, 0);
+        }
+        CHECK_OK(ts_optimizer_reduce(optimizer, &squares));
+        CHECK_OK(ts_optimizer_step(optimizer, step, 1e-3, 0.7, 0.9));
     }
     ts_optimizer_close(&optimizer);
 }
@@ -106,14 +113,17 @@ int main(int argc, char **argv) {
         check_direction(kernels, bf16 ? TS_BF16 : TS_F32, 96, 32);
         check_direction(kernels, bf16 ? TS_BF16 : TS_F32, 33, 130);
     }
-    ts_params *alone = make_params(), *shared = make_params();
+    ts_mesh mesh;
+    CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){ts_comm_size(world), 1, 1, 1, 1}));
+    ts_params *alone = make_params(NULL), *shared = make_params(&mesh);
     const float before = alone->value[0];
-    take_steps(alone, kernels, NULL);
-    take_steps(shared, kernels, world);
+    take_steps(alone, kernels);
+    take_steps(shared, kernels);
     CHECK(alone->value[0] != before);
     CHECK(memcmp(alone->value, shared->value, (size_t)alone->total * sizeof(float)) == 0);
     ts_params_close(&alone);
     ts_params_close(&shared);
+    ts_mesh_close(&mesh);
     ts_world_close(&world, 0);
     return ts_test_end();
 }

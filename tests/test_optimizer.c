@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW over a parameter set against a loop in double precision; groups, ranges, clipping and the average.
+// AdamW over a parameter set against a loop in double precision; groups, clipping, the average, and counted bytes.
 #include "core/base/rng.h"
 #include "tests/ts_test.h"
 #include "train/optimizer.h"
 
 enum { TENSORS = 5, STEPS = 6 };
 
-static ts_params *make_params(ts_dtype dtype) {
+static ts_params *make_params(ts_dtype dtype, ts_dtype grad_dtype) {
     static const struct {
         const char *name;
         int64_t rows, columns;
@@ -23,8 +23,10 @@ static ts_params *make_params(ts_dtype dtype) {
         ts_param *p = ts_params_add(params, LIST[i].name, TS_SHAPE(LIST[i].rows, LIST[i].columns), LIST[i].decay);
         CHECK(p);
         p->lr_scale = LIST[i].lr_scale;
+        p->is_operand = LIST[i].decay;
     }
-    CHECK_OK(ts_params_allocate(params, dtype, true));
+    CHECK_OK(ts_params_allocate(params, dtype, false));
+    CHECK_OK(ts_params_allocate_grad(params, grad_dtype));
     for (int i = 0; i < TENSORS; i++) {
         ts_param_init_normal(params->item[i], 3, 1.0f);
     }
@@ -32,84 +34,110 @@ static ts_params *make_params(ts_dtype dtype) {
     return params;
 }
 
-static void set_gradients(ts_params *params, int step) {
-    for (int64_t i = 0; i < params->count; i++) {
-        ts_rng_normal_fill(params->item[i]->grad, params->item[i]->count, 9, TS_RNG_TEST, (uint64_t)(step * 100 + i),
-                           0);
+// Element e of a parameter's gradient in a step; of few digits, so that bf16 holds it.
+static float gradient(int step, int64_t item, int64_t e) {
+    return ts_bf16_to_f32(ts_f32_to_bf16(ts_rng_normal(9, TS_RNG_TEST, (uint64_t)(step * 100 + item), (uint32_t)e)));
+}
+
+static void set_gradients(ts_optimizer *o, int step) {
+    ts_zero_begin(o->zero);
+    for (int64_t i = 0; i < o->weights->count; i++) {
+        for (int64_t e = 0; e < o->weights->item[i]->count; e++) {
+            o->weights->item[i]->grad[e] = gradient(step, i, e);
+        }
+    }
+    CHECK_OK(ts_zero_group_done(o->zero, 0, true));
+}
+
+static const ts_optimizer_params ADAMW = {
+    .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .average = true};
+
+// Moments, weight and average of one element.
+typedef struct reference {
+    double w, m, v, e;
+} reference;
+
+static void update(reference *x, double g, const ts_param *p, int step, double lr, double decay) {
+    x->m = ADAMW.beta1 * x->m + (1 - ADAMW.beta1) * g;
+    x->v = ADAMW.beta2 * x->v + (1 - ADAMW.beta2) * g * g;
+    const double m = x->m / (1 - pow(ADAMW.beta1, step)), v = x->v / (1 - pow(ADAMW.beta2, step));
+    x->w -= lr * (double)p->lr_scale * (m / (sqrt(v) + ADAMW.eps) + (p->decay ? ADAMW.weight_decay : 0) * x->w);
+    x->e = decay * x->e + (1 - decay) * x->w;
+}
+
+// The exchange with the average is exact both ways and keeps the operands in step.
+static void check_swap(ts_optimizer *o) {
+    int64_t parts;
+    const ts_state_part *part = ts_optimizer_parts(o, &parts);
+    const float value = part[1].weight[0], average = part[1].average[0];
+    const ts_param *p = part[1].param;
+    for (int turn = 0; turn < 2; turn++) {
+        CHECK_OK(ts_optimizer_swap_average(o));
+        const float now = turn == 0 ? average : value;
+        CHECK(part[1].weight[0] == now && part[1].average[0] == (turn == 0 ? value : average));
+        CHECK(p->value ? p->value[0] == now : *(uint16_t *)p->operand == ts_f32_to_bf16(now));
     }
 }
 
-static const ts_optimizer_params ADAMW = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
-
-static void test_against_double(const ts_kernels *kernels, ts_dtype dtype) {
-    ts_params *params = make_params(dtype);
+static void test_against_double(const ts_kernels *kernels, ts_dtype dtype, ts_dtype grad_dtype) {
+    ts_params *params = make_params(dtype, grad_dtype);
     ts_optimizer *o = NULL;
-    CHECK_OK(ts_optimizer_open(&o, params, kernels, &ADAMW));
-    const size_t n = (size_t)params->total;
-    double *w = calloc(n, sizeof *w), *m = calloc(n, sizeof *m), *v = calloc(n, sizeof *v), *e = calloc(n, sizeof *e);
-    for (size_t i = 0; i < n; i++) {
-        w[i] = e[i] = (double)params->value[i];
+    reference *x = calloc((size_t)params->total, sizeof *x);
+    for (int64_t i = 0; i < params->total; i++) {
+        x[i].w = x[i].e = (double)params->value[i];
     }
+    CHECK_OK(ts_optimizer_open(&o, params, kernels, &ADAMW));
+    CHECK(!params->value == (dtype == TS_BF16));
     for (int step = 1; step <= STEPS; step++) {
         const double lr = 0.01 / step, scale = 0.7, decay = 0.9;
-        set_gradients(params, step);
-        // Two uneven ranges that cut through tensors, as two owners of a sharded optimizer would.
-        CHECK_OK(ts_optimizer_step(o, 0, 100, step, lr, scale, decay));
-        CHECK_OK(ts_optimizer_step(o, 100, params->total - 100, step, lr, scale, decay));
+        double squares = 0, exact = 0;
+        set_gradients(o, step);
         for (int64_t t = 0; t < params->count; t++) {
             const ts_param *p = params->item[t];
-            for (int64_t i = p->offset; i < p->offset + p->count; i++) {
-                const double g = (double)params->grad[i] * scale;
-                m[i] = ADAMW.beta1 * m[i] + (1 - ADAMW.beta1) * g;
-                v[i] = ADAMW.beta2 * v[i] + (1 - ADAMW.beta2) * g * g;
-                const double step_m = m[i] / (1 - pow(ADAMW.beta1, step)), step_v = v[i] / (1 - pow(ADAMW.beta2, step));
-                w[i] -= lr * (double)p->lr_scale *
-                        (step_m / (sqrt(step_v) + ADAMW.eps) + (p->decay ? ADAMW.weight_decay : 0) * w[i]);
-                e[i] = decay * e[i] + (1 - decay) * w[i];
+            for (int64_t i = 0; i < p->count; i++) {
+                const double g = (double)gradient(step, t, i);
+                exact += g * g;
+                update(&x[p->offset + i], g * scale, p, step, lr, decay);
+            }
+        }
+        CHECK_OK(ts_optimizer_reduce(o, &squares));
+        CHECK_NEAR(squares, exact, 1e-4 * exact);
+        CHECK_OK(ts_optimizer_step(o, step, lr, scale, decay));
+    }
+    int64_t parts, counted = 0;
+    const ts_state_part *part = ts_optimizer_parts(o, &parts);
+    for (int64_t p = 0; p < parts; p++) {
+        counted += part[p].count;
+        for (int64_t i = 0; i < part[p].count; i++) {
+            const reference *r = &x[part[p].param->offset + part[p].first + i];
+            CHECK_NEAR(part[p].weight[i], r->w, 2e-6);
+            CHECK_NEAR(part[p].average[i], r->e, 2e-6);
+            CHECK_NEAR(part[p].moment1[i], r->m, 1e-6);
+            CHECK_NEAR(part[p].moment2[i], r->v, 1e-6);
+            if (dtype == TS_BF16 && part[p].param->is_operand) {
+                CHECK(((uint16_t *)part[p].param->operand)[part[p].first + i] == ts_f32_to_bf16(part[p].weight[i]));
             }
         }
     }
-    for (size_t i = 0; i < n; i++) {
-        CHECK_NEAR(params->value[i], w[i], 2e-6);
-        CHECK_NEAR(o->average[i], e[i], 2e-6);
-        CHECK_NEAR(o->moment1[i], m[i], 1e-6);
-        CHECK(dtype == TS_F32 || params->operand[i] == ts_f32_to_bf16(params->value[i]));
-    }
-    // The exchange with the average is exact both ways and keeps the operands in step.
-    const float value = params->value[5], average = o->average[5];
-    ts_optimizer_swap_average(o);
-    CHECK(params->value[5] == average && o->average[5] == value);
-    CHECK(dtype == TS_F32 || params->operand[5] == ts_f32_to_bf16(average));
-    ts_optimizer_swap_average(o);
-    CHECK(params->value[5] == value && o->average[5] == average);
-    free(w), free(m), free(v), free(e);
+    CHECK(counted == 33 * 7 + 33 + 5 + 360 + 1);
+    check_swap(o);
+    free(x);
     ts_optimizer_close(&o);
     ts_params_close(&params);
 }
 
-static void test_clip(const ts_kernels *kernels) {
-    ts_params *params = make_params(TS_F32);
-    ts_optimizer *o = NULL;
-    CHECK_OK(ts_optimizer_open(&o, params, kernels, &ADAMW));
-    set_gradients(params, 1);
-    double sum = 0, exact = 0;
-    for (int64_t i = 0; i < params->total; i++) {
-        exact += (double)params->grad[i] * (double)params->grad[i];
-    }
-    CHECK_OK(ts_optimizer_grad_squares(o, 0, params->total, &sum));
-    CHECK_NEAR(sum, exact, 1e-4 * exact);
+static void test_clip(void) {
     CHECK_NEAR(ts_clip_scale(4, 1), 0.25, 1e-15);
     CHECK_NEAR(ts_clip_scale(0.5, 1), 1, 0);
     CHECK_NEAR(ts_clip_scale(100, 0), 1, 0);
-    ts_optimizer_close(&o);
-    ts_params_close(&params);
 }
 
 int main(void) {
     const ts_kernels *kernels = NULL;
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
-    test_against_double(kernels, TS_F32);
-    test_against_double(kernels, TS_BF16);
-    test_clip(kernels);
+    test_against_double(kernels, TS_F32, TS_F32);
+    test_against_double(kernels, TS_BF16, TS_F32);
+    test_against_double(kernels, TS_BF16, TS_BF16);
+    test_clip();
     return ts_test_end();
 }

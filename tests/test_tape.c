@@ -31,7 +31,9 @@ static void test_params(void) {
     CHECK(ts_params_find(params, "p0") == NULL);
     for (int i = 0; i < 300; i++) {
         snprintf(name, sizeof name, "p%d", i);
-        CHECK(ts_params_add(params, name, TS_SHAPE(i % 50 + 1), i % 2) != NULL);
+        ts_param *p = ts_params_add(params, name, TS_SHAPE(i % 50 + 1), i % 2);
+        CHECK(p != NULL);
+        p->is_operand = i % 2 == 0;  // these come first in flat order
     }
     CHECK(ts_params_add(params, "p7", TS_SHAPE(2), false) == NULL);
     CHECK(strstr(ts_error_text(), "p7"));
@@ -40,7 +42,8 @@ static void test_params(void) {
         snprintf(name, sizeof name, "p%d", i);
         const ts_param *p = ts_params_find(params, name);
         CHECK(p && p->count == i % 50 + 1 && p->offset % 32 == 0 && p->value == params->value + p->offset);
-        CHECK(p && strcmp(p->name, name) == 0 && p->operand == params->operand + p->offset);
+        CHECK(p && strcmp(p->name, name) == 0 &&
+              p->operand == (i % 2 ? (void *)p->value : params->operand + p->offset));
     }
     CHECK(ts_params_find(params, "p300") == NULL);
     ts_param *p = ts_params_find(params, "p40");
@@ -52,8 +55,48 @@ static void test_params(void) {
     ts_param_init_normal(p, 9, 2.0f);
     CHECK(p->value[0] == first && first != 0.0f);
     CHECK(p->value[p->count] == 0.0f);  // padding stays zero
+    // Settled, operands are left in bf16 alone, what kernels read in f32 as it was.
+    CHECK_OK(ts_params_settle(params));
+    CHECK(!params->value && !p->value && p->operand == params->operand + p->offset);
+    CHECK(((uint16_t *)p->operand)[5] == ts_f32_to_bf16(0.1f));
+    ts_param_init_normal(ts_params_find(params, "p41"), 9, 2.0f);
+    CHECK(ts_params_find(params, "p41")->operand == ts_params_find(params, "p41")->value);
     ts_params_close(&params);
     CHECK(params == NULL);
+}
+
+// Gradients kept in bf16: what kernels add to is shared by the blocks, and empty after it was folded.
+static void test_kept_gradients(void) {
+    ts_params *params;
+    ts_param *p[3];
+    CHECK_OK(ts_params_open(&params));
+    for (int i = 0; i < 3; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "%d.", i);
+        if (i > 0) {
+            CHECK(ts_params_begin_group(params) == i);
+        }
+        CHECK_OK(ts_params_declare(&p[i], params, name, "w", TS_SHAPE(40 * (i + 1)), false));
+        ts_params_end_group(params);
+    }
+    CHECK_OK(ts_params_allocate(params, TS_F32, false));
+    CHECK_OK(ts_params_allocate_grad(params, TS_BF16));
+    CHECK(!params->grad && p[1]->grad == p[2]->grad && p[0]->grad != p[1]->grad);
+    CHECK(ts_params_shared_grad_count(params) == 64 + 128);
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = 2; i >= 0; i--) {
+            CHECK(p[i]->grad[3] == 0.0f);
+            p[i]->grad[3] += (float)(1 + i + turn);
+            ts_params_fold_grad(params, i);
+        }
+    }
+    for (int i = 0; i < 3; i++) {
+        CHECK(ts_bf16_to_f32(params->span[i].kept_grad[3]) == (float)(3 + 2 * i) && p[i]->grad[3] == 0.0f);
+    }
+    p[0]->grad[1] = 1.0f;
+    ts_params_zero_grad(params);
+    CHECK(p[0]->grad[1] == 0.0f && params->span[2].kept_grad[3] == 0);
+    ts_params_close(&params);
 }
 
 // ---- gradients
@@ -314,6 +357,7 @@ static void test_probe(void) {
 int main(void) {
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     test_params();
+    test_kept_gradients();
     test_consumers();
     test_bf16_sum();
     test_frozen();

@@ -13,6 +13,7 @@
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 static const char *const RECOMPUTES[] = {"none", "elementwise", "block", NULL};  // ts_recompute
+static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 
 #define AT(field) .offset = offsetof(ts_train_config, field)
@@ -40,10 +41,14 @@ const ts_option ts_train_options[] = {
     INT("threads", threads, "0", 0, 4096,
         "threads of each rank; 0: the cores of the machine shared out over its ranks"),
 
-    INT("mesh.data", mesh.data, "0", 0, 1 << 20, "ranks that share a batch; 0: all"),
-    INT("mesh.cfg", mesh.cfg, "1", 1, 1, "ranks that share the guidance branches (sampling only)"),
-    INT("mesh.sequence", mesh.sequence, "1", 1, 1, "ranks that share the tokens of a video"),
-    INT("mesh.tensor", mesh.tensor, "1", 1, 1, "ranks that share the matrices of a layer"),
+    INT("mesh.data", mesh.data, "0", 0, 1 << 20, "ranks that share a batch; 0: those that the other axes leave"),
+    INT("mesh.cfg", mesh.cfg, "1", 1, 1 << 20,
+        "ranks that share the branches of guidance, for sampling; 1 in training"),
+    INT("mesh.sequence", mesh.sequence, "0", 0, 1 << 20,
+        "ranks that share the tokens of a video, split into ulysses and ring; 0: what these two say"),
+    INT("mesh.ulysses", mesh.ulysses, "0", 0, 1 << 20, "of them, ranks that exchange tokens for heads; 0: unsaid"),
+    INT("mesh.ring", mesh.ring, "0", 0, 1 << 20, "of them, ranks that pass keys and values round; 0: unsaid"),
+    INT("mesh.tensor", mesh.tensor, "1", 1, 1 << 20, "ranks that share the matrices of a layer"),
 
     INT("model.heads", model.heads, "4", 1, 512, "attention heads; the width is heads x head_dim"),
     INT("model.head_dim", model.head_dim, "32", 8, 512, "width of a head, even"),
@@ -73,6 +78,10 @@ const ts_option ts_train_options[] = {
     REAL("train.lr_text", train.lr_text, "1", 0, 100, "factor of the learning rate for the text encoder"),
     CHOICE("train.optimizer", train.optimizer, "adamw", OPTIMIZERS,
            "muon: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest"),
+    // In f32 the micro-batches of a step add up without rounding, and nothing has to be folded between them: bf16 is
+    // for models that fill the memory, or networks that are slow.
+    CHOICE("train.gradients", train.gradients, "f32", GRADIENTS,
+           "what sums of gradients are kept and sent in; bf16: 2 bytes a parameter less, half the traffic, less exact"),
     REAL("train.muon_lr", train.muon_lr, "10", 0, 1000,
          "muon: learning rate of its matrices as a multiple of train.lr"),
     REAL("train.muon_momentum", train.muon_momentum, "0.95", 0, 0.9999, "muon: decay of the momentum"),
@@ -85,7 +94,8 @@ const ts_option ts_train_options[] = {
     CHOICE("train.schedule", train.schedule, "cosine", SCHEDULES, "learning rate after the warm-up"),
     REAL("train.final_lr_share", train.final_lr_share, "0.05", 0, 1, "share of the peak at which the cosine ends"),
     REAL("train.clip", train.clip, "1", 0, 1e9, "largest global gradient norm; 0: no clipping"),
-    REAL("train.ema_decay", train.ema_decay, "0.999", 0, 0.9999999, "decay of the moving average of the weights"),
+    REAL("train.ema_decay", train.ema_decay, "0.999", 0, 0.9999999,
+         "decay of the moving average of the weights, which validation, samples and model take; 0: none is kept"),
     INT("train.ema_warmup", train.ema_warmup, "10", 0, 1e9, "the average's decay at step t is at most t / (t + this)"),
     REAL("train.text_dropout", train.text_dropout, "0.1", 0, 1,
          "probability of training a sample without its caption, for guidance"),
@@ -159,6 +169,10 @@ int ts_train_config_finish(ts_train_config *config, ts_arena *arena) {
     for (int64_t i = 0; i < config->sample.prompts.count; i++) {
         TS_TRY(ts_prompt_check(config->sample.prompts.items[i], "sample.prompts"));
     }
+    if (config->mesh.cfg != 1) {
+        return TS_FAIL(TS_EUSAGE, "mesh.cfg=%" PRId64 ": training has no branches of guidance to share; set it to 1",
+                       config->mesh.cfg);
+    }
     const double patterns = config->patterns.all + config->patterns.prefix + config->patterns.suffix +
                             config->patterns.both_ends + config->patterns.scattered + config->patterns.independent;
     if (!(patterns > 0)) {
@@ -198,6 +212,59 @@ ts_text_config ts_train_config_text(const ts_train_config *config, int64_t vocab
         .max_distance = 128,
         .eps = 1e-6,
     };
+}
+
+// ---- mesh
+
+// Ulysses and ring, as they are said or as `sequence` is split.
+static int sequence_degrees(const ts_train_config *config, ts_degrees *out) {
+    const int64_t sequence = config->mesh.sequence, ulysses = config->mesh.ulysses, ring = config->mesh.ring;
+    if (!sequence || ulysses || ring) {
+        out->ulysses = ulysses ? (int)ulysses : 1;
+        out->ring = ring ? (int)ring : 1;
+        if (sequence && sequence != (int64_t)out->ulysses * out->ring) {
+            return TS_FAIL(TS_EUSAGE,
+                           "mesh.sequence=%" PRId64 " is not mesh.ulysses=%d x mesh.ring=%d; give sequence, or the two",
+                           sequence, out->ulysses, out->ring);
+        }
+        return TS_OK;
+    }
+    const int64_t heads = config->model.heads / config->mesh.tensor;
+    ts_degrees_sequence(out, (int)sequence, heads > 0 ? heads : 1);
+    return TS_OK;
+}
+
+int ts_train_config_degrees(const ts_train_config *config, int ranks, ts_degrees *out) {
+    *out = (ts_degrees){1, 1, 1, 1, (int)config->mesh.tensor};
+    TS_TRY(sequence_degrees(config, out));
+    const int64_t others = (int64_t)out->ring * out->ulysses * out->tensor;
+    const int64_t data = config->mesh.data ? config->mesh.data : ranks / others;
+    if (data * others != ranks) {
+        return TS_FAIL(TS_EUSAGE,
+                       "mesh: data %" PRId64
+                       " x sequence %d x tensor %d are asked for, %d ranks run; start as many, or "
+                       "set mesh.data=0",
+                       config->mesh.data, out->ring * out->ulysses, out->tensor, ranks);
+    }
+    out->data = (int)data;
+    return TS_OK;
+}
+
+// ---- optimizer
+
+ts_optimizer_params ts_train_config_optimizer(const ts_train_config *config) {
+    return (ts_optimizer_params){.beta1 = config->train.beta1,
+                                 .beta2 = config->train.beta2,
+                                 .eps = config->train.eps,
+                                 .weight_decay = config->train.weight_decay,
+                                 .average = config->train.ema_decay > 0,
+                                 .muon = config->train.optimizer == TS_OPTIMIZER_MUON,
+                                 .muon_lr_scale = config->train.muon_lr,
+                                 .muon_momentum = config->train.muon_momentum};
+}
+
+ts_dtype ts_train_config_gradients(const ts_train_config *config) {
+    return config->train.gradients == TS_GRADIENTS_BF16 ? TS_BF16 : TS_F32;
 }
 
 // ---- is this the same run?

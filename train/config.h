@@ -4,12 +4,15 @@
 #ifndef TS_TRAIN_CONFIG_H
 #define TS_TRAIN_CONFIG_H
 
+#include "core/comm/mesh.h"
 #include "core/config/option.h"
 #include "core/model/dit.h"
 #include "core/model/text.h"
+#include "train/optimizer.h"
 
 typedef enum { TS_PRECISION_BF16, TS_PRECISION_F32 } ts_precision;
 typedef enum { TS_OPTIMIZER_ADAMW, TS_OPTIMIZER_MUON } ts_optimizer_kind;
+typedef enum { TS_GRADIENTS_F32, TS_GRADIENTS_BF16 } ts_gradients;
 typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
 
 typedef struct ts_train_config {
@@ -17,7 +20,7 @@ typedef struct ts_train_config {
     int64_t seed, threads;
     int precision;  // ts_precision
     struct {
-        int64_t data, cfg, sequence, tensor;
+        int64_t data, cfg, sequence, ulysses, ring, tensor;
     } mesh;
     struct {
         int64_t heads, head_dim, layers, ffn_dim, freq_dim, text_rows, rope_max_positions;
@@ -33,6 +36,7 @@ typedef struct ts_train_config {
         double minutes, lr, lr_text, beta1, beta2, eps, weight_decay, final_lr_share, clip, ema_decay, text_dropout;
         double muon_lr, muon_momentum;
         int optimizer;  // ts_optimizer_kind
+        int gradients;  // ts_gradients
         int schedule;   // ts_lr_decay
         int recompute;  // ts_recompute
     } train;
@@ -64,6 +68,14 @@ extern const ts_option ts_train_options[];
 // When all options are read: derives what is derived (out, the patch) and checks what one option alone cannot say.
 // Strings live in `arena`.
 int ts_train_config_finish(ts_train_config *config, ts_arena *arena);
+
+// The degrees that mesh.* asks for of `ranks` ranks: data 0 is what the others leave, sequence is split into ulysses
+// and ring (ts_degrees_sequence). TS_EUSAGE when they do not fit.
+int ts_train_config_degrees(const ts_train_config *config, int ranks, ts_degrees *out);
+
+// What the optimizer is told, and the type that gradients are kept in.
+ts_optimizer_params ts_train_config_optimizer(const ts_train_config *config);
+ts_dtype ts_train_config_gradients(const ts_train_config *config);
 
 // The sizes of the two networks, given what the data set brings.
 ts_dit_config ts_train_config_dit(const ts_train_config *config, int64_t latent_channels);

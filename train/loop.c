@@ -142,10 +142,17 @@ static int validate(run *r) {
 }
 
 static int export_model(run *r) {
-    int status = TS_OK;
-    if (ts_comm_rank(r->world) == 0) {
-        status = ts_model_save(r->trainer->model, r->trainer->optimizer->average, r->model);
+    const ts_optimizer *optimizer = r->trainer->optimizer;
+    float *values = ts_malloc((size_t)optimizer->weights->total * sizeof *values);
+    int status = ts_agree(r->world, values ? TS_OK : TS_ERESOURCE);
+    if (!status) {
+        status =
+            ts_optimizer_collect(optimizer, optimizer->params.average ? TS_STATE_AVERAGE : TS_STATE_WEIGHT, values);
     }
+    if (!status && ts_comm_rank(r->world) == 0) {
+        status = ts_model_save(r->trainer->model, values, r->model);
+    }
+    free(values);
     return ts_agree(r->world, status);
 }
 

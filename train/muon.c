@@ -113,25 +113,29 @@ static int newton_schulz_step(ts_muon *m, float *x, int64_t rows, int64_t column
     return m->kernels->gemm(&product);
 }
 
-void ts_muon_advance(const float *grad, float grad_scale, float momentum, int64_t n, float *moment) {
+int64_t ts_muon_bytes(ts_dtype operand, int64_t elements, int64_t smaller) {
+    const int64_t bytes = (int64_t)ts_dtype_bytes(operand), square = smaller * smaller;
+    return square * (2 * (int64_t)sizeof(float) + bytes) + elements * bytes;
+}
+
+void ts_muon_advance(float grad_scale, float momentum, int64_t n, float *moment, float *u) {
+#pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        moment[i] = momentum * moment[i] + grad[i] * grad_scale;
+        const float grad = u[i] * grad_scale;
+        moment[i] = momentum * moment[i] + grad;
+        u[i] = grad + momentum * moment[i];
     }
 }
 
-int ts_muon_direction(ts_muon *m, const float *grad, float grad_scale, float momentum, int64_t rows, int64_t columns,
-                      const float *moment, float *update) {
+int ts_muon_direction(ts_muon *m, int64_t rows, int64_t columns, float *u) {
     enum { STEPS = 5 };
     const int64_t n = rows * columns;
-    for (int64_t i = 0; i < n; i++) {
-        update[i] = grad[i] * grad_scale + momentum * moment[i];
-    }
     double squares;
-    TS_TRY(m->kernels->sum_squares(update, n, &squares));
-    TS_TRY(m->kernels->scale((float)(1.0 / (sqrt(squares) + 1e-20)), update, n));
+    TS_TRY(m->kernels->sum_squares(u, n, &squares));
+    TS_TRY(m->kernels->scale((float)(1.0 / (sqrt(squares) + 1e-20)), u, n));
     for (int step = 0; step < STEPS; step++) {
-        TS_TRY(newton_schulz_step(m, update, rows, columns));
+        TS_TRY(newton_schulz_step(m, u, rows, columns));
     }
     const double tall = rows > columns ? (double)rows / (double)columns : 1.0;
-    return m->kernels->scale((float)sqrt(tall), update, n);
+    return m->kernels->scale((float)sqrt(tall), u, n);
 }

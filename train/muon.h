@@ -20,13 +20,11 @@ typedef struct ts_muon ts_muon;
 // `operand` precision (F32 or BF16).
 int ts_muon_open(ts_muon **out, const ts_kernels *kernels, ts_dtype operand, int64_t elements, int64_t smaller);
 void ts_muon_close(ts_muon **muon);
+int64_t ts_muon_bytes(ts_dtype operand, int64_t elements, int64_t smaller);
 
-// moment[i] = momentum * moment[i] + grad[i] * grad_scale, for n numbers.
-void ts_muon_advance(const float *grad, float grad_scale, float momentum, int64_t n, float *moment);
-
-// update [rows, columns] `=` the direction to subtract, scaled for tall matrices but not by lr, from the gradient and
-// the moment advanced with it. Not collective. A zero gradient with zero moment gives a zero update.
-int ts_muon_direction(ts_muon *muon, const float *grad, float grad_scale, float momentum, int64_t rows, int64_t columns,
-                      const float *moment, float *update);
+// moment [n] advances with the gradient in u [n], which becomes u: elementwise, so slices of a matrix will do.
+void ts_muon_advance(float grad_scale, float momentum, int64_t n, float *moment, float *u);
+// u [rows, columns] becomes the direction to subtract, scaled for tall matrices but not by lr. u = 0 stays 0.
+int ts_muon_direction(ts_muon *muon, int64_t rows, int64_t columns, float *u);
 
 #endif

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The optimizer's state: which numbers this rank holds, and where.
 #include "train/optimizer.h"
 
 #include <stdlib.h>
@@ -6,81 +7,256 @@
 
 #include "core/base/arena.h"
 #include "core/base/status.h"
-#include "train/muon.h"
+#include "train/optimizer_private.h"
 
-// Neighbouring parameters that are updated alike. Padding between tensors holds zeros, which AdamW leaves alone, so a
-// run spans it. A matrix with orthogonalised momentum is a run of its own.
-struct ts_optimizer_run {
-    int64_t first, end;
-    float weight_decay, lr_scale;
-    int64_t rows, columns;  // 0: AdamW
-};
+// ---- layout
+
+static bool is_matrix(const ts_optimizer *o, const ts_param *param) {
+    return o->params.muon && param->hidden;
+}
+
+// The end of parameter `item` of a shard together with its padding: where the next one begins.
+static int64_t padded_end(const ts_optimizer *o, const ts_shard *shard, int64_t item) {
+    const ts_span *span = shard->span;
+    const int64_t end = shard->first + shard->count;
+    const ts_param *next = item + 1 < o->weights->count ? o->weights->item[item + 1] : NULL;
+    const int64_t begin = next && next->offset < span->first + span->count ? next->offset : span->first + span->count;
+    return begin < end ? begin : end;
+}
+
+static void add_run(ts_optimizer *o, int span, const ts_shard *shard, int64_t item) {
+    const ts_param *param = o->weights->item[item];
+    const int64_t first = param->offset > shard->first ? param->offset : shard->first;
+    const int64_t end = padded_end(o, shard, item);
+    const float decay = param->decay ? (float)o->params.weight_decay : 0.0f;
+    const bool matrix = is_matrix(o, param);
+    ts_optimizer_run *last = o->runs ? &o->run[o->runs - 1] : NULL;
+    if (!last || last->span != span || last->matrix || matrix || last->weight_decay != decay ||
+        last->lr_scale != param->lr_scale) {
+        last = &o->run[o->runs++];
+        *last = (ts_optimizer_run){.span = span,
+                                   .first = first,
+                                   .weight_decay = decay,
+                                   .lr_scale = param->lr_scale,
+                                   .matrix = matrix ? param : NULL};
+    }
+    last->count = matrix ? param->count : end - last->first;
+}
 
 static int find_runs(ts_optimizer *o) {
     const ts_params *weights = o->weights;
-    o->run = ts_calloc((size_t)weights->count, sizeof *o->run);
+    o->run = ts_calloc((size_t)(weights->count + weights->spans) + 1, sizeof *o->run);
     if (!o->run) {
         return TS_ERESOURCE;
     }
-    for (int64_t i = 0; i < weights->count; i++) {
-        const ts_param *param = weights->item[i];
-        const float decay = param->decay ? (float)o->params.weight_decay : 0.0f;
-        struct ts_optimizer_run *last = o->run_count ? &o->run[o->run_count - 1] : NULL;
-        const bool muon = o->params.muon && param->hidden;
-        if (!last || muon || last->rows || last->weight_decay != decay || last->lr_scale != param->lr_scale) {
-            last = &o->run[o->run_count++];
-            *last =
-                (struct ts_optimizer_run){.first = param->offset, .weight_decay = decay, .lr_scale = param->lr_scale};
+    for (int s = 0; s < weights->spans; s++) {
+        const ts_shard *shard = &o->zero->shard[s];
+        for (int64_t item = shard->item; item < shard->item_end; item++) {
+            add_run(o, s, shard, item);
         }
-        if (muon) {
-            TS_ASSERT(param->shape.ndim == 2);
-            last->rows = param->shape.dim[0];
-            last->columns = param->shape.dim[1];
-        }
-        last->end = param->offset + param->count;
     }
     return TS_OK;
 }
 
-static int open_muon(ts_optimizer *o) {
-    int64_t elements = 0, smaller = 0;
-    for (int64_t i = 0; i < o->run_count; i++) {
-        const struct ts_optimizer_run *run = &o->run[i];
-        const int64_t side = run->rows < run->columns ? run->rows : run->columns;
-        elements = run->rows * run->columns > elements ? run->rows * run->columns : elements;
-        smaller = side > smaller ? side : smaller;
-        o->direction_total += run->rows * run->columns;
-    }
-    if (!elements) {
-        return TS_OK;
-    }
-    o->direction = ts_aligned_alloc((size_t)o->direction_total * sizeof *o->direction);
-    return o->direction ? ts_muon_open(&o->muon, o->kernels, o->weights->operand_dtype, elements, smaller)
-                        : TS_ERESOURCE;
+static int lay_out(ts_optimizer *o) {
+    TS_TRY(ts_zero_open(&o->zero, o->weights, o->params.muon));
+    TS_TRY(find_runs(o));
+    return o->params.muon ? ts_muon_group_open(&o->muon, o) : TS_OK;
 }
 
-// State is replicated: the first rank answers for all of it.
+// Elements of the state arrays.
+typedef struct sizes {
+    int64_t master, moment1, moment2, average;
+} sizes;
+
+static int64_t round_up(int64_t count) {
+    enum { LINE = 16 };  // f32: runs begin at cache lines
+    return (count + LINE - 1) / LINE * LINE;
+}
+
+static sizes measure(const ts_optimizer *o, ts_dtype operand_dtype) {
+    sizes n = {0};
+    for (int64_t i = 0; i < o->runs; i++) {
+        const ts_optimizer_run *run = &o->run[i];
+        const int64_t count = round_up(run->count);
+        n.master += operand_dtype == TS_BF16 && o->weights->span[run->span].is_operand ? count : 0;
+        n.moment1 += count;
+        n.moment2 += run->matrix ? 0 : count;
+        n.average += o->params.average ? count : 0;
+    }
+    return n;
+}
+
+// ---- opening
+
+static float *zeroed(int64_t count) {
+    float *data = ts_aligned_alloc((size_t)count * sizeof *data);
+    if (data) {
+        memset(data, 0, (size_t)count * sizeof *data);
+    }
+    return data;
+}
+
+static int allocate(ts_optimizer *o) {
+    const sizes n = measure(o, o->weights->operand_dtype);
+    o->master = n.master ? zeroed(n.master) : NULL;
+    o->moment1 = zeroed(n.moment1);
+    o->moment2 = zeroed(n.moment2);
+    o->average = n.average ? zeroed(n.average) : NULL;
+    o->wide = ts_aligned_alloc(TS_WIDE * sizeof *o->wide);
+    if ((n.master && !o->master) || !o->moment1 || !o->moment2 || (n.average && !o->average) || !o->wide) {
+        return TS_ERESOURCE;
+    }
+    return o->muon ? ts_muon_group_allocate(o->muon, o) : TS_OK;
+}
+
+// Hands out the arrays to the runs. Reads the weights, which are not settled yet.
+static void fill_runs(ts_optimizer *o) {
+    float *master = o->master, *moment1 = o->moment1, *moment2 = o->moment2, *average = o->average;
+    for (int64_t i = 0; i < o->runs; i++) {
+        ts_optimizer_run *run = &o->run[i];
+        const ts_span *span = &o->weights->span[run->span];
+        const size_t bytes = (size_t)run->count * sizeof(float);
+        const int64_t at = run->first - span->first, count = round_up(run->count);
+        if (span->operand) {
+            run->operand = span->operand + at;
+            run->weight = memcpy(master, span->value + at, bytes);
+            master += count;
+        }
+        run->moment1 = moment1;
+        moment1 += count;
+        if (!run->matrix) {
+            run->moment2 = moment2;
+            moment2 += count;
+        }
+        if (average) {
+            run->average = memcpy(average, span->value + at, bytes);
+            average += count;
+        }
+    }
+}
+
+// Where kernels read the weights themselves, the settled ones are the masters.
+static void point_masters(ts_optimizer *o) {
+    for (int64_t i = 0; i < o->runs; i++) {
+        ts_optimizer_run *run = &o->run[i];
+        const ts_span *span = &o->weights->span[run->span];
+        run->weight = span->operand ? run->weight : span->value + (run->first - span->first);
+    }
+}
+
+static const ts_optimizer_run *run_at(const ts_optimizer *o, int span, int64_t element) {
+    for (int64_t i = 0; i < o->runs; i++) {
+        const ts_optimizer_run *run = &o->run[i];
+        if (run->span == span && element >= run->first && element < run->first + run->count) {
+            return run;
+        }
+    }
+    return NULL;
+}
+
+static void add_part(ts_optimizer *o, int span, const ts_param *param) {
+    const ts_shard *shard = &o->zero->shard[span];
+    const int64_t first = param->offset > shard->first ? param->offset : shard->first;
+    const int64_t param_end = param->offset + param->count, shard_end = shard->first + shard->count;
+    const int64_t end = param_end < shard_end ? param_end : shard_end;
+    const ts_optimizer_run *run = first < end ? run_at(o, span, first) : NULL;
+    if (!run) {
+        return;  // an empty slice
+    }
+    const int64_t at = first - run->first;
+    o->part[o->parts++] = (ts_state_part){.param = param,
+                                          .first = first - param->offset,
+                                          .count = end - first,
+                                          .weight = run->weight + at,
+                                          .average = run->average ? run->average + at : NULL,
+                                          .moment1 = run->moment1 + at,
+                                          .moment2 = run->moment2 ? run->moment2 + at : NULL};
+}
+
 static int list_parts(ts_optimizer *o) {
     const ts_params *weights = o->weights;
-    if (ts_comm_rank(o->params.data) > 0) {
-        return TS_OK;
-    }
-    o->part = ts_calloc((size_t)weights->count, sizeof *o->part);
+    o->part = ts_calloc((size_t)(weights->count + weights->spans) + 1, sizeof *o->part);
     if (!o->part) {
         return TS_ERESOURCE;
     }
-    for (int64_t i = 0; i < weights->count; i++) {
-        const ts_param *param = weights->item[i];
-        const bool muon = o->params.muon && param->hidden;
-        o->part[o->parts++] = (ts_state_part){.param = param,
-                                              .count = param->count,
-                                              .weight = weights->value + param->offset,
-                                              .average = o->average + param->offset,
-                                              .moment1 = o->moment1 + param->offset,
-                                              .moment2 = muon ? NULL : o->moment2 + param->offset};
+    for (int s = 0; s < weights->spans; s++) {
+        for (int64_t item = o->zero->shard[s].item; item < o->zero->shard[s].item_end; item++) {
+            add_part(o, s, weights->item[item]);
+        }
     }
     return TS_OK;
 }
+
+int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
+                      const ts_optimizer_params *params) {
+    TS_ASSERT(weights->value);
+    ts_optimizer *o = ts_calloc(1, sizeof *o);
+    if (!o) {
+        return TS_ERESOURCE;
+    }
+    *o = (ts_optimizer){.params = *params, .weights = weights, .kernels = kernels};
+    int status = TS_OK;
+    TS_TRY_GOTO(status, lay_out(o), failed);
+    TS_TRY_GOTO(status, allocate(o), failed);
+    fill_runs(o);
+    TS_TRY_GOTO(status, ts_params_settle(weights), failed);
+    point_masters(o);
+    TS_TRY_GOTO(status, list_parts(o), failed);
+    *out = o;
+    return TS_OK;
+failed:
+    ts_optimizer_close(&o);
+    return status;
+}
+
+void ts_optimizer_close(ts_optimizer **optimizer) {
+    ts_optimizer *o = *optimizer;
+    if (o) {
+        ts_muon_group_close(&o->muon);
+        ts_zero_close(&o->zero);
+        free(o->master);
+        free(o->moment1);
+        free(o->moment2);
+        free(o->average);
+        free(o->wide);
+        free(o->run);
+        free(o->part);
+        free(o);
+        *optimizer = NULL;
+    }
+}
+
+// ---- counting
+
+int ts_optimizer_count(ts_params *placed, ts_dtype operand_dtype, ts_dtype grad_dtype,
+                       const ts_optimizer_params *params, ts_state_bytes *out) {
+    ts_optimizer *o = ts_calloc(1, sizeof *o);
+    if (!o) {
+        return TS_ERESOURCE;
+    }
+    *o = (ts_optimizer){.params = *params, .weights = placed};
+    const int status = lay_out(o);
+    const int64_t f32 = (int64_t)sizeof(float), bf16 = (int64_t)sizeof(uint16_t);
+    *out = (ts_state_bytes){0};
+    for (int s = 0; s < placed->spans && !status; s++) {
+        const bool narrow = operand_dtype == TS_BF16 && placed->span[s].is_operand;
+        out->weights += placed->span[s].count * (narrow ? bf16 : f32);
+    }
+    if (!status) {
+        const sizes n = measure(o, operand_dtype);
+        out->gradients = placed->total * (grad_dtype == TS_BF16 ? bf16 : f32);
+        out->masters = n.master * f32;
+        out->moments = (n.moment1 + n.moment2) * f32;
+        out->average = n.average * f32;
+        out->buffers = TS_WIDE * f32 + (grad_dtype == TS_BF16 ? ts_params_shared_grad_count(placed) * f32 : 0) +
+                       (o->muon ? ts_muon_group_bytes(o->muon, operand_dtype) : 0);
+    }
+    ts_optimizer_close(&o);
+    return status;
+}
+
+// ---- state
 
 const ts_state_part *ts_optimizer_parts(const ts_optimizer *o, int64_t *count) {
     *count = o->parts;
@@ -88,155 +264,47 @@ const ts_state_part *ts_optimizer_parts(const ts_optimizer *o, int64_t *count) {
 }
 
 int ts_optimizer_loaded(ts_optimizer *o) {
-    float *const array[] = {o->weights->value, o->average, o->moment1, o->moment2};
-    for (size_t i = 0; i < sizeof array / sizeof *array; i++) {
-        TS_TRY(ts_broadcast(o->params.data, array[i], o->weights->total * (int64_t)sizeof(float), 0));
-    }
-    ts_params_refresh_operands(o->weights);
-    return TS_OK;
-}
-
-int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
-                      const ts_optimizer_params *params) {
-    TS_ASSERT(weights->value && weights->grad);
-    const size_t bytes = (size_t)weights->total * sizeof(float);
-    ts_optimizer *o = ts_calloc(1, sizeof *o);
-    if (!o) {
-        return TS_ERESOURCE;
-    }
-    *o = (ts_optimizer){.params = *params, .weights = weights, .kernels = kernels};
-    o->moment1 = ts_aligned_alloc(bytes);
-    o->moment2 = ts_aligned_alloc(bytes);
-    o->average = ts_aligned_alloc(bytes);
-    if (!o->moment1 || !o->moment2 || !o->average || find_runs(o) || open_muon(o) || list_parts(o)) {
-        ts_optimizer_close(&o);
-        return TS_ERESOURCE;
-    }
-    memset(o->moment1, 0, bytes);
-    memset(o->moment2, 0, bytes);
-    memcpy(o->average, weights->value, bytes);
-    *out = o;
-    return TS_OK;
-}
-
-void ts_optimizer_close(ts_optimizer **optimizer) {
-    if (*optimizer) {
-        free((*optimizer)->moment1);
-        free((*optimizer)->moment2);
-        free((*optimizer)->average);
-        free((*optimizer)->run);
-        free((*optimizer)->part);
-        free((*optimizer)->direction);
-        ts_muon_close(&(*optimizer)->muon);
-        free(*optimizer);
-        *optimizer = NULL;
-    }
-}
-
-int ts_optimizer_grad_squares(const ts_optimizer *o, int64_t first, int64_t count, double *sum) {
-    return o->kernels->sum_squares(o->weights->grad + first, count, sum);
-}
-
-double ts_clip_scale(double norm, double clip) {
-    return clip > 0 && norm > clip ? clip / norm : 1.0;
-}
-
-static int adamw_run(ts_optimizer *o, const struct ts_optimizer_run *run, int64_t from, int64_t to, int64_t step,
-                     double lr, double grad_scale, double average_decay) {
-    const ts_params *weights = o->weights;
-    const ts_adamw update = {
-        .count = to - from,
-        .step = step,
-        .lr = (float)(lr * (double)run->lr_scale),
-        .beta1 = (float)o->params.beta1,
-        .beta2 = (float)o->params.beta2,
-        .eps = (float)o->params.eps,
-        .weight_decay = run->weight_decay,
-        .grad_scale = (float)grad_scale,
-        .weight = weights->value + from,
-        .m = o->moment1 + from,
-        .v = o->moment2 + from,
-        .grad = weights->grad + from,
-        .operand = weights->operand ? weights->operand + from : NULL,
-        .ema = o->average + from,
-        .ema_decay = (float)average_decay,
-    };
-    return o->kernels->adamw(&update);
-}
-
-// Directions of all matrices in the range. Each rank of the data axis makes every size-th one, the others count as
-// zero, and the sum brings them together: adding zeros changes no bit.
-static int find_directions(ts_optimizer *o, int64_t first, int64_t end, double grad_scale) {
-    const int rank = o->params.data ? ts_comm_rank(o->params.data) : 0;
-    const int size = o->params.data ? ts_comm_size(o->params.data) : 1;
-    float *direction = o->direction;
-    int64_t matrix = 0;
-    for (int64_t i = 0; i < o->run_count; i++) {
-        const struct ts_optimizer_run *run = &o->run[i];
-        const int64_t n = run->rows * run->columns;
-        if (!n || run->first < first || run->first >= end) {
-            continue;
+    for (int64_t i = 0; i < o->runs; i++) {
+        const ts_optimizer_run *run = &o->run[i];
+        if (run->operand) {
+            TS_TRY(o->kernels->cast(run->weight, TS_F32, run->operand, TS_BF16, run->count));
         }
-        TS_ASSERT(run->end <= end);
-        // Every rank keeps every moment, so that any of them can write the checkpoint.
-        const float *grad = o->weights->grad + run->first;
-        float *moment = o->moment1 + run->first;
-        ts_muon_advance(grad, (float)grad_scale, (float)o->params.muon_momentum, n, moment);
-        if (matrix++ % size == rank) {
-            TS_TRY(ts_muon_direction(o->muon, grad, (float)grad_scale, (float)o->params.muon_momentum, run->rows,
-                                     run->columns, moment, direction));
-        } else {
-            memset(direction, 0, (size_t)n * sizeof *direction);
-        }
-        direction += n;
     }
-    return size > 1 ? ts_all_reduce(o->params.data, o->direction, direction - o->direction, TS_F32, TS_SUM) : TS_OK;
+    for (int span = 0; span < o->weights->spans; span++) {
+        TS_TRY(ts_zero_gather_start(o->zero, span));
+    }
+    return ts_zero_gather_wait(o->zero);
 }
 
-static int muon_run(ts_optimizer *o, const struct ts_optimizer_run *run, const float *direction, double lr,
-                    double average_decay) {
-    const ts_kernels *k = o->kernels;
-    const int64_t n = run->rows * run->columns;
-    float *weight = o->weights->value + run->first, *average = o->average + run->first;
-    const double rate = lr * (double)run->lr_scale * o->params.muon_lr_scale;
-    TS_TRY(k->axpy((float)-rate, direction, weight, n));
-    TS_TRY(k->scale((float)average_decay, average, n));
-    TS_TRY(k->axpy((float)(1.0 - average_decay), weight, average, n));
-    return o->weights->operand ? k->cast(weight, TS_F32, o->weights->operand + run->first, TS_BF16, n) : TS_OK;
-}
-
-int ts_optimizer_step(ts_optimizer *o, int64_t first, int64_t count, int64_t step, double lr, double grad_scale,
-                      double average_decay) {
-    const int64_t end = first + count;
-    const float *direction = o->direction;
-    if (o->muon) {
-        TS_TRY(find_directions(o, first, end, grad_scale));
+int ts_optimizer_collect(const ts_optimizer *o, ts_state_kind kind, float *values) {
+    memset(values, 0, (size_t)o->weights->total * sizeof *values);
+    for (int64_t i = 0; i < o->runs; i++) {
+        const ts_optimizer_run *run = &o->run[i];
+        const float *const array[] = {run->weight, run->average, run->moment1, run->moment2};
+        if (array[kind]) {
+            memcpy(values + run->first, array[kind], (size_t)run->count * sizeof *values);
+        }
     }
-    for (int64_t i = 0; i < o->run_count; i++) {
-        const struct ts_optimizer_run *run = &o->run[i];
-        const int64_t from = run->first > first ? run->first : first;
-        const int64_t to = run->end < end ? run->end : end;
-        if (from >= to) {
-            continue;
-        }
-        if (run->rows) {
-            TS_TRY(muon_run(o, run, direction, lr, average_decay));
-            direction += run->rows * run->columns;
-        } else {
-            TS_TRY(adamw_run(o, run, from, to, step, lr, grad_scale, average_decay));
-        }
+    for (int span = 0; span < o->weights->spans; span++) {
+        const ts_shard *shard = &o->zero->shard[span];
+        TS_TRY(ts_all_gather_v(shard->comm, values + shard->first, values + shard->span->first, shard->counts, TS_F32));
     }
     return TS_OK;
 }
 
-void ts_optimizer_swap_average(ts_optimizer *o) {
-    float *value = o->weights->value, *average = o->average;
-    const int64_t total = o->weights->total;
+int ts_optimizer_swap_average(ts_optimizer *o) {
+    if (!o->params.average) {
+        return TS_OK;
+    }
+    for (int64_t i = 0; i < o->runs; i++) {
+        const ts_optimizer_run *run = &o->run[i];
+        float *value = run->weight, *average = run->average;
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < total; i++) {
-        const float kept = value[i];
-        value[i] = average[i];
-        average[i] = kept;
+        for (int64_t e = 0; e < run->count; e++) {
+            const float kept = value[e];
+            value[e] = average[e];
+            average[e] = kept;
+        }
     }
-    ts_params_refresh_operands(o->weights);
+    return ts_optimizer_loaded(o);
 }

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW over the flat arrays of a parameter set, with the moving average of the weights in the same pass; for the
-// matrices inside the blocks, when asked for, orthogonalised momentum (train/muon.h) instead.
+// The sharded optimizer: AdamW with a moving average of the weights in the same pass; for the matrices inside the
+// blocks, when asked for, orthogonalised momentum (train/muon.h) instead. A rank updates its parts of the weights
+// (train/zero.h) and holds state for them alone. With D ranks to share, bytes of a parameter on one of them:
 //
-// Everything works on a range [first, first + count) of the flat arrays: a rank that owns a range (the sharded
-// optimizer) calls the same functions with its range. A range must not cut a matrix that has orthogonalised momentum.
+//   weights      bf16 precision: operands 2 + 4/D of f32 masters, the few others 4 and their own masters; f32: 4
+//   gradients    4, or 2 when they are kept in bf16, with f32 room for group 0 and the largest block beside them
+//   moments      8/D; 4/D of matrices with orthogonalised momentum
+//   average      4/D, or none
+//
+// In bf16 with gradients in bf16 that is 4 + 12/D, and 4/D for the average.
 #ifndef TS_TRAIN_OPTIMIZER_H
 #define TS_TRAIN_OPTIMIZER_H
 
@@ -12,18 +17,19 @@
 #include "core/comm/comm.h"
 #include "core/kernels/kernels.h"
 #include "core/nn/param.h"
+#include "train/zero.h"
 
 typedef struct ts_optimizer_params {
     double beta1, beta2, eps, weight_decay;
+    bool average;          // keep a moving average of the weights
     bool muon;             // orthogonalised momentum for parameters marked hidden
     double muon_lr_scale;  // their learning rate as a multiple of the others'
     double muon_momentum;
-    ts_comm *data;  // ranks with equal gradients that share out the matrices; NULL: each computes all
 } ts_optimizer_params;
 
 // Training state that this rank answers for: elements [first, first + count) of its part of a parameter. Every element
-// of every parameter is in the part of exactly one rank of the world. moment2 is NULL where the update has none. All
-// point to f32 [count].
+// of every parameter is in the part of exactly one rank of the world. average is NULL when none is kept, moment2 where
+// the update has none. All point to f32 [count].
 typedef struct ts_state_part {
     const ts_param *param;
     int64_t first, count;
@@ -34,38 +40,55 @@ typedef struct ts_optimizer {
     ts_optimizer_params params;
     ts_params *weights;  // borrowed
     const ts_kernels *kernels;
-    float *moment1, *moment2;  // [weights->total]; under orthogonalised momentum moment2 stays 0
-    float *average;            // [weights->total] moving average of the weights
+    ts_zero *zero;
+    float *master;             // f32 of the own parts of bf16 operands, run after run
+    float *moment1, *moment2;  // of the own parts, run after run
+    float *average;            // the same, or NULL
+    float *wide;               // a chunk of gradients that are kept in bf16, as f32
     struct ts_optimizer_run *run;
-    int64_t run_count;
-    struct ts_muon *muon;  // NULL without orthogonalised momentum
-    float *direction;      // [direction_total] of this step, matrix after matrix
-    int64_t direction_total;
+    int64_t runs;
+    struct ts_muon_group *muon;  // NULL without orthogonalised momentum
     ts_state_part *part;
     int64_t parts;
 } ts_optimizer;
 
-// Moments start at 0, the average at the weights. Reads decay and lr_scale of every parameter.
+// Takes the weights as they are: moments start at 0, the average at the weights. Then settles them (ts_params_settle).
+// Reads decay, hidden and lr_scale of every parameter. Not collective.
 int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
                       const ts_optimizer_params *params);
 void ts_optimizer_close(ts_optimizer **optimizer);
 
-// Sum of squares of the gradients of a range, in fixed chunks: the same bits for any thread count.
-int ts_optimizer_grad_squares(const ts_optimizer *optimizer, int64_t first, int64_t count, double *sum);
+// Bytes on this rank, as ts_optimizer_open and ts_params_allocate_grad would take them.
+typedef struct ts_state_bytes {
+    int64_t weights;    // values and operands, settled
+    int64_t gradients;  // without what is shared by the blocks
+    int64_t masters, moments, average;
+    int64_t buffers;  // gradients shared by the blocks, scratch of the update
+} ts_state_bytes;
+// Of placed parameters (ts_params_place), which need no memory of their own. Not collective.
+int ts_optimizer_count(ts_params *placed, ts_dtype operand_dtype, ts_dtype grad_dtype,
+                       const ts_optimizer_params *params, ts_state_bytes *out);
+
+// ---- a step: ts_zero_begin, backward passes with ts_zero_group_done, then these. All are collective over the world.
+// Finishes the sums of gradients. *squares: the sum of squares of this rank's parts, in f64 and in fixed chunks, the
+// same bits for any thread count; over the world every element is in it once.
+int ts_optimizer_reduce(ts_optimizer *optimizer, double *squares);
 // The factor that brings a gradient of this norm down to `clip`; 1 below it or when clip is 0.
 double ts_clip_scale(double norm, double clip);
+// Update number `step`, from 1, of moments, weights and average, and the weights from their owners to all.
+int ts_optimizer_step(ts_optimizer *optimizer, int64_t step, double lr, double grad_scale, double average_decay);
 
-// One update (step from 1) of a range: moments, weights, operand copies and the average. Collective over params.data
-// when orthogonalised momentum is on.
-int ts_optimizer_step(ts_optimizer *optimizer, int64_t first, int64_t count, int64_t step, double lr, double grad_scale,
-                      double average_decay);
-
+// ---- state
 // Borrowed from the optimizer; the numbers may be read, and written before ts_optimizer_loaded.
 const ts_state_part *ts_optimizer_parts(const ts_optimizer *optimizer, int64_t *count);
 // After the parts were written on all ranks: brings what kernels read up to date everywhere. Collective.
 int ts_optimizer_loaded(ts_optimizer *optimizer);
-
-// Exchanges the weights with their average and refreshes the operands: before and after evaluating the average.
-void ts_optimizer_swap_average(ts_optimizer *optimizer);
+// All numbers of one kind, from their owners to every rank that holds the same slices: values [weights->total] f32 in
+// flat order, 0 where there are none. Collective.
+typedef enum { TS_STATE_WEIGHT, TS_STATE_AVERAGE, TS_STATE_MOMENT1, TS_STATE_MOMENT2 } ts_state_kind;
+int ts_optimizer_collect(const ts_optimizer *optimizer, ts_state_kind kind, float *values);
+// Exchanges the weights with their average everywhere: before and after evaluating the average. Nothing happens when
+// none is kept. Collective.
+int ts_optimizer_swap_average(ts_optimizer *optimizer);
 
 #endif

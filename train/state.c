@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
+#include "core/base/arena.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
@@ -16,31 +16,45 @@
 enum { GROUPS = 4 };
 static const char *const GROUP_NAMES[GROUPS] = {"weights", "ema", "moment1", "moment2"};
 
-// The flat array behind each group.
-static void group_arrays(const ts_trainer *t, float *array[GROUPS]) {
-    array[0] = t->model->params->value;
-    array[1] = t->optimizer->average;
-    array[2] = t->optimizer->moment1;
-    array[3] = t->optimizer->moment2;
+// Full arrays of all groups, of weights->total numbers each.
+static int make_arrays(const ts_trainer *t, float *array[GROUPS]) {
+    int status = TS_OK;
+    for (int g = 0; g < GROUPS; g++) {
+        array[g] = ts_malloc((size_t)t->model->params->total * sizeof *array[g]);
+        status = array[g] ? status : TS_ERESOURCE;
+    }
+    return ts_agree(t->world, status);
 }
 
-// ---- saving
+static void free_arrays(float *array[GROUPS]) {
+    for (int g = 0; g < GROUPS; g++) {
+        free(array[g]);
+    }
+}
 
-// Ranks update their copies of the weights by themselves; a broken machine or a bug would let them drift apart unseen.
-static int check_ranks_agree(const ts_trainer *t) {
-    const uint64_t hash = XXH3_64bits(t->model->params->value, (size_t)t->model->params->total * sizeof(float));
-    const int64_t half = (int64_t)(hash >> 1);
-    int64_t low = half, high = half;
-    TS_TRY(ts_all_reduce(t->data, &low, 1, TS_I64, TS_MIN));
-    TS_TRY(ts_all_reduce(t->data, &high, 1, TS_I64, TS_MAX));
-    if (low != high) {
-        return TS_FAIL(TS_EPEER,
-                       "step %" PRId64 ": the ranks hold different weights; no checkpoint is written; "
-                       "run again to go on from the last one, and look for a faulty machine",
-                       t->step);
+static int collect(const ts_trainer *t, float *array[GROUPS]) {
+    static const ts_state_kind kinds[GROUPS] = {TS_STATE_WEIGHT, TS_STATE_AVERAGE, TS_STATE_MOMENT1, TS_STATE_MOMENT2};
+    for (int g = 0; g < GROUPS; g++) {
+        TS_TRY(ts_optimizer_collect(t->optimizer, kinds[g], array[g]));
     }
     return TS_OK;
 }
+
+// This rank's parts of what was read.
+static void take_parts(const ts_trainer *t, float *const array[GROUPS]) {
+    int64_t parts;
+    const ts_state_part *part = ts_optimizer_parts(t->optimizer, &parts);
+    for (int64_t i = 0; i < parts; i++) {
+        float *const to[GROUPS] = {part[i].weight, part[i].average, part[i].moment1, part[i].moment2};
+        for (int g = 0; g < GROUPS; g++) {
+            if (to[g]) {
+                memcpy(to[g], array[g] + part[i].param->offset + part[i].first, (size_t)part[i].count * sizeof(float));
+            }
+        }
+    }
+}
+
+// ---- saving
 
 static json_t *state_to_json(const ts_trainer *t, const char *config_json) {
     char fingerprint[32];
@@ -51,12 +65,10 @@ static json_t *state_to_json(const ts_trainer *t, const char *config_json) {
                      "data_fingerprint", fingerprint, "ranks", ts_comm_size(t->data), "config", config_json);
 }
 
-int ts_state_save(const ts_trainer *t, const char *folder, const char *config_json, int64_t keep) {
-    TS_TRY(check_ranks_agree(t));
+static int save_arrays(const ts_trainer *t, const char *folder, const char *config_json, int64_t keep,
+                       float *const array[GROUPS]) {
     const ts_params *params = t->model->params;
-    float *array[GROUPS];
     ts_checkpoint_group group[GROUPS];
-    group_arrays(t, array);
     ts_safetensors_item *item = ts_calloc((size_t)(GROUPS * params->count), sizeof *item);
     json_t *state = state_to_json(t, config_json);
     int status = ts_agree(t->world, item && state ? TS_OK : TS_FAIL(TS_ERESOURCE, "no memory for a checkpoint"));
@@ -73,6 +85,15 @@ int ts_state_save(const ts_trainer *t, const char *folder, const char *config_js
     }
     free(item);
     json_decref(state);
+    return status;
+}
+
+int ts_state_save(const ts_trainer *t, const char *folder, const char *config_json, int64_t keep) {
+    float *array[GROUPS] = {0};
+    int status = make_arrays(t, array);
+    status = status ? status : collect(t, array);
+    status = status ? status : save_arrays(t, folder, config_json, keep, array);
+    free_arrays(array);
     return status;
 }
 
@@ -122,15 +143,24 @@ static int read_group(const ts_trainer *t, const char *path, const char *name, f
     return status;
 }
 
-static int read_checkpoint(ts_trainer *t, const char *path, const char *config_json) {
-    float *array[GROUPS];
-    group_arrays(t, array);
+static int read_groups(ts_trainer *t, const char *path, const char *config_json, float *const array[GROUPS]) {
     TS_TRY(read_state(t, path, config_json));
     for (int g = 0; g < GROUPS; g++) {
         TS_TRY(read_group(t, path, GROUP_NAMES[g], array[g]));
     }
-    ts_params_refresh_operands(t->model->params);
     return ts_trainer_seek(t);
+}
+
+static int read_checkpoint(ts_trainer *t, const char *path, const char *config_json) {
+    float *array[GROUPS] = {0};
+    int status = make_arrays(t, array);
+    status = status ? status : ts_agree(t->world, read_groups(t, path, config_json, array));
+    if (!status) {
+        take_parts(t, array);
+        status = ts_optimizer_loaded(t->optimizer);
+    }
+    free_arrays(array);
+    return status;
 }
 
 // Starting over beside damaged checkpoints would overwrite what might still be saved by hand.
@@ -158,5 +188,5 @@ int ts_state_restore(ts_trainer *t, const char *folder, const char *config_json,
     int64_t step = -1;
     TS_TRY(ts_checkpoint_find(folder, t->world, &step, path, sizeof path));
     *restored = step >= 0;
-    return ts_agree(t->world, *restored ? read_checkpoint(t, path, config_json) : check_none_lost(folder));
+    return *restored ? read_checkpoint(t, path, config_json) : ts_agree(t->world, check_none_lost(folder));
 }

@@ -7,8 +7,7 @@
 
 #include "core/base/file.h"
 #include "core/base/status.h"
-#include "core/nn/loss.h"
-#include "train/reduce.h"
+#include "train/token_loss.h"
 
 static ts_dtype operand_dtype(const ts_train_config *config) {
     return config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
@@ -17,15 +16,8 @@ static ts_dtype operand_dtype(const ts_train_config *config) {
 // ---- opening
 
 static int open_mesh(ts_trainer *t) {
-    const ts_train_config *c = t->config;
-    const int ranks = ts_comm_size(t->world);
-    const int64_t others = c->mesh.cfg * c->mesh.sequence * c->mesh.tensor;
-    const int64_t data = c->mesh.data ? c->mesh.data : ranks / others;
-    if (data * others != ranks) {
-        return TS_FAIL(TS_EUSAGE, "mesh: %lld x %lld ranks are asked for, %d run; start as many, or set mesh.data=0",
-                       (long long)data, (long long)others, ranks);
-    }
-    const ts_degrees degree = {(int)data, (int)c->mesh.cfg, 1, (int)c->mesh.sequence, (int)c->mesh.tensor};
+    ts_degrees degree;
+    TS_TRY(ts_train_config_degrees(t->config, ts_comm_size(t->world), &degree));
     TS_TRY(ts_mesh_open(&t->mesh, t->world, &degree));
     t->data = t->mesh.axis[TS_AXIS_DATA];
     return TS_OK;
@@ -104,7 +96,6 @@ static int new_model(ts_trainer *t) {
         .defaults = model_defaults(t, codec),
         .mesh = &t->mesh,
         .operand_dtype = operand_dtype(t->config),
-        .with_gradients = true,
         .seed = (uint64_t)t->config->seed,
     };
     TS_TRY_GOTO(status, ts_model_new(&t->model, &params, tokenizer, codec), failed);
@@ -163,15 +154,9 @@ static int open_parts(ts_trainer *t) {
     }
     TS_TRY(open_loader(t));
     TS_TRY(open_model(t));
-    TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels,
-                             &(ts_optimizer_params){.beta1 = c->train.beta1,
-                                                    .beta2 = c->train.beta2,
-                                                    .eps = c->train.eps,
-                                                    .weight_decay = c->train.weight_decay,
-                                                    .muon = c->train.optimizer == TS_OPTIMIZER_MUON,
-                                                    .muon_lr_scale = c->train.muon_lr,
-                                                    .muon_momentum = c->train.muon_momentum,
-                                                    .data = t->data}));
+    const ts_optimizer_params optimizer = ts_train_config_optimizer(c);
+    TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels, &optimizer));
+    TS_TRY(ts_params_allocate_grad(t->model->params, ts_train_config_gradients(c)));
     return ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c));
 }
 
@@ -183,7 +168,7 @@ static int open_validation(ts_trainer *t) {
         .batch = c->train.micro_batch ? c->train.micro_batch : 16,
     };
     params.count = ts_loader_validation(t->loader, &params.clips);
-    return params.count ? ts_validation_open(&t->validation, t->dataset, &params, t->data) : TS_OK;
+    return params.count ? ts_validation_open(&t->validation, t->dataset, &params, &t->mesh) : TS_OK;
 }
 
 int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *world) {
@@ -230,6 +215,12 @@ int ts_trainer_seek(ts_trainer *t) {
 
 // ---- the step
 
+// A block's gradients of one micro-batch are done: with the last one they start to travel.
+static int grad_ready(void *user, int group) {
+    const ts_trainer *t = user;
+    return ts_zero_group_done(t->optimizer->zero, group, t->last_micro_batch);
+}
+
 // Forward, loss and backward of local items [first, first + count) of a batch.
 static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64_t count, double scale, double *loss) {
     const int64_t frames = batch->shape.dim[0], size = ts_shape_count(batch->shape);
@@ -245,15 +236,16 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
         .timestep = noisy.timestep,
         .timesteps_per_sample = frames,
         .recompute = (ts_recompute)t->config->train.recompute,
+        .grad_ready = grad_ready,
+        .grad_user = t,
     };
-    ts_var *velocity = ts_dit_forward(t->tape, t->model->dit, &input);
     double part = 0;
-    TS_TRY(ts_nn_velocity_loss(
-        t->tape, velocity,
-        &(ts_velocity_loss){
-            .target = noisy.target, .rows = count * frames, .weight = noisy.weight, .scale = scale, .loss = &part}));
+    ts_var *velocity;
+    TS_TRY(ts_token_loss(t->tape, t->model->dit, &input,
+                         &(ts_token_target){noisy.target, noisy.weight, frames, scale, &part}, &velocity));
     *loss += part;
-    return ts_tape_backward(t->tape, velocity, NULL);
+    TS_TRY(ts_tape_backward(t->tape, velocity, NULL));
+    return ts_zero_group_done(t->optimizer->zero, 0, t->last_micro_batch);
 }
 
 static int64_t tokens_of_sample(const ts_trainer *t, const ts_batch *batch) {
@@ -261,19 +253,21 @@ static int64_t tokens_of_sample(const ts_trainer *t, const ts_batch *batch) {
     return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
 }
 
-// Samples computed at once. Unless told, the share is cut into equal parts of about 384 tokens: their activations stay
-// in the caches (80 tokens a sample, width 128, batch 32: a fifth less time than all at once).
+// Samples computed at once. Unless told, the share is cut into equal parts of about 384 tokens on a rank: their
+// activations stay in the caches (80 tokens a sample, width 128, batch 32: a fifth less time than all at once).
 static int64_t micro_batch(const ts_trainer *t, const ts_batch *batch) {
     enum { TOKENS = 384 };
     if (t->config->train.micro_batch || batch->count == 0) {
         return t->config->train.micro_batch;
     }
-    const int64_t parts = (batch->count * tokens_of_sample(t, batch) + TOKENS - 1) / TOKENS;
+    const int64_t tokens = batch->count * tokens_of_sample(t, batch),
+                  most = TOKENS * t->mesh.degree.ring * t->mesh.degree.ulysses;
+    const int64_t parts = (tokens + most - 1) / most;
     return (batch->count + parts - 1) / parts;
 }
 
 // Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
-// sum over ranks is the gradient of the global mean.
+// sum over the world is the gradient of the global mean.
 static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const int64_t frames = batch->shape.dim[0];
     const int64_t loss_frames =
@@ -281,37 +275,36 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
     const int64_t most = micro_batch(t, batch);
     *loss = 0;
-    ts_params_zero_grad(t->model->params);
+    ts_zero_begin(t->optimizer->zero);
     for (int64_t first = 0, count; first < batch->count; first += count) {
         count = batch->count - first < most ? batch->count - first : most;
+        t->last_micro_batch = first + count == batch->count;
         TS_TRY(micro_step(t, batch, first, count, scale, loss));
     }
     return TS_OK;
 }
 
-// Sums gradients and loss over ranks; the wishes to stop ride along.
+// Sums gradients over ranks, and with one message their norm and the loss, to which each token came once; the wishes to
+// stop ride along.
 static int reduce(ts_trainer *t, ts_stop wish, ts_step_result *out) {
-    double shared[3] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
-    TS_TRY(ts_reduce_gradients(t->data, t->model->params->grad, t->model->params->total));
-    TS_TRY(ts_all_reduce(t->data, shared, 3, TS_F64, TS_SUM));
+    double shared[4] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
+    TS_TRY(ts_optimizer_reduce(t->optimizer, &shared[3]));
+    TS_TRY(ts_all_reduce(t->world, shared, 4, TS_F64, TS_SUM));
     out->loss = shared[0];
     out->stop = shared[2] > 0 ? TS_STOP_SIGNAL : shared[1] > 0 ? TS_STOP_TIME : TS_STOP_NONE;
+    out->grad_norm = sqrt(shared[3]);
     return TS_OK;
 }
 
 static int update(ts_trainer *t, int64_t step, ts_step_result *out) {
-    const int64_t total = t->model->params->total;
-    double squares = 0;
-    TS_TRY(ts_optimizer_grad_squares(t->optimizer, 0, total, &squares));
-    out->grad_norm = sqrt(squares);
     out->lr = ts_lr_at(&t->schedule, step);
     out->finite = isfinite(out->loss) && isfinite(out->grad_norm);
     if (!out->finite) {
         return TS_OK;
     }
     const double average_decay = ts_ema_decay_at(t->config->train.ema_decay, t->config->train.ema_warmup, step);
-    return ts_optimizer_step(t->optimizer, 0, total, step, out->lr,
-                             ts_clip_scale(out->grad_norm, t->config->train.clip), average_decay);
+    return ts_optimizer_step(t->optimizer, step, out->lr, ts_clip_scale(out->grad_norm, t->config->train.clip),
+                             average_decay);
 }
 
 static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_result *out) {
@@ -339,8 +332,7 @@ int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
 }
 
 int ts_trainer_validate(ts_trainer *t, ts_validation_result *out) {
-    ts_optimizer_swap_average(t->optimizer);
-    const int status = ts_validation_run(t->validation, t->model, t->tape, out);
-    ts_optimizer_swap_average(t->optimizer);
-    return status;
+    TS_TRY(ts_optimizer_swap_average(t->optimizer));
+    TS_TRY(ts_validation_run(t->validation, t->model, t->tape, out));
+    return ts_optimizer_swap_average(t->optimizer);
 }

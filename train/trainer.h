@@ -19,7 +19,7 @@ typedef struct ts_trainer {
     const ts_train_config *config;  // borrowed
     ts_comm *world;                 // borrowed
     ts_mesh mesh;
-    ts_comm *data;  // the ranks that share a batch
+    ts_comm *data;  // the ranks that share a batch; the model group reads the same samples
     const ts_kernels *kernels;
     ts_dataset *dataset;
     ts_loader *loader;
@@ -29,6 +29,7 @@ typedef struct ts_trainer {
     ts_validation *validation;  // NULL when validate.clips is 0
     ts_objective objective;
     ts_lr_schedule schedule;
+    bool last_micro_batch;  // of the step
 
     // What a checkpoint holds besides the arrays.
     int64_t step;      // steps done
@@ -61,7 +62,7 @@ int ts_trainer_step(ts_trainer *trainer, ts_stop wish, ts_step_result *out);
 // Places the loader at trainer->cursor, after it was set from a checkpoint.
 int ts_trainer_seek(ts_trainer *trainer);
 
-// Validates the moving average of the weights. Collective.
+// Validates the moving average of the weights, or the weights where none is kept. Collective.
 int ts_trainer_validate(ts_trainer *trainer, ts_validation_result *out);
 
 #endif

@@ -6,8 +6,8 @@
 
 #include "core/base/rng.h"
 #include "core/base/status.h"
-#include "core/nn/loss.h"
 #include "train/objective.h"
+#include "train/token_loss.h"
 
 enum { MAX_BATCH = 64 };
 
@@ -23,7 +23,7 @@ typedef struct held_clip {
 struct ts_validation {
     int64_t levels, batch;
     uint64_t seed;
-    ts_comm *comm;
+    ts_comm *world, *data;
     held_clip *clip;  // this rank's share, neighbours of one bucket together
     int64_t count;
     double *loss;               // [levels]
@@ -50,7 +50,7 @@ static int read_clips(ts_validation *v, const ts_dataset *dataset, const ts_vali
         all[i].caption = ts_dataset_caption(dataset, p->clips[i]);
     }
     qsort(all, (size_t)p->count, sizeof *all, by_bucket);
-    const int64_t rank = ts_comm_rank(v->comm), size = ts_comm_size(v->comm);
+    const int64_t rank = ts_comm_rank(v->data), size = ts_comm_size(v->data);
     int status = TS_OK;
     for (int64_t i = rank * p->count / size; !status && i < (rank + 1) * p->count / size; i++) {
         held_clip *clip = &v->clip[v->count++];
@@ -78,7 +78,7 @@ static int measure_constant(ts_validation *v, int64_t channels) {
         }
         sum[2 * channels] += (double)n;
     }
-    const int status = ts_all_reduce(v->comm, sum, 2 * channels + 1, TS_F64, TS_SUM);
+    const int status = ts_all_reduce(v->data, sum, 2 * channels + 1, TS_F64, TS_SUM);
     v->elements = sum[2 * channels];
     const double per_channel = v->elements / (double)channels;
     v->constant = 1.0;
@@ -91,7 +91,7 @@ static int measure_constant(ts_validation *v, int64_t channels) {
 }
 
 int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_validation_params *params,
-                       ts_comm *comm) {
+                       const ts_mesh *mesh) {
     TS_ASSERT(params->count > 0);
     ts_validation *v = ts_calloc(1, sizeof *v);
     int status = TS_ERESOURCE;
@@ -99,11 +99,12 @@ int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_
         *v = (ts_validation){.levels = params->levels,
                              .batch = params->batch < MAX_BATCH ? params->batch : MAX_BATCH,
                              .seed = params->seed,
-                             .comm = comm};
+                             .world = mesh->world,
+                             .data = mesh->axis[TS_AXIS_DATA]};
         v->loss = ts_calloc((size_t)params->levels, sizeof *v->loss);
         status = v->loss ? read_clips(v, dataset, params) : TS_ERESOURCE;
     }
-    status = ts_agree(comm, status);
+    status = ts_agree(mesh->world, status);
     if (!status) {
         status = measure_constant(v, ts_dataset_bucket_shape(dataset, 0).dim[3]);
     }
@@ -128,7 +129,7 @@ void ts_validation_close(ts_validation **validation) {
     }
 }
 
-// Sum of squared errors of clips [first, first + n), which share one shape, at one level.
+// Sum of squared errors, over own tokens, of clips [first, first + n), which share one shape, at one level.
 static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *tape, int64_t first, int64_t n,
                        int64_t level, const char *const *prompt, double *error) {
     const ts_kernels *kernels = ts_tape_kernels(tape);
@@ -159,8 +160,8 @@ static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *t
         .timestep = timestep,
         .timesteps_per_sample = frames,
     };
-    return ts_nn_velocity_loss(tape, ts_dit_forward(tape, model->dit, &input),
-                               &(ts_velocity_loss){.target = target, .rows = n * frames, .scale = 1.0, .loss = error});
+    ts_var *velocity;
+    return ts_token_loss(tape, model->dit, &input, &(ts_token_target){target, NULL, frames, 1.0, error}, &velocity);
 }
 
 static int local_errors(ts_validation *v, const ts_model *model, ts_tape *tape) {
@@ -186,8 +187,8 @@ int ts_validation_run(ts_validation *v, const ts_model *model, ts_tape *tape, ts
     const int status = local_errors(v, model, tape);
     ts_tape_reset(tape);
     ts_tape_set_mode(tape, TS_TAPE_RECORD);
-    TS_TRY(ts_agree(v->comm, status));
-    TS_TRY(ts_all_reduce(v->comm, v->loss, v->levels, TS_F64, TS_SUM));
+    TS_TRY(ts_agree(v->world, status));
+    TS_TRY(ts_all_reduce(v->world, v->loss, v->levels, TS_F64, TS_SUM));
     *out = (ts_validation_result){.levels = v->levels, .level_loss = v->loss, .constant = v->constant};
     for (int64_t level = 0; level < v->levels; level++) {
         v->loss[level] /= v->elements;

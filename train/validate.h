@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#include "core/comm/comm.h"
+#include "core/comm/mesh.h"
 #include "core/model/model.h"
 #include "core/store/dataset.h"
 
@@ -33,9 +33,10 @@ typedef struct ts_validation_params {
     int64_t batch;  // clips computed at once on a rank
 } ts_validation_params;
 
-// Reads this rank's share of the clips; captions stay borrowed from the data set. Collective over `comm`.
+// Reads this rank's share of the clips, which are dealt out over the data axis; captions stay borrowed from the data
+// set. Collective over `mesh`, which is borrowed.
 int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_validation_params *params,
-                       ts_comm *comm);
+                       const ts_mesh *mesh);
 void ts_validation_close(ts_validation **validation);
 // Runs the model as it stands (its `value` and operands). Resets `tape` and leaves it in record mode. Collective.
 int ts_validation_run(ts_validation *validation, const ts_model *model, ts_tape *tape, ts_validation_result *out);

@@ -118,7 +118,7 @@ static int open_patch(ts_dit *dit, ts_params *params, const char *prefix) {
     if (c->absolute_positions) {
         TS_TRY(ts_linear_open(&dit->position, params, prefix, "absolute_positions", DIT_POSITION_FEATURES, dit->width,
                               true));
-        dit->position.precise = true;
+        ts_linear_mark_precise(&dit->position);
     }
     return 0;
 }
@@ -132,7 +132,9 @@ static int open_conditioning(ts_dit *dit, ts_params *params, const char *prefix)
     TS_TRY(ts_linear_open(&dit->time_2, params, at, "time_embedder.linear_2", D, D, true));
     TS_TRY(ts_linear_open(&dit->time_projection, params, at, "time_proj", D, 6 * D, true));
     // The noise level steers every layer and is only a row or so for each frame: f32 throughout.
-    dit->time_1.precise = dit->time_2.precise = dit->time_projection.precise = true;
+    ts_linear_mark_precise(&dit->time_1);
+    ts_linear_mark_precise(&dit->time_2);
+    ts_linear_mark_precise(&dit->time_projection);
     TS_TRY(ts_linear_open(&dit->text_1, params, at, "text_embedder.linear_1", c->text_dim, D, true));
     TS_TRY(ts_linear_open(&dit->text_2, params, at, "text_embedder.linear_2", D, D, true));
     return c->image_dim ? open_image(&dit->image, c, params, prefix) : 0;

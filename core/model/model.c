@@ -29,7 +29,7 @@ int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenize
     if (folder) {
         TS_TRY_GOTO(status, ts_model_check_weights(model->params, folder), failed);
     }
-    TS_TRY_GOTO(status, ts_params_allocate(model->params, params->operand_dtype, params->with_gradients), failed);
+    TS_TRY_GOTO(status, ts_params_allocate(model->params, params->operand_dtype, false), failed);
     model->tokenizer = tokenizer;
     model->codec = codec;
     *out = model;

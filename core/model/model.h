@@ -44,7 +44,6 @@ typedef struct ts_model_params {
     ts_model_defaults defaults;
     const ts_mesh *mesh;  // borrowed for the model's life: weights are cut over its tensor axis; NULL: one rank
     ts_dtype operand_dtype;
-    bool with_gradients;
     uint64_t seed;
 } ts_model_params;
 int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec);
@@ -52,8 +51,9 @@ int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *to
 // What a folder says of itself: `dit`, `text` and `defaults` of *out; nothing else of it is touched, no weight is read.
 int ts_model_describe(ts_model_params *out, const char *folder);
 // Loads a folder; each rank of the mesh (or NULL) reads its slices of the weights. Refuses NaN, wrong shapes, and parts
-// that do not fit each other (channels, text width, vocabulary). Not collective: ranks may fail alone.
-int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool with_gradients);
+// that do not fit each other (channels, text width, vocabulary). Unless it is for training the f32 values of bf16
+// operands are dropped (ts_params_settle). Not collective: ranks may fail alone.
+int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool for_training);
 // Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Made in
 // FOLDER.tmp and renamed; an existing FOLDER steps aside as FOLDER.old until the new one stands.
 int ts_model_save(const ts_model *model, const float *values, const char *folder);

@@ -96,8 +96,8 @@ int ts_model_describe(ts_model_params *out, const char *folder) {
 }
 
 int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype,
-                  bool with_gradients) {
-    ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype, .with_gradients = with_gradients};
+                  bool for_training) {
+    ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype};
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
     ts_model *model = NULL;
@@ -111,6 +111,11 @@ int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dt
         return status;
     }
     ts_params_refresh_operands(model->params);
+    status = for_training ? 0 : ts_params_settle(model->params);
+    if (status) {
+        ts_model_close(&model);
+        return status;
+    }
     *out = model;
     return 0;
 failed:

@@ -93,6 +93,13 @@ void ts_linear_mark_hidden(ts_linear *linear) {
     }
 }
 
+void ts_linear_mark_precise(ts_linear *linear) {
+    linear->precise = true;
+    for (int i = 0; i < linear->layers; i++) {
+        linear->weight[i]->is_operand = false;
+    }
+}
+
 // ---- the layer
 
 typedef struct linear_call {

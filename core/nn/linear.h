@@ -58,6 +58,8 @@ int ts_linear_open_as(ts_linear *out, ts_params *params, const char *prefix, con
 void ts_linear_init(ts_linear *linear, uint64_t seed, double gain);
 // Marks the weights as matrices inside a block (ts_param.hidden).
 void ts_linear_mark_hidden(ts_linear *linear);
+// Makes the layer precise, before ts_params_allocate.
+void ts_linear_mark_precise(ts_linear *linear);
 
 // y in dtype_y (F32, or the tape's operand dtype). Of a layer cut by input features it is one part of the sum.
 ts_var *ts_nn_linear(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_dtype dtype_y);

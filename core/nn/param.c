@@ -17,6 +17,10 @@ typedef struct extent {
     int64_t count[2][2];  // [is cut][is no operand]
 } extent;
 
+static int64_t padded(int64_t count) {
+    return (count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+}
+
 // What ts_params hides: the list's capacity and a hash table from names to items, open addressing, never full.
 typedef struct params_object {
     ts_params base;
@@ -27,7 +31,7 @@ typedef struct params_object {
     int group;           // of the next declaration
     extent *extent;      // [extents] of each group
     int extents;
-    bool allocated;
+    bool placed;
 } params_object;
 
 static uint64_t name_hash(const char *name) {
@@ -54,8 +58,11 @@ void ts_params_close(ts_params **params) {
         return;
     }
     params_object *p = (params_object *)*params;
+    free(p->base.kept_grad);
+    free(p->base.shared_grad);
     free(p->base.grad);
     free(p->base.operand);
+    free(p->base.settled);
     free(p->base.value);
     free(p->base.span);
     free(p->extent);
@@ -139,6 +146,7 @@ static void cut_part(ts_param *param, const ts_params *params, int cut, int64_t 
     const ts_comm *tensor = ts_mesh_axis(params->mesh, TS_AXIS_TENSOR);
     param->shape = param->whole;
     param->cut = cut < 0 || ts_comm_size(tensor) == 1 ? -1 : cut;
+    param->cut_unit = unit;
     if (param->cut >= 0) {
         TS_ASSERT(param->whole.dim[cut] % unit == 0);
         const ts_part part = ts_split(param->whole.dim[cut] / unit, ts_comm_size(tensor), ts_comm_rank(tensor));
@@ -151,7 +159,7 @@ static void cut_part(ts_param *param, const ts_params *params, int cut, int64_t 
 int ts_params_declare_as(ts_param **out, ts_params *params, const char *prefix, const char *name,
                          const ts_declaration *as) {
     params_object *p = (params_object *)params;
-    TS_ASSERT(!p->allocated);
+    TS_ASSERT(!p->placed);
     *out = NULL;
     TS_TRY(make_extents(p));
     if (params->count == p->capacity) {
@@ -174,8 +182,8 @@ int ts_params_declare_as(ts_param **out, ts_params *params, const char *prefix, 
                         .lr_scale = 1.0f};
     cut_part(param, params, as->cut, as->unit);
     int64_t *const end = extent_of(p, param);
-    param->offset = *end;  // within its span, until all are known
-    *end += (param->count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    param->offset = *end;  // within its span, until all are known: tells neighbours
+    *end += padded(param->count);
     p->slot[slot] = (int32_t)params->count;
     params->item[params->count++] = param;
     *out = param;
@@ -192,14 +200,6 @@ ts_param *ts_params_add(ts_params *params, const char *name, ts_shape shape, boo
     ts_param *param;
     (void)ts_params_declare(&param, params, "", name, shape, decay);
     return param;
-}
-
-static void *zeroed(int64_t count, size_t element) {
-    void *data = ts_aligned_alloc((size_t)count * element);
-    if (data) {
-        memset(data, 0, (size_t)count * element);
-    }
-    return data;
 }
 
 // The items in flat order. Not by offset: an empty part shares its own with the next one, and the order must be alike
@@ -228,51 +228,47 @@ static int sort_items(params_object *p) {
     return 0;
 }
 
-// Lays the spans out one after another, and with them the parameters.
-static int place_spans(params_object *p) {
+// How many elements each class has, now that no flag changes any more, and where in its span each item begins.
+static void measure_spans(params_object *p) {
+    memset(p->extent, 0, (size_t)p->extents * sizeof *p->extent);
+    for (int64_t i = 0; i < p->base.count; i++) {
+        int64_t *const end = extent_of(p, p->base.item[i]);
+        p->base.item[i]->offset = *end;
+        *end += padded(p->base.item[i]->count);
+    }
+}
+
+// Items are in flat order: those of a class, wherever it has any, become a span.
+static void place_spans(params_object *p) {
     ts_params *const params = &p->base;
+    for (int64_t i = 0; i < params->count; i++) {
+        ts_param *const param = params->item[i];
+        const int64_t *const count = extent_of(p, param);
+        if (i == 0 || count != extent_of(p, params->item[i - 1])) {
+            params->span[params->spans++] = (ts_span){.first = params->total,
+                                                      .count = *count,
+                                                      .group = param->group,
+                                                      .cut = param->cut >= 0,
+                                                      .is_operand = param->is_operand};
+            params->total += *count;
+        }
+        param->offset += params->span[params->spans - 1].first;
+    }
+}
+
+int ts_params_place(ts_params *params) {
+    params_object *p = (params_object *)params;
+    if (p->placed) {
+        return 0;
+    }
     params->span = ts_calloc((size_t)(4 * params->groups), sizeof *params->span);
     if (!params->span) {
         return TS_ERESOURCE;
     }
-    for (int cut = 0; cut < 2; cut++) {
-        for (int group = 0; group < params->groups && group < p->extents; group++) {
-            for (int other = 0; other < 2; other++) {
-                int64_t *const count = &p->extent[group].count[cut][other];
-                if (*count > 0) {
-                    params->span[params->spans++] = (ts_span){params->total, *count, group, cut, !other};
-                }
-                const int64_t first = params->total;
-                params->total += *count;
-                *count = first;  // from now on where the span begins
-            }
-        }
-    }
-    for (int64_t i = 0; i < params->count; i++) {
-        params->item[i]->offset += *extent_of(p, params->item[i]);
-    }
-    return sort_items(p);
-}
-
-int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients) {
-    params_object *p = (params_object *)params;
-    TS_ASSERT(!p->allocated && (operand_dtype == TS_F32 || operand_dtype == TS_BF16));
-    p->allocated = true;
-    TS_TRY(place_spans(p));
-    params->operand_dtype = operand_dtype;
-    params->value = zeroed(params->total, sizeof(float));
-    const bool bf16 = operand_dtype == TS_BF16;
-    params->operand = bf16 && params->value ? zeroed(params->total, sizeof(uint16_t)) : NULL;
-    params->grad = with_gradients && params->value ? zeroed(params->total, sizeof(float)) : NULL;
-    if (!params->value || (bf16 && !params->operand) || (with_gradients && !params->grad)) {
-        return TS_FAIL(TS_ERESOURCE, "out of memory for %" PRId64 " parameters", params->total);
-    }
-    for (int64_t i = 0; i < params->count; i++) {
-        ts_param *param = params->item[i];
-        param->value = params->value + param->offset;
-        param->operand = bf16 ? (void *)(params->operand + param->offset) : (void *)param->value;
-        param->grad = params->grad ? params->grad + param->offset : NULL;
-    }
+    TS_TRY(sort_items(p));
+    measure_spans(p);
+    place_spans(p);
+    p->placed = true;
     return 0;
 }
 
@@ -283,28 +279,6 @@ ts_param *ts_params_find(const ts_params *params, const char *name) {
     }
     const int32_t index = p->slot[find_slot(p, name)];
     return index < 0 ? NULL : params->item[index];
-}
-
-void ts_params_zero_grad(ts_params *params) {
-    const int64_t total = params->grad ? params->total : 0;
-    float *grad = params->grad;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < total; i++) {
-        grad[i] = 0.0f;
-    }
-}
-
-void ts_params_refresh_operands(ts_params *params) {
-    if (!params->operand) {
-        return;
-    }
-    const int64_t total = params->total;
-    const float *value = params->value;
-    uint16_t *operand = params->operand;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < total; i++) {
-        operand[i] = ts_f32_to_bf16(value[i]);
-    }
 }
 
 int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]) {

@@ -22,6 +22,7 @@ typedef struct ts_param {
     ts_shape whole;     // as in the checkpoint
     int cut;            // dimension that is cut over the tensor axis, or -1: this rank holds the whole
     int64_t cut_first;  // where its part begins along that dimension
+    int64_t cut_unit;   // indices that stay together
     int64_t offset;     // first element in the flat arrays, a multiple of 32; final after ts_params_allocate
     int64_t count;      // of the part; may be 0
     int group;          // 0, or that of the block it belongs to
@@ -29,16 +30,22 @@ typedef struct ts_param {
     bool decay;         // weight decay applies (matrices, not norms, biases and tables)
     bool hidden;        // a matrix inside a block: may have orthogonalised momentum (train/muon.h); default false
     float lr_scale;     // learning-rate factor of this tensor; 1 unless the model says otherwise
-    float *value;       // = set->value + offset
-    void *operand;      // what kernels read: bf16 copy, or value itself in f32 mode
-    float *grad;        // NULL when the set holds no gradients
+    float *value;       // NULL once ts_params_settle dropped it
+    void *operand;      // what kernels read: bf16 of what is_operand says in bf16 mode, else value
+    float *grad;        // that kernels add to; NULL when the set holds no gradients
 } ts_param;
 
-// A stretch of the flat arrays, padding included.
+// A stretch of the flat arrays, padding included. Every rank lists the same ones; a cut span is empty where this rank's
+// slices are.
 typedef struct ts_span {
     int64_t first, count;
     int group;
     bool cut, is_operand;
+    // [count] each
+    float *value;         // NULL once ts_params_settle dropped it
+    uint16_t *operand;    // bf16, or NULL where kernels read the value
+    float *grad;          // that kernels add to; the blocks share it when gradients are kept in bf16
+    uint16_t *kept_grad;  // bf16 sums, or NULL
 } ts_span;
 
 // A growing list of parameters, then, after ts_params_allocate, flat arrays. Pointers to ts_param stay valid.
@@ -48,12 +55,15 @@ typedef struct ts_params {
     int64_t total;        // elements of the flat arrays, padding included (padding stays 0)
     const ts_mesh *mesh;  // borrowed; set before the first declaration. NULL: one rank
     int groups;           // number of groups, 1 + blocks
-    ts_span *span;        // [spans] in flat order, after ts_params_allocate; none is empty
+    ts_span *span;        // [spans] in flat order, after ts_params_place
     int spans;
-    ts_dtype operand_dtype;
-    float *value;       // [total] f32 master weights
-    uint16_t *operand;  // [total] bf16, or NULL in f32 mode
-    float *grad;        // [total] f32, or NULL
+    ts_dtype operand_dtype, grad_dtype;
+    float *value;         // [total] f32; once settled in bf16 mode only what is no operand, and NULL here
+    uint16_t *operand;    // bf16 of the operands' spans, one after another, or NULL
+    float *grad;          // [total] f32; NULL without gradients, or when they are kept in bf16
+    float *settled;       // owned by storage: values left after ts_params_settle ..
+    float *shared_grad;   // .. what kernels add gradients to when they are kept in bf16 ..
+    uint16_t *kept_grad;  // [total] .. and their sums
 } ts_params;
 
 int ts_params_open(ts_params **out);
@@ -77,12 +87,27 @@ int ts_params_declare_as(ts_param **out, ts_params *params, const char *prefix, 
 // What is declared between the two belongs to a group of its own; its number is returned.
 int ts_params_begin_group(ts_params *params);
 void ts_params_end_group(ts_params *params);
-// Allocates the flat arrays (zeroed, huge pages) and sets the pointers of every item. Once.
+// Lays spans and items out without memory, to be counted and planned; ts_params_allocate does it otherwise. Once.
+int ts_params_place(ts_params *params);
+// Allocates the flat arrays (zeroed, huge pages) and sets the pointers of every item. `with_gradients` adds f32
+// gradients. Once.
 int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients);
 ts_param *ts_params_find(const ts_params *params, const char *name);  // NULL when absent
-void ts_params_zero_grad(ts_params *params);
-// operand = value rounded to bf16; no-op in f32 mode. After loading or averaging weights.
+// operand = value rounded to bf16; no-op in f32 mode. After loading or averaging weights, before ts_params_settle.
 void ts_params_refresh_operands(ts_params *params);
+// In bf16 mode gives back the f32 values of operands: 2 bytes a parameter are left, 4 of the few that kernels read in
+// f32. For inference, and for training, whose optimizer keeps f32 values of its own. No-op in f32 mode.
+int ts_params_settle(ts_params *params);
+
+// ---- gradients
+// Kernels add to f32 gradients. Kept in F32 they add to the sums themselves. Kept in BF16 (2 bytes a parameter) they
+// add to memory that the blocks share, and ts_params_fold_grad adds that to the sums, when a group's backward pass is
+// done and before that of the next one begins.
+int ts_params_allocate_grad(ts_params *params, ts_dtype kept);
+void ts_params_zero_grad(ts_params *params);
+void ts_params_fold_grad(ts_params *params, int group);  // no-op in F32
+// Elements of the shared memory: those of group 0 and of the largest other group.
+int64_t ts_params_shared_grad_count(const ts_params *params);
 // Where elements [first, first + count) of this rank's part lie in the whole tensor. Returns the number of pieces.
 enum { TS_MAX_PIECES = 3 };
 int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]);

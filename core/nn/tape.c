@@ -187,7 +187,7 @@ ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad) {
 
 bool ts_tape_trains(const ts_tape *tape, const ts_param *param) {
     // A parameter set that was only declared, to be counted, is taken as one that will be trained.
-    return differentiates(tape) && (param->grad || (!param->value && !ts_tape_computes(tape)));
+    return differentiates(tape) && (param->grad || (!param->operand && !ts_tape_computes(tape)));
 }
 
 ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, ts_shape shape) {

@@ -87,7 +87,8 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
         .eps = 1e-6,
         .cross_attention_norm = true,
     };
-    const ts_optimizer_params adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
+    const ts_optimizer_params adamw = {
+        .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .average = true};
     const bool train = work == TRAIN;
     *b = (bench){.kernels = kernels, .work = work, .mesh = mesh, .recompute = (ts_recompute)s->recompute};
     b->latent_shape = TS_SHAPE(s->batch, s->frames, s->height, s->width, s->channels);
@@ -153,7 +154,7 @@ static int one_call(const void *context) {
     }
     ts_tape_reset(b->tape);
     if (b->work == TRAIN) {
-        ts_params_zero_grad(b->params);
+        ts_zero_begin(b->optimizer->zero);
     }
     const ts_dit_input input = {
         .latent = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->latent_shape, b->latent}, false),
@@ -175,7 +176,9 @@ static int one_call(const void *context) {
     };
     TS_TRY(ts_nn_velocity_loss(b->tape, v, &mse));
     TS_TRY(ts_tape_backward(b->tape, v, NULL));
-    return ts_optimizer_step(b->optimizer, 0, b->params->total, ++b->steps, 1e-4, 1.0, 0.999);
+    double squares;
+    TS_TRY(ts_optimizer_reduce(b->optimizer, &squares));
+    return ts_optimizer_step(b->optimizer, ++b->steps, 1e-4, 1.0, 0.999);
 }
 
 // ---- the targets
