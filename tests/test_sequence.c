@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3,4 timeout=120
 // Attention over sharded tokens against attention on one rank, which every rank computes for itself: all products of
-// ring and ulysses, uneven and empty parts; bytes against the formulas and against the count mode; recomputation.
+// ring and ulysses, uneven and empty parts; bytes against the formulas and against the count mode; recomputation. On
+// one rank it prints the table of bytes in core/comm/README.md and expects to find it there.
 #include "core/nn/sequence.h"
 
+#include "core/base/file.h"
 #include "core/base/rng.h"
 #include "core/base/split.h"
 #include "core/nn/activation.h"
@@ -96,7 +98,7 @@ static ts_part own_part(const problem *p, const ts_mesh *mesh) {
     return ts_split(p->tokens, ts_comm_size(sequence), ts_comm_rank(sequence));
 }
 
-// Attention of the tokens `part`, forward and backward, on a tape of this mode. Without a mesh: the whole, unsharded.
+// Attention of the tokens `part`, forward and, recorded, backward. Without a mesh: the whole, unsharded.
 static void run(const problem *p, const ts_mesh *mesh, ts_part part, ts_tape_mode mode, result *out) {
     const int64_t width = width_of(p), row = p->fused ? 3 * width : width, rows = p->batch * part.count;
     const ts_attention_heads heads = {p->batch, p->heads, HEAD_DIM, 0.3};
@@ -117,7 +119,9 @@ static void run(const problem *p, const ts_mesh *mesh, ts_part part, ts_tape_mod
     ts_var *y = mesh ? ts_nn_sequence_attention(tape, mesh, heads, p->tokens, qkv[0], qkv[1], qkv[2])
                      : ts_nn_attention(tape, heads, qkv[0], qkv[1], qkv[2], NULL, NULL);
     CHECK_OK(ts_tape_status(tape));
-    CHECK_OK(ts_tape_backward(tape, y, d_out));
+    if (ts_tape_keeps(tape)) {
+        CHECK_OK(ts_tape_backward(tape, y, d_out));
+    }
     *out = (result){.stats = ts_tape_get_stats(tape)};
     if (ts_tape_computes(tape)) {
         out->out = to_f32(y->value.data, p->dtype, rows, 0, width, width);
@@ -402,6 +406,40 @@ static void check_alone(void) {
     ts_mesh_close(&lone);
 }
 
+// ---- the table of the manual
+
+static int64_t all_bytes(const problem *p, ts_tape_mode mode) {
+    int64_t sum = 0;
+    for (int rank = 0; rank < p->degree.ring * p->degree.ulysses; rank++) {
+        ts_mesh mesh;
+        result none;
+        CHECK_OK(ts_mesh_imagine(&mesh, &p->degree, rank));
+        run(p, &mesh, own_part(p, &mesh), mode, &none);
+        const traffic sent = counted(&mesh);
+        sum += (int64_t)(sent.exchanged + sent.passed);
+        ts_mesh_close(&mesh);
+    }
+    return sum;
+}
+
+static void check_table(void) {
+    static const int RING_ULYSSES[][2] = {{1, 2}, {1, 3}, {1, 4}, {2, 1}, {3, 1}, {4, 1}, {2, 2}, {4, 8}};
+    char *manual = NULL;
+    size_t bytes;
+    CHECK_OK(ts_file_read("core/comm/README.md", 1 << 20, &manual, &bytes));
+    for (size_t i = 0; i < sizeof RING_ULYSSES / sizeof *RING_ULYSSES; i++) {
+        const int ring = RING_ULYSSES[i][0], ulysses = RING_ULYSSES[i][1];
+        const problem p = {{1, 1, ring, ulysses, 1}, 1, 5, MAX_TOKENS, TS_BF16, true, false};
+        const int64_t forward = all_bytes(&p, TS_TAPE_COUNT_RUN), both = all_bytes(&p, TS_TAPE_COUNT);
+        char line[128];
+        snprintf(line, sizeof line, "| ring=%d,ulysses=%d | %lld | %lld |", ring, ulysses, (long long)forward,
+                 (long long)(both - forward));
+        puts(line);
+        CHECK(manual && strstr(manual, line));
+    }
+    free(manual);
+}
+
 int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
@@ -415,6 +453,9 @@ int main(int argc, char **argv) {
         if (ranks % ring == 0) {
             check_mesh(ring, ranks / ring);
         }
+    }
+    if (ranks == 1) {
+        check_table();
     }
     ts_world_close(&world, 0);
     return ts_test_end();
