@@ -16,15 +16,18 @@
 #define TS_NN_LAYER_H
 
 #include "core/base/status.h"
+#include "core/kernels/cost.h"
 #include "core/nn/tape.h"
 
-// Calls an entry of the kernel table; 0 in the count modes; an entry that the backend leaves empty is an error.
+// Calls an entry of the kernel table; an entry that the backend leaves empty is an error. In the count modes only the
+// meter, if there is one, hears of the call, by its cost (core/kernels/cost.h).
 #define TS_KERNEL(tape, entry, ...)                                                                                    \
-    (!ts_tape_computes(tape) ? 0                                                                                       \
+    (!ts_tape_computes(tape) ? ts_tape_meter(tape, ts_cost_##entry(__VA_ARGS__))                                       \
      : !ts_tape_kernels(tape)->entry                                                                                   \
          ? TS_FAIL(TS_EUSAGE, "%s is not supported on %s", #entry, ts_tape_kernels(tape)->name)                        \
          : ts_tape_kernels(tape)->entry(__VA_ARGS__))
 
+int ts_tape_meter(ts_tape *tape, ts_cost cost);   // 0
 bool ts_tape_computes(const ts_tape *tape);       // false in the count modes
 bool ts_tape_keeps(const ts_tape *tape);          // record, or counting a recorded step
 int ts_tape_try(ts_tape *tape, int status);       // remembers the first failure; returns `status`

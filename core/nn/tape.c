@@ -321,6 +321,20 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
     return status;
 }
 
+// ---- meter
+
+void ts_tape_set_meter(ts_tape *tape, ts_tape_meter_fn meter, void *user) {
+    tape->meter = meter;
+    tape->meter_user = user;
+}
+
+int ts_tape_meter(ts_tape *tape, ts_cost cost) {
+    if (tape->meter) {
+        tape->meter(tape->meter_user, &cost);
+    }
+    return 0;
+}
+
 // ---- probes
 
 void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user) {

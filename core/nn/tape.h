@@ -19,7 +19,7 @@
 #include <stdint.h>
 
 #include "core/base/arena.h"
-#include "core/kernels/kernels.h"
+#include "core/kernels/cost.h"
 #include "core/nn/param.h"
 
 typedef enum { TS_TAPE_RUN, TS_TAPE_RECORD, TS_TAPE_COUNT, TS_TAPE_COUNT_RUN } ts_tape_mode;
@@ -85,6 +85,10 @@ ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_
 // used only after it are final. `done` is called then; a failure ends the backward pass. Nothing in the other modes.
 typedef int (*ts_tape_mark_fn)(void *user, int index);
 void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index);
+
+// Hears of every kernel call of a counted step, forward and backward, recomputed ones too.
+typedef void (*ts_tape_meter_fn)(void *user, const ts_cost *cost);
+void ts_tape_set_meter(ts_tape *tape, ts_tape_meter_fn meter, void *user);
 
 // A named value that `ts_tape_probe_fn` sees as it is made: how parity checks and debuggers look inside a model.
 typedef void (*ts_tape_probe_fn)(void *user, const char *name, const ts_var *var);

@@ -47,6 +47,8 @@ struct ts_tape {
     int64_t calls_made;
     ts_tape_probe_fn probe;
     void *probe_user;
+    ts_tape_meter_fn meter;
+    void *meter_user;
 };
 
 ts_var *ts_tape_var(ts_tape *tape, ts_tensor value, bool needs_grad);
