@@ -16,10 +16,8 @@ static bool names_rank(const char *text) {
     return sscanf(text, "rank %d: %n", &rank, &read) == 1 && read > 0;
 }
 
-int ts_agree(ts_comm *comm, int status) {
-    if (ts_comm_size(comm) == 1) {
-        return status;
-    }
+// One reduction of a number when all is well; else the lowest failing rank gives its status and text to all.
+static int share(ts_comm *comm, int status) {
     int lowest = status ? comm->rank : comm->size;
     TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &lowest, 1, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
     if (lowest == comm->size) {
@@ -39,12 +37,24 @@ int ts_agree(ts_comm *comm, int status) {
     return failure.code;
 }
 
+int ts_agree(ts_comm *comm, int status) {
+    if (ts_comm_size(comm) == 1) {
+        return status;
+    }
+    ts_watch_begin(comm, TS_WATCH_AGREE, NULL, TS_U8, 0);
+    status = share(comm, status);
+    ts_watch_end();
+    return status;
+}
+
 bool ts_agree_any(ts_comm *comm, bool flag) {
     if (ts_comm_size(comm) == 1) {
         return flag;
     }
     int any = flag;
+    ts_watch_begin(comm, TS_WATCH_AGREE, NULL, TS_U8, 1);
     const int status = ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &any, 1, MPI_INT, MPI_MAX, comm->mpi), "MPI_Allreduce");
+    ts_watch_end();
     if (status) {
         ts_comm_abort(comm, status);
     }

@@ -73,6 +73,7 @@ void ts_comm_delete(ts_comm **comm) {
     if ((*comm)->mpi != MPI_COMM_NULL && (*comm)->mpi != MPI_COMM_WORLD) {
         MPI_Comm_free(&(*comm)->mpi);
     }
+    ts_watch_forget(&(*comm)->watch);
     ts_request_delete_all(*comm);
     ts_shared_close(*comm);
     free((*comm)->counts);
@@ -175,16 +176,17 @@ static int open_shared(ts_comm *comm) {
     return TS_OK;
 }
 
-// Every collective goes through here on its way in: the clock starts, and what is under way moves on.
-static int begin(ts_comm *comm, ts_collective kind) {
+// Every collective goes through here on its way in: it is published and the clock starts, and what is under way moves
+// on. `counts` as for ts_comm_bytes; `detail` is the operation or the root.
+static int begin(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype, int detail) {
     if (!comm->transport) {
         return TS_FAIL(TS_EINTERNAL, "%s over %d imagined ranks: they serve for counting only",
                        ts_collective_name(kind), comm->size);
     }
+    comm->entered = ts_watch_begin(comm, kind, counts, dtype, detail);
     if (comm->transport == &ts_shared_transport && !comm->shared) {
         TS_TRY(open_shared(comm));
     }
-    comm->entered = ts_clock_seconds();
     return ts_request_progress();
 }
 
@@ -194,6 +196,7 @@ static int account(ts_comm *comm, ts_collective kind, int calls, int64_t bytes_s
     counters->calls += (uint64_t)calls;
     counters->bytes_sent += (uint64_t)bytes_sent;
     counters->seconds += ts_clock_seconds() - comm->entered;
+    ts_watch_end();
     return status;
 }
 
@@ -204,7 +207,7 @@ int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_r
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_ALL_REDUCE));
+    TS_TRY(begin(comm, TS_ALL_REDUCE, &count, dtype, op));
     return account(comm, TS_ALL_REDUCE, 1, ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype),
                    comm->transport->all_reduce(comm, data, count, dtype, op));
 }
@@ -213,7 +216,7 @@ int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_BROADCAST));
+    TS_TRY(begin(comm, TS_BROADCAST, &bytes, TS_U8, root));
     return account(comm, TS_BROADCAST, 1, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
 }
 
@@ -229,7 +232,7 @@ int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_GATHER));
+    TS_TRY(begin(comm, TS_ALL_GATHER, counts, dtype, 0));
     return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
                    comm->transport->all_gather_v(comm, send, receive, counts, dtype));
 }
@@ -239,7 +242,7 @@ int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const in
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_REDUCE_SCATTER));
+    TS_TRY(begin(comm, TS_REDUCE_SCATTER, counts, dtype, 0));
     return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
                    comm->transport->reduce_scatter_v(comm, send, receive, counts, dtype));
 }
@@ -250,7 +253,7 @@ int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts,
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, send_counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_TO_ALL));
+    TS_TRY(begin(comm, TS_ALL_TO_ALL, send_counts, dtype, 0));
     return account(comm, TS_ALL_TO_ALL, 1, ts_comm_bytes(comm, TS_ALL_TO_ALL, send_counts, dtype),
                    comm->transport->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype));
 }
@@ -259,7 +262,7 @@ int ts_barrier(ts_comm *comm) {
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_BARRIER));
+    TS_TRY(begin(comm, TS_BARRIER, NULL, TS_U8, 0));
     return account(comm, TS_BARRIER, 1, 0, comm->transport->barrier(comm));
 }
 
@@ -272,7 +275,7 @@ int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, co
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_REDUCE_SCATTER));
+    TS_TRY(begin(comm, TS_REDUCE_SCATTER, counts, dtype, 0));
     return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
                    comm->transport->reduce_scatter_v_start(comm, send, receive, counts, dtype, out));
 }
@@ -283,7 +286,7 @@ int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const 
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_GATHER));
+    TS_TRY(begin(comm, TS_ALL_GATHER, counts, dtype, 0));
     return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
                    comm->transport->all_gather_v_start(comm, send, receive, counts, dtype, out));
 }
@@ -295,7 +298,7 @@ int ts_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *rec
         TS_ASSERT(send_count == receive_count);
         return copy_own(send, receive, send_count, dtype);
     }
-    TS_TRY(begin(comm, TS_RING));
+    TS_TRY(begin(comm, TS_RING, &send_count, dtype, 0));
     return account(comm, TS_RING, 1, ts_comm_bytes(comm, TS_RING, &send_count, dtype),
                    comm->transport->ring_start(comm, send, send_count, receive, receive_count, dtype, out));
 }
@@ -308,6 +311,6 @@ int ts_wait(ts_request **request) {
     }
     ts_comm *const comm = ts_request_comm(r);
     const ts_collective kind = ts_request_kind(r);
-    TS_TRY(begin(comm, kind));
+    comm->entered = ts_watch_resume(ts_request_ticket(r));
     return account(comm, kind, 0, 0, comm->transport->wait(r));
 }

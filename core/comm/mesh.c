@@ -76,13 +76,14 @@ static place place_in(const int degree[TS_AXIS_GRID], int world_rank, int axis) 
     return p;
 }
 
-static int open_axis(ts_comm **out, const ts_comm *world, place p) {
+static int open_axis(ts_comm **out, const ts_comm *world, place p, int axis) {
     if (p.size == 1) {
         return ts_comm_new(out, MPI_COMM_NULL);
     }
     MPI_Comm split;
     TS_TRY(ts_mpi_check(MPI_Comm_split(world->mpi, p.first, p.rank, &split), "MPI_Comm_split"));
-    return ts_comm_new(out, split);
+    TS_TRY(ts_comm_new(out, split));
+    return ts_watch_register(*out, NAMES[axis]);
 }
 
 int ts_mesh_open(ts_mesh *out, ts_comm *world, const ts_degrees *degrees) {
@@ -97,7 +98,7 @@ int ts_mesh_open(ts_mesh *out, ts_comm *world, const ts_degrees *degrees) {
     }
     *out = (ts_mesh){.world = world, .degree = *degrees, .axis = {[TS_AXIS_WORLD] = world}};
     for (int axis = 0; axis < TS_AXIS_WORLD; axis++) {
-        const int status = open_axis(&out->axis[axis], world, place_in(degree, world->rank, axis));
+        const int status = open_axis(&out->axis[axis], world, place_in(degree, world->rank, axis), axis);
         if (status) {
             ts_mesh_close(out);
             return status;

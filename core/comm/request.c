@@ -32,6 +32,7 @@ typedef struct reduction {
 struct ts_request {
     ts_comm *comm;
     ts_collective kind;
+    ts_watch_ticket ticket;
     ts_request *next;       // of the same communicator
     ts_request *next_busy;  // of all communicators
     bool busy;
@@ -89,6 +90,7 @@ int ts_request_take(ts_request **out, ts_comm *comm, ts_collective kind, int64_t
         r->bytes = bytes;
     }
     r->kind = kind;
+    r->ticket = ts_watch_get_ticket(comm);
     r->tag = (int)(comm->sequence++ % TAGS);
     r->message = (MPI_Request *)(void *)r->memory;
     r->messages = (int)messages;
@@ -114,6 +116,10 @@ ts_comm *ts_request_comm(const ts_request *request) {
 
 ts_collective ts_request_kind(const ts_request *request) {
     return request->kind;
+}
+
+const ts_watch_ticket *ts_request_ticket(const ts_request *request) {
+    return &request->ticket;
 }
 
 static void give_back(ts_request *request) {

@@ -14,6 +14,7 @@ int ts_request_take(ts_request **out, ts_comm *comm, ts_collective kind, int64_t
 void *ts_request_scratch(ts_request *request);  // its scratch bytes, 64-byte aligned
 ts_comm *ts_request_comm(const ts_request *request);
 ts_collective ts_request_kind(const ts_request *request);
+const ts_watch_ticket *ts_request_ticket(const ts_request *request);  // of the call that took it
 // Messages that ts_request_send and ts_request_receive make of `count` elements: each has no more than ts_mpi_chunk.
 int64_t ts_request_messages(int64_t count);
 int ts_request_send(ts_request *request, const void *data, int64_t count, ts_dtype dtype, int to);

@@ -6,6 +6,7 @@
 #include <mpi.h>
 
 #include "core/comm/mesh.h"
+#include "core/comm/watch_private.h"
 
 // Called by comm.c, which has dealt with single ranks, dtypes and counters: size > 1 here.
 typedef struct ts_transport {
@@ -38,6 +39,7 @@ struct ts_comm {
     uint64_t sequence;     // requests so far: their tags
     double entered;        // when the call under way began
     ts_comm_counters counters[TS_COLLECTIVE_COUNT];
+    ts_watch_track watch;  // the calls so far, for other threads to read
 };
 
 // A communicator over `mpi`, which it owns unless it is MPI_COMM_WORLD; MPI_COMM_NULL makes a lone rank.

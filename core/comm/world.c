@@ -54,7 +54,7 @@ int ts_world_open(ts_comm **out, int *argc, char ***argv) {
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     TS_TRY(ts_comm_new(out, MPI_COMM_WORLD));
     ts_log_set_rank((*out)->rank, (*out)->size);
-    return TS_OK;
+    return ts_watch_register(*out, ts_axis_name(TS_AXIS_WORLD));
 }
 
 // All ranks come here, unless one failed alone: then the others are still inside the command, waiting for it. Returns
@@ -62,6 +62,9 @@ int ts_world_open(ts_comm **out, int *argc, char ***argv) {
 static int meet(ts_comm *world, int status) {
     int lowest = is_failure(status) ? world->rank : world->size, arrived = 0;
     MPI_Request request;
+    if (!is_failure(status)) {  // a rank that fails alone ends the job itself, in its own words
+        ts_watch_begin(world, TS_WATCH_END, NULL, TS_U8, 0);
+    }
     if (MPI_Iallreduce(MPI_IN_PLACE, &lowest, 1, MPI_INT, MPI_MIN, world->mpi, &request)) {
         return -1;
     }
@@ -89,6 +92,7 @@ void ts_world_close(ts_comm **world, int status) {
     if (speaker < 0) {
         ts_comm_abort(*world, status ? status : TS_EPEER);
     }
+    ts_watch_close();
     if (is_failure(status) && speaker == (*world)->rank) {
         ts_log_set_rank(0, 1);  // the text names the rank where that matters
         TS_ERROR("%s (%s)", ts_error_text(), ts_error_place());
@@ -101,6 +105,7 @@ void ts_world_close(ts_comm **world, int status) {
 
 _Noreturn void ts_comm_abort(ts_comm *comm, int status) {
     const int code = ts_exit_code(status);
+    ts_watch_abort(code, status == TS_EPEER);
     char host[HOST_BYTES] = "";
     gethostname(host, sizeof host - 1);
     fflush(stdout);
