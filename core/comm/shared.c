@@ -193,6 +193,7 @@ static int sleep_on(ts_shared_mark *other, uint32_t seen) {
 int ts_shared_meet(const ts_comm *comm) {
     const uint32_t step = comm->shared->step;
     ts_shared_mark *const own = ts_shared_mark_of(comm, comm->rank);
+    own->call[step % 2] = ts_watch_fingerprint(comm);
     atomic_store(&own->step, step);
     if (atomic_load(&own->sleepers) > 0) {
         futex(&own->step, FUTEX_WAKE, INT_MAX, NULL);
@@ -211,6 +212,10 @@ int ts_shared_meet(const ts_comm *comm) {
             } else {
                 TS_TRY(sleep_on(other, seen));
             }
+        }
+        if (other->call[step % 2] != own->call[step % 2]) {
+            return TS_FAIL(TS_EPEER, "rank %d of %d on this host makes another call", (comm->rank + i) % comm->size,
+                           comm->size);
         }
     }
     return TS_OK;

@@ -15,6 +15,7 @@ typedef struct ts_shared_mark {
     _Atomic uint32_t sleepers;           // ranks that wait for it asleep
     int64_t most[2];                     // all-to-all: the largest of its parts, in step t at t % 2
     const void *data[2];                 // where its memory may be read, in step t at t % 2
+    uint32_t call[2];                    // what the step belongs to: differs when ranks make different calls
     int pid;
     uint64_t token;  // what reading data[0] gives before the first step
 } ts_shared_mark;
@@ -35,7 +36,8 @@ enum {
 
 // ---- steps
 char *ts_shared_begin(const ts_comm *comm);  // the buffer to write into
-// Says that this rank has written, and waits until all have. What is under way over MPI moves on meanwhile.
+// Says that this rank has written, and waits until all have. What is under way over MPI moves on meanwhile. TS_EPEER
+// when another rank is at this step of another call.
 int ts_shared_meet(const ts_comm *comm);
 char *ts_shared_buffer(const ts_comm *comm, int rank);  // of the step under way
 ts_shared_mark *ts_shared_mark_of(const ts_comm *comm, int rank);

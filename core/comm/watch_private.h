@@ -55,6 +55,8 @@ void ts_watch_forget(ts_watch_track *track);
 // the time, which callers measure from.
 double ts_watch_begin(ts_comm *comm, int kind, const int64_t *counts, ts_dtype dtype, int detail);
 void ts_watch_end(void);
+// Of all calls on `comm` so far: equal on its ranks, unless they make different ones.
+uint32_t ts_watch_fingerprint(const ts_comm *comm);
 // Of the last call begun on `comm`; for ts_watch_resume before waiting for it, which ts_watch_end follows.
 ts_watch_ticket ts_watch_get_ticket(const ts_comm *comm);
 double ts_watch_resume(const ts_watch_ticket *ticket);

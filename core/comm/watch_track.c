@@ -140,6 +140,10 @@ void ts_watch_end(void) {
     STORE(state.since, -1.0);  // alone, and so without a version
 }
 
+uint32_t ts_watch_fingerprint(const ts_comm *comm) {
+    return (uint32_t)LOAD(comm->watch.recent[LOAD(comm->watch.sequence) % TS_WATCH_RECENT].hash);
+}
+
 ts_watch_ticket ts_watch_get_ticket(const ts_comm *comm) {
     const ts_watch_track *const track = &comm->watch;
     const uint64_t sequence = LOAD(track->sequence), form = LOAD(track->recent[sequence % TS_WATCH_RECENT].form);
