@@ -32,6 +32,8 @@ enum {
     IDLE_NAP = 100 * 1000 * 1000
 };
 
+bool ts_shared_may_read = true;
+
 // ---- the segment
 
 static size_t marks_bytes(int size) {
@@ -122,7 +124,7 @@ static int allow_reading(ts_comm *comm) {
     mark->token = s->token;
     mark->data[0] = &s->token;
     TS_TRY(agree(comm, TS_OK));  // all have told
-    int all = reads_next(comm);
+    int all = ts_shared_may_read && reads_next(comm);
     TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
     if (all) {
         s->scratch = ts_aligned_alloc((size_t)(comm->size - 1) * TS_SHARED_READ);

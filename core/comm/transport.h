@@ -71,6 +71,8 @@ int ts_shared_open(ts_comm *comm);
 void ts_shared_close(ts_comm *comm);
 // Most bytes of a rank's buffer that a step uses. Tests make it small.
 extern int64_t ts_shared_chunk;
+// Whether ranks try to read each other's memory. Tests forbid it.
+extern bool ts_shared_may_read;
 // Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
 extern int64_t ts_mpi_chunk;
 
