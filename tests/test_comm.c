@@ -192,7 +192,7 @@ int main(int argc, char **argv) {
             test_all_gather(pattern);
             test_reduce_scatter(pattern);
             test_all_to_all(pattern, 1);
-            test_all_to_all(pattern, 9000);
+            test_all_to_all(pattern, COMM_SETUPS[i].mpi_chunk ? 100 : 9000);
         }
         CHECK_OK(ts_barrier(world));
         CHECK(size == 1 || ts_comm_get_counters(world, TS_BARRIER).calls == 1);
