@@ -16,6 +16,7 @@
 #include "core/base/status.h"
 #include "core/comm/threads.h"
 #include "core/comm/traffic.h"
+#include "core/comm/watch.h"
 #include "core/config/command.h"
 #include "core/media/image.h"
 #include "infer/decode.h"
@@ -23,9 +24,9 @@
 #include "infer/sample.h"
 
 typedef struct options {
-    const char *model, *prompt, *prompts, *negative, *out, *sheet, *mesh, *instruction_set;
+    const char *model, *prompt, *prompts, *negative, *out, *sheet, *mesh, *instruction_set, *watch_network;
     int64_t steps, seed, frames, batch, threads;
-    double guidance, shift, fps;
+    double guidance, shift, fps, watch;
     ts_size2 size;
     int grid, solver, precision, report;
 } options;
@@ -57,6 +58,8 @@ static const ts_option table[] = {
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
     {"mesh", TS_OPTION_STRING, FIELD(mesh), NULL, "ranks along each axis, as cfg=2,ulysses=2: data (videos), cfg (the two branches of guidance), sequence or ring and ulysses (tokens), tensor (layers); the ranks that are left go to data", 0, 0, NULL, false},
     {"report", TS_OPTION_CHOICE, FIELD(report), "none", "what is printed at the end: comm, the calls and bytes of each axis and collective", 0, 0, report_names, false},
+    {"watch", TS_OPTION_REAL, FIELD(watch), "300", "seconds after which a rank that gives no sign, or ranks that wait for each other, end the job; 0: never", 0, 1e6, NULL, false},
+    {"watch-network", TS_OPTION_STRING, FIELD(watch_network), NULL, "interface or address of rank 0's host that the ranks' signs of life go to; absent: any that they reach", 0, 0, NULL, false},
     {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false},
     {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
     {0},
@@ -376,6 +379,8 @@ static int run(ts_comm *world, options *o) {
     const ts_kernels *kernels = NULL;
     int status;
     TS_TRY_GOTO(status, ts_agree(world, prepare(o, &prompts)), done);
+    TS_TRY_GOTO(status, ts_watch_open(world, &(ts_watch_params){.timeout = o->watch, .network = o->watch_network}),
+                done);
     TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
     TS_TRY_GOTO(status, open_mesh(&mesh, world, o), done);

@@ -138,6 +138,11 @@ const ts_option ts_train_options[] = {
          "also write the model folder at each checkpoint, not only at the end"),
 
     INT("log.every", log.every, "50", 1, 1e12, "steps between logged lines"),
+
+    REAL("watch.timeout", watch.timeout, "300", 0, 1e6,
+         "seconds after which a rank that gives no sign, or ranks that wait for each other, end the job; 0: never"),
+    STRING("watch.network", watch.network, NULL, false,
+           "interface or address of rank 0's host that the ranks' signs of life go to; absent: any that they reach"),
     {0}};
 // clang-format on
 
@@ -272,7 +277,7 @@ ts_dtype ts_train_config_gradients(const ts_train_config *config) {
 // Options that change where and how fast a run goes, not what it learns. A name ending in '.' covers its section.
 static const char *const FREE_OPTIONS[] = {
     "name",    "out",         "data", "threads",        "mesh.",           "train.minutes",   "train.micro_batch",
-    "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", NULL};
+    "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", "watch.", NULL};
 
 static bool is_free(const char *key, bool constant_rate) {
     for (int i = 0; FREE_OPTIONS[i]; i++) {

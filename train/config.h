@@ -61,6 +61,10 @@ typedef struct ts_train_config {
     struct {
         int64_t every;
     } log;
+    struct {
+        double timeout;
+        const char *network;
+    } watch;
 } ts_train_config;
 
 extern const ts_option ts_train_options[];

@@ -13,6 +13,7 @@
 #include "core/base/log.h"
 #include "core/base/signal.h"
 #include "core/base/status.h"
+#include "core/comm/watch.h"
 #include "train/peak.h"
 #include "train/preview.h"
 #include "train/report.h"
@@ -160,7 +161,9 @@ static int checkpoint(run *r) {
     if (r->saved_step == r->trainer->step) {
         return TS_OK;
     }
+    ts_watch_note("writing the checkpoint");
     TS_TRY(ts_state_save(r->trainer, r->checkpoints, r->config_json, r->config->checkpoint.keep));
+    ts_watch_note(NULL);
     r->saved_step = r->trainer->step;
     ts_report_clear_line(r->report);
     TS_INFO("checkpoint after step %" PRId64, r->saved_step);
@@ -207,6 +210,7 @@ static int not_finite(const ts_trainer *t, const ts_step_result *result) {
 static int timed_step(run *r, ts_step_result *result) {
     ts_trainer *t = r->trainer;
     const double start = ts_clock_seconds();
+    ts_watch_step(t->step + 1);
     int status = ts_trainer_step(t, wish(r), result);
     const double seconds = ts_clock_seconds() - start;
     t->seconds += seconds;
@@ -268,6 +272,10 @@ int ts_train_run(const ts_train_config *config, ts_arena *arena, ts_comm *world)
              .lock = -1};
     int status = ts_agree(world, r.config_json ? ts_signal_catch() : TS_ERESOURCE);
     TS_TRY_GOTO(status, status, done);
+    TS_TRY_GOTO(
+        status,
+        ts_watch_open(world, &(ts_watch_params){.timeout = config->watch.timeout, .network = config->watch.network}),
+        done);
     TS_TRY_GOTO(status, open_run(&r), done);
     status = train(&r);
 done:
