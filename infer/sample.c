@@ -107,13 +107,19 @@ static int check_finite(const sampler *s, const float *x, int64_t n, int64_t fir
     return TS_OK;
 }
 
+int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
+                    int64_t first_index, float *x) {
+    const int64_t numbers = params->frames * params->height * params->width * channels;
+    for (int64_t i = 0; i < n; i++) {
+        TS_TRY(kernels->noise(x + i * numbers, numbers, params->seed, TS_RNG_SAMPLE, (uint64_t)(first_index + i), 0));
+    }
+    return TS_OK;
+}
+
 // Noise to latents for n <= batch videos, x [n, T, H, W, C].
 static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *x) {
     const ts_sample_params *p = s->params;
-    for (int64_t i = 0; i < n; i++) {
-        TS_TRY(s->kernels->noise(x + i * s->video_numbers, s->video_numbers, p->seed, TS_RNG_SAMPLE,
-                                 (uint64_t)(first_index + i), 0));
-    }
+    TS_TRY(ts_sample_noise(s->kernels, p, ts_dit_get_config(s->model->dit)->out_channels, n, first_index, x));
     ts_comm *video = ts_mesh_axis(s->mesh, TS_AXIS_VIDEO);
     TS_TRY(ts_agree(video, computes(s, WITH) ? encode_prompts(s, prompts, n, s->with) : TS_OK));
     s->group = n;
