@@ -183,7 +183,7 @@ static int begin(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dt
         return TS_FAIL(TS_EINTERNAL, "%s over %d imagined ranks: they serve for counting only",
                        ts_collective_name(kind), comm->size);
     }
-    comm->entered = ts_watch_begin(comm, kind, counts, dtype, detail);
+    comm->entered = ts_watch_begin(comm, (int)kind, counts, dtype, detail);
     if (comm->transport == &ts_shared_transport && !comm->shared) {
         TS_TRY(open_shared(comm));
     }
@@ -207,7 +207,7 @@ int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_r
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_ALL_REDUCE, &count, dtype, op));
+    TS_TRY(begin(comm, TS_ALL_REDUCE, &count, dtype, (int)op));
     return account(comm, TS_ALL_REDUCE, 1, ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype),
                    comm->transport->all_reduce(comm, data, count, dtype, op));
 }
