@@ -109,7 +109,6 @@ void ts_params_fold_grad(ts_params *params, int group);  // no-op in F32
 // Elements of the shared memory: those of group 0 and of the largest other group.
 int64_t ts_params_shared_grad_count(const ts_params *params);
 // Where elements [first, first + count) of this rank's part lie in the whole tensor. Returns the number of pieces.
-enum { TS_MAX_PIECES = 3 };
 int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]);
 
 // value = std * normal, keyed by (seed, TS_RNG_INIT, hash of the name) and the place in the whole

@@ -11,4 +11,7 @@ typedef struct ts_piece {
     int64_t first, runs, length, stride;
 } ts_piece;
 
+// A stretch of a cut tensor: a run that it begins inside of, whole runs, and one that it ends inside of.
+enum { TS_MAX_PIECES = 3 };
+
 #endif
