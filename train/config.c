@@ -133,7 +133,9 @@ const ts_option ts_train_options[] = {
 
     INT("checkpoint.every", checkpoint.every, "1000", 0, 1e12,
         "steps between checkpoints; 0: only at the end and on a signal"),
-    INT("checkpoint.keep", checkpoint.keep, "2", 0, 1 << 20, "checkpoints kept; 0: all"),
+    INT("checkpoint.keep", checkpoint.keep, "2", 0, 1 << 20, "newest checkpoints that are kept; 0: all"),
+    INT("checkpoint.keep_every", checkpoint.keep_every, "0", 0, 1e12,
+        "also kept: those whose step is a multiple of this; 0: none"),
     BOOL("checkpoint.export_model", checkpoint.export_model, "false",
          "also write the model folder at each checkpoint, not only at the end"),
 

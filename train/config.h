@@ -55,7 +55,7 @@ typedef struct ts_train_config {
         double guidance, shift;
     } sample;
     struct {
-        int64_t every, keep;
+        int64_t every, keep, keep_every;
         bool export_model;
     } checkpoint;
     struct {

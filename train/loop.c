@@ -28,7 +28,12 @@ typedef struct run {
     ts_report *report;  // NULL but on rank 0
     char checkpoints[4096], model[4096];
     int64_t saved_step;  // of the newest checkpoint
-    int lock;            // on the run folder, rank 0; -1 when not held
+    struct {
+        int64_t bytes;
+        double began, stall;  // seconds that this rank's training stood still for it
+    } save;                   // the one under way, trainer->saving
+    double step_seconds;      // of the last step
+    int lock;                 // on the run folder, rank 0; -1 when not held
 } run;
 
 // ---- the run folder
@@ -157,17 +162,58 @@ static int export_model(run *r) {
     return ts_agree(r->world, status);
 }
 
-static int checkpoint(run *r) {
-    if (r->saved_step == r->trainer->step) {
+// A save is over: from now on its checkpoint counts. What it cost is that of the slowest rank.
+static int acknowledge(run *r, int64_t step) {
+    ts_saving cost = {.bytes = r->save.bytes, .seconds = ts_clock_seconds() - r->save.began, .stall = r->save.stall};
+    r->saved_step = step;
+    TS_TRY(ts_all_reduce(r->world, &cost.stall, 1, TS_F64, TS_MAX));
+    cost.stall_share = r->step_seconds > 0 ? cost.stall / r->step_seconds : 0;
+    ts_report_clear_line(r->report);
+    TS_INFO("checkpoint after step %" PRId64 ": %.1f MB in %.2f s, training waited %.4f s (%.1f%% of a step)", step,
+            1e-6 * (double)cost.bytes, cost.seconds, cost.stall, 100.0 * cost.stall_share);
+    return ts_agree(r->world, ts_report_checkpoint(r->report, step, &cost));
+}
+
+// Lets the save under way move on, or waits for its end.
+static int pursue_save(run *r, bool wait) {
+    ts_trainer *t = r->trainer;
+    if (!t->saving) {
         return TS_OK;
     }
-    ts_watch_note("writing the checkpoint");
-    TS_TRY(ts_state_save(r->trainer, r->checkpoints, r->config_json, r->config->checkpoint.keep));
+    const double before = ts_clock_seconds();
+    const int64_t step = ts_checkpoint_save_step(t->saving);
+    bool done = wait;
+    ts_watch_note("waiting for the checkpoint");
+    TS_TRY(wait ? ts_checkpoint_save_finish(&t->saving) : ts_checkpoint_save_poll(&t->saving, &done));
     ts_watch_note(NULL);
-    r->saved_step = r->trainer->step;
-    ts_report_clear_line(r->report);
-    TS_INFO("checkpoint after step %" PRId64, r->saved_step);
+    r->save.stall += ts_clock_seconds() - before;
+    return done ? acknowledge(r, step) : TS_OK;
+}
+
+// Begins to save what is not saved yet; the next steps run meanwhile.
+static int checkpoint(run *r) {
+    ts_trainer *t = r->trainer;
+    if (r->saved_step == t->step || (t->saving && ts_checkpoint_save_step(t->saving) == t->step)) {
+        return TS_OK;
+    }
+    if (t->saving) {
+        ts_report_clear_line(r->report);
+        TS_INFO("step %" PRId64 ": waiting for the checkpoint of step %" PRId64 ", which is still being written",
+                t->step, ts_checkpoint_save_step(t->saving));
+        TS_TRY(pursue_save(r, true));
+    }
+    r->save.began = ts_clock_seconds();
+    ts_watch_note("beginning a checkpoint");
+    TS_TRY(ts_state_save_start(&t->saving, t, r->checkpoints, r->config_json));
+    ts_watch_note(NULL);
+    r->save.bytes = ts_checkpoint_save_bytes(t->saving);
+    r->save.stall = ts_clock_seconds() - r->save.began;
     return r->config->checkpoint.export_model ? export_model(r) : TS_OK;
+}
+
+static int checkpoint_and_wait(run *r) {
+    TS_TRY(checkpoint(r));
+    return pursue_save(r, true);
 }
 
 static bool due(int64_t step, int64_t every) {
@@ -184,10 +230,10 @@ static int after_step(run *r, bool last) {
     if (due(step, c->sample.every) || (last && c->sample.every > 0)) {
         TS_TRY(ts_preview(r->trainer, c->out, r->report));
     }
-    if (due(step, c->checkpoint.every) || last) {
-        TS_TRY(checkpoint(r));
+    if (last) {
+        return checkpoint_and_wait(r);
     }
-    return TS_OK;
+    return due(step, c->checkpoint.every) ? checkpoint(r) : TS_OK;
 }
 
 static bool time_is_up(const run *r) {
@@ -199,7 +245,9 @@ static ts_stop wish(const run *r) {
     return ts_signal_pending() ? TS_STOP_SIGNAL : time_is_up(r) ? TS_STOP_TIME : TS_STOP_NONE;
 }
 
-static int not_finite(const ts_trainer *t, const ts_step_result *result) {
+static int not_finite(run *r, const ts_step_result *result) {
+    const ts_trainer *t = r->trainer;
+    TS_TRY(pursue_save(r, true));  // what it has read is good
     return TS_FAIL(TS_EUSAGE,
                    "step %" PRId64 ": loss %g, gradient norm %g; nothing was updated; lower train.lr or train.clip and "
                    "start anew or from an earlier checkpoint",
@@ -214,8 +262,10 @@ static int timed_step(run *r, ts_step_result *result) {
     int status = ts_trainer_step(t, wish(r), result);
     const double seconds = ts_clock_seconds() - start;
     t->seconds += seconds;
+    r->step_seconds = seconds - result->stall;
+    r->save.stall += result->stall;
     if (!status && !result->finite) {
-        return not_finite(t, result);  // alike on all ranks
+        return not_finite(r, result);  // alike on all ranks
     }
     if (!status) {
         status = ts_report_step(r->report, t->step, result, seconds, ts_loader_wait_seconds(t->loader));
@@ -247,8 +297,9 @@ static int train(run *r) {
     while (!done) {
         ts_step_result result;
         TS_TRY(timed_step(r, &result));
+        TS_TRY(pursue_save(r, false));
         if (result.stop == TS_STOP_SIGNAL) {
-            TS_TRY(checkpoint(r));
+            TS_TRY(checkpoint_and_wait(r));
             TS_INFO("stopped by a signal after step %" PRId64 ", checkpoint written; run the same command to go on",
                     r->trainer->step);
             return TS_FAIL(TS_ESTOPPED, "stopped by a signal after step %" PRId64, r->trainer->step);

@@ -208,6 +208,17 @@ int ts_report_validation(ts_report *r, int64_t step, const ts_validation_result 
     return ts_tfevents_flush(r->events);
 }
 
+int ts_report_checkpoint(ts_report *r, int64_t step, const ts_saving *cost) {
+    if (!r) {
+        return TS_OK;
+    }
+    TS_TRY(write_metrics(r, json_pack("{s:I, s:{s:I, s:f, s:f, s:f}}", "step", (json_int_t)step, "checkpoint", "bytes",
+                                      (json_int_t)cost->bytes, "seconds", cost->seconds, "stall_seconds", cost->stall,
+                                      "stall_share_of_step", cost->stall_share)));
+    TS_TRY(ts_tfevents_scalar(r->events, step, "checkpoint/stall_share_of_step", cost->stall_share));
+    return ts_tfevents_flush(r->events);
+}
+
 int ts_report_image(ts_report *r, int64_t step, const char *tag, const uint8_t *rgb, int64_t height, int64_t width) {
     if (!r) {
         return TS_OK;

@@ -28,6 +28,14 @@ void ts_report_clear_line(const ts_report *report);
 // After every step: its result, its duration and the seconds this rank waited for data.
 int ts_report_step(ts_report *report, int64_t step, const ts_step_result *result, double seconds, double wait);
 int ts_report_validation(ts_report *report, int64_t step, const ts_validation_result *result);
+// A checkpoint that is acknowledged, and what it cost.
+typedef struct ts_saving {
+    int64_t bytes;
+    double seconds;      // from its beginning, while training went on
+    double stall;        // seconds that training stood still for it
+    double stall_share;  // of a step
+} ts_saving;
+int ts_report_checkpoint(ts_report *report, int64_t step, const ts_saving *cost);
 // rgb [height, width, 3]
 int ts_report_image(ts_report *report, int64_t step, const char *tag, const uint8_t *rgb, int64_t height,
                     int64_t width);

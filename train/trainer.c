@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/status.h"
 #include "train/token_loss.h"
@@ -197,6 +198,7 @@ failed:
 void ts_trainer_close(ts_trainer **trainer) {
     ts_trainer *t = *trainer;
     if (t) {
+        ts_checkpoint_save_close(&t->saving);
         ts_validation_close(&t->validation);
         ts_tape_close(&t->tape);
         ts_optimizer_close(&t->optimizer);
@@ -323,6 +325,9 @@ int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
     count_work(t, &batch, out);
     TS_TRY(local_gradients(t, &batch, &out->loss));
     TS_TRY(reduce(t, wish, out));
+    const double before = ts_clock_seconds();
+    ts_checkpoint_save_settle(t->saving);
+    out->stall = ts_clock_seconds() - before;
     TS_TRY(update(t, t->step + 1, out));
     if (out->finite) {
         t->step++;

@@ -8,6 +8,7 @@
 
 #include "core/comm/mesh.h"
 #include "core/model/model.h"
+#include "core/store/checkpoint.h"
 #include "data/loader.h"
 #include "train/config.h"
 #include "train/objective.h"
@@ -35,6 +36,8 @@ typedef struct ts_trainer {
     int64_t step;      // steps done
     ts_cursor cursor;  // of the next batch
     double seconds;    // trained so far, over resumed runs
+
+    ts_checkpoint_save *saving;  // under way, settled before each update; NULL: none
 } ts_trainer;
 
 // Why a run ends early; agreed by all ranks inside the step.
@@ -48,6 +51,7 @@ typedef struct ts_step_result {
     ts_stop stop;             // the strongest wish of any rank
     int64_t samples, tokens;  // of the global batch
     double flops;             // of the model, forward and backward, over all ranks
+    double stall;             // seconds that this rank waited for a checkpoint to read its numbers
 } ts_step_result;
 
 // Loads data set, codec and tokenizer; makes or loads the model; allocates all that training needs. Collective:

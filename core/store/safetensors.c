@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "core/base/file.h"
 #include "core/base/json.h"
@@ -30,7 +31,8 @@ typedef struct shard {
     int fd;
     int64_t bytes;       // of the file
     int64_t data_start;  // 8 + header length
-    json_t *header;      // owns the names of the tensors
+    uint64_t header_sum;
+    json_t *header;  // owns the names of the tensors
 } shard;
 
 struct ts_safetensors {
@@ -170,19 +172,21 @@ static int read_header(shard *s) {
                        s->path, (unsigned long long)length, (long long)s->bytes, MAX_HEADER_BYTES);
     }
     s->data_start = 8 + (int64_t)length;
-    char *text = ts_malloc((size_t)length + 1);
-    if (!text) {
+    char *const bytes = ts_malloc((size_t)length + sizeof word + 1);
+    if (!bytes) {
         return TS_ERESOURCE;
     }
-    int status = ts_file_pread_all(s->fd, text, (size_t)length, 8, s->path);
+    char *const text = bytes + sizeof word;
+    int status = ts_file_pread_all(s->fd, bytes, (size_t)length + sizeof word, 0, s->path);
     text[length] = '\0';
+    s->header_sum = XXH3_64bits(bytes, (size_t)length + sizeof word);
     if (!status && text[0] != '{') {
         status = TS_FAIL(TS_EINPUT, "%s: the header does not start with '{'; not a safetensors file", s->path);
     }
     if (!status) {
         status = ts_json_parse(text, (size_t)length, s->path, &s->header);
     }
-    free(text);
+    free(bytes);
     return status;
 }
 
@@ -431,6 +435,21 @@ void ts_safetensors_close(ts_safetensors **file) {
 
 int64_t ts_safetensors_count(const ts_safetensors *file) {
     return file->count;
+}
+
+uint64_t ts_safetensors_header_sum(const ts_safetensors *file) {
+    TS_ASSERT(file->shard_count == 1);
+    return file->shard[0].header_sum;
+}
+
+int ts_safetensors_handle(const ts_safetensors *file) {
+    TS_ASSERT(file->shard_count == 1);
+    return file->shard[0].fd;
+}
+
+const char *ts_safetensors_path(const ts_safetensors *file) {
+    TS_ASSERT(file->shard_count == 1);
+    return file->shard[0].path;
 }
 
 const ts_safetensors_entry *ts_safetensors_at(const ts_safetensors *file, int64_t index) {

@@ -26,6 +26,10 @@ typedef struct ts_safetensors_entry {
 int ts_safetensors_open(ts_safetensors **out, const char *path);
 void ts_safetensors_close(ts_safetensors **file);
 int64_t ts_safetensors_count(const ts_safetensors *file);
+uint64_t ts_safetensors_header_sum(const ts_safetensors *file);  // XXH3-64 of all that lies before the first tensor
+// What reads raw bytes of a single file needs; borrowed.
+int ts_safetensors_handle(const ts_safetensors *file);
+const char *ts_safetensors_path(const ts_safetensors *file);
 const ts_safetensors_entry *ts_safetensors_at(const ts_safetensors *file, int64_t index);       // by name, bytewise
 const ts_safetensors_entry *ts_safetensors_find(const ts_safetensors *file, const char *name);  // NULL when absent
 const char *ts_safetensors_metadata(const ts_safetensors *file, const char *key);               // NULL when absent
@@ -47,8 +51,19 @@ typedef struct ts_safetensors_item {
 // metadata: NULL-terminated key, value, key, value, ... or NULL. Written to path.tmp, synced, renamed.
 int ts_safetensors_write(const char *path, const ts_safetensors_item *items, int64_t count,
                          const char *const *metadata);
-// The same; *sum is the XXH3-64 of the bytes that the file must hold, taken from memory as they are written.
-int ts_safetensors_write_sum(const char *path, const ts_safetensors_item *items, int64_t count,
-                             const char *const *metadata, uint64_t *sum);
+
+// What the file of such items looks like: for files that many ranks write, each its own numbers (core/store/slice.h).
+typedef struct ts_safetensors_plan {
+    char *header;          // [header_bytes] everything before the first tensor
+    int64_t header_bytes;  // and where the tensors begin
+    int64_t bytes;         // of the whole file
+    int64_t *offset;       // [count] where each item begins in the file, in the order given
+} ts_safetensors_plan;
+// The data of the items is not looked at. Freed by ts_safetensors_plan_free.
+int ts_safetensors_plan_make(ts_safetensors_plan *out, const ts_safetensors_item *items, int64_t count,
+                             const char *const *metadata, const char *path);
+void ts_safetensors_plan_free(ts_safetensors_plan *plan);
+// Creates the file with its header and room for the tensors, so that a full disk is found out here if possible.
+int ts_safetensors_create(const char *path, const ts_safetensors_plan *plan);
 
 #endif

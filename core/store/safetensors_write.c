@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writing safetensors: the same bytes as the reference writer, streamed from the caller's memory.
+#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
+#include "core/base/arena.h"
 #include "core/base/file.h"
 #include "core/base/status.h"
 #include "core/store/safetensors.h"
 
-enum { WRITE_BLOCK = 16 << 20 };
+enum { LENGTH_BYTES = 8 };
 
 static int64_t item_bytes(const ts_safetensors_item *item) {
     return ts_shape_count(item->shape) * (int64_t)ts_dtype_bytes(item->dtype);
@@ -28,6 +29,20 @@ static int by_alignment_then_name(const void *a, const void *b) {
     return strcmp(x->name, y->name);
 }
 
+// New array; NULL with the error text set when memory is exhausted.
+static const ts_safetensors_item **sort_items(const ts_safetensors_item *items, int64_t count) {
+    const ts_safetensors_item **sorted = ts_malloc((size_t)(count + 1) * sizeof *sorted);
+    if (sorted) {
+        for (int64_t i = 0; i < count; i++) {
+            sorted[i] = &items[i];
+        }
+        qsort(sorted, (size_t)count, sizeof *sorted, by_alignment_then_name);
+    }
+    return sorted;
+}
+
+// ---- the header
+
 static int pack_entry(json_t *root, const ts_safetensors_item *item, int64_t begin, int64_t end) {
     json_t *shape = json_array();
     int failed = 0;
@@ -40,9 +55,8 @@ static int pack_entry(json_t *root, const ts_safetensors_item *item, int64_t beg
     return failed | json_object_set_new(root, item->name, entry);
 }
 
-// Compact JSON in insertion order, padded with spaces to a multiple of 8. NULL when memory is exhausted, a name is not
-// UTF-8 or is given twice.
-static char *build_header(const ts_safetensors_item *const *sorted, int64_t count, const char *const *metadata) {
+// Compact JSON in insertion order. NULL when memory is exhausted, a name is not UTF-8 or is given twice.
+static char *header_text(const ts_safetensors_item *const *sorted, int64_t count, const char *const *metadata) {
     json_t *root = json_object();
     int failed = !root;
     if (metadata) {
@@ -54,68 +68,119 @@ static char *build_header(const ts_safetensors_item *const *sorted, int64_t coun
     }
     int64_t offset = 0;
     for (int64_t i = 0; i < count; i++) {
-        const ts_safetensors_item *item = sorted[i];
-        const int64_t end = offset + item_bytes(item);
-        failed |= pack_entry(root, item, offset, end);
+        const int64_t end = offset + item_bytes(sorted[i]);
+        failed |= pack_entry(root, sorted[i], offset, end);
         offset = end;
     }
     char *text = failed ? NULL : json_dumps(root, JSON_COMPACT);
     json_decref(root);
-    const size_t length = text ? strlen(text) : 0, padded = (length + 7) / 8 * 8;
-    char *header = text ? realloc(text, padded + 1) : NULL;
-    if (!header) {
-        free(text);
-        return NULL;
-    }
-    memset(header + length, ' ', padded - length);
-    header[padded] = '\0';
-    return header;
+    return text;
 }
 
-static int put(int fd, XXH3_state_t *hash, const void *data, size_t bytes, const char *path) {
-    const char *from = data;
-    while (bytes) {  // in blocks, so that each is hashed while it is in the cache
-        const size_t block = bytes < WRITE_BLOCK ? bytes : WRITE_BLOCK;
-        XXH3_64bits_update(hash, from, block);
-        TS_TRY(ts_file_write_all(fd, from, block, path));
-        from += block;
-        bytes -= block;
+// Its length as 8 bytes, the text, and spaces up to a multiple of 8.
+static int set_header(ts_safetensors_plan *plan, const char *text) {
+    const size_t length = strlen(text), padded = (length + 7) / 8 * 8;
+    plan->header = ts_malloc(LENGTH_BYTES + padded);
+    if (!plan->header) {
+        return TS_ERESOURCE;
     }
+    for (int i = 0; i < LENGTH_BYTES; i++) {
+        plan->header[i] = (char)(padded >> (8 * i));
+    }
+    memcpy(plan->header + LENGTH_BYTES, text, length);
+    memset(plan->header + LENGTH_BYTES + length, ' ', padded - length);
+    plan->header_bytes = (int64_t)(LENGTH_BYTES + padded);
     return TS_OK;
 }
 
-static int put_all(int fd, XXH3_state_t *hash, const char *header, const ts_safetensors_item *const *sorted,
-                   int64_t count, const char *path) {
-    const uint64_t length = strlen(header);
-    uint8_t word[8];
-    for (int i = 0; i < 8; i++) {
-        word[i] = (uint8_t)(length >> (8 * i));
+static int fill_plan(ts_safetensors_plan *plan, const ts_safetensors_item *items,
+                     const ts_safetensors_item *const *sorted, int64_t count, const char *const *metadata,
+                     const char *path) {
+    char *text = header_text(sorted, count, metadata);
+    if (!text) {
+        return TS_FAIL(TS_ERESOURCE, "%s: no memory for its header, or a tensor's name is not UTF-8 or given twice",
+                       path);
     }
-    TS_TRY(put(fd, hash, word, sizeof word, path));
-    TS_TRY(put(fd, hash, header, (size_t)length, path));
+    const int status = set_header(plan, text);
+    free(text);
+    TS_TRY(status);
+    plan->offset = ts_malloc((size_t)(count + 1) * sizeof *plan->offset);
+    if (!plan->offset) {
+        return TS_ERESOURCE;
+    }
+    plan->bytes = plan->header_bytes;
     for (int64_t i = 0; i < count; i++) {
-        TS_TRY(put(fd, hash, sorted[i]->data, (size_t)item_bytes(sorted[i]), path));
-    }
-    if (fsync(fd)) {
-        return TS_FILE_FAIL(path, "sync");
+        plan->offset[sorted[i] - items] = plan->bytes;
+        plan->bytes += item_bytes(sorted[i]);
     }
     return TS_OK;
 }
 
-static int write_sorted(const char *path, const ts_safetensors_item *const *sorted, int64_t count,
-                        const char *const *metadata, XXH3_state_t *hash) {
+int ts_safetensors_plan_make(ts_safetensors_plan *out, const ts_safetensors_item *items, int64_t count,
+                             const char *const *metadata, const char *path) {
+    *out = (ts_safetensors_plan){0};
+    const ts_safetensors_item **sorted = sort_items(items, count);
+    const int status = sorted ? fill_plan(out, items, sorted, count, metadata, path) : TS_ERESOURCE;
+    free(sorted);
+    if (status) {
+        ts_safetensors_plan_free(out);
+    }
+    return status;
+}
+
+void ts_safetensors_plan_free(ts_safetensors_plan *plan) {
+    free(plan->header);
+    free(plan->offset);
+    *plan = (ts_safetensors_plan){0};
+}
+
+// ---- the file
+
+// Takes the room from the disk now; a file system that cannot gives it as it is written.
+static int make_room(int fd, int64_t bytes, const char *path) {
+    if (fallocate(fd, 0, 0, bytes) == 0) {
+        return TS_OK;
+    }
+    if (errno != EOPNOTSUPP && errno != ENOSYS) {
+        return TS_FILE_FAIL(path, "write");
+    }
+    return ftruncate(fd, bytes) ? TS_FILE_FAIL(path, "write") : TS_OK;
+}
+
+int ts_safetensors_create(const char *path, const ts_safetensors_plan *plan) {
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        return TS_FILE_FAIL(path, "create");
+    }
+    int status = make_room(fd, plan->bytes, path);
+    if (!status) {
+        status = ts_file_write_all(fd, plan->header, (size_t)plan->header_bytes, path);
+    }
+    if (close(fd) && !status) {
+        status = TS_FILE_FAIL(path, "close");
+    }
+    return status;
+}
+
+// ---- whole tensors from one process
+
+static int write_items(int fd, const ts_safetensors_plan *plan, const ts_safetensors_item *const *sorted, int64_t count,
+                       const char *path) {
+    TS_TRY(ts_file_write_all(fd, plan->header, (size_t)plan->header_bytes, path));
+    for (int64_t i = 0; i < count; i++) {
+        TS_TRY(ts_file_write_all(fd, sorted[i]->data, (size_t)item_bytes(sorted[i]), path));
+    }
+    return fsync(fd) ? TS_FILE_FAIL(path, "sync") : TS_OK;
+}
+
+static int write_planned(const char *path, const ts_safetensors_plan *plan, const ts_safetensors_item *const *sorted,
+                         int64_t count) {
     char temporary[TS_PATH_BYTES];
     if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= TS_PATH_BYTES) {
         return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
     }
-    char *header = build_header(sorted, count, metadata);
-    if (!header) {
-        return TS_FAIL(TS_ERESOURCE, "%s: no memory for its header, or a tensor's name is not UTF-8 or given twice",
-                       path);
-    }
     const int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int status = fd < 0 ? TS_FILE_FAIL(temporary, "create") : put_all(fd, hash, header, sorted, count, temporary);
-    free(header);
+    int status = fd < 0 ? TS_FILE_FAIL(temporary, "create") : write_items(fd, plan, sorted, count, temporary);
     if (fd >= 0 && close(fd) && !status) {
         status = TS_FILE_FAIL(temporary, "close");
     }
@@ -128,27 +193,13 @@ static int write_sorted(const char *path, const ts_safetensors_item *const *sort
     return status;
 }
 
-int ts_safetensors_write_sum(const char *path, const ts_safetensors_item *items, int64_t count,
-                             const char *const *metadata, uint64_t *sum) {
-    const ts_safetensors_item **sorted = ts_malloc((size_t)(count + 1) * sizeof *sorted);
-    XXH3_state_t *hash = XXH3_createState();
-    int status = TS_ERESOURCE;
-    if (sorted && hash) {
-        for (int64_t i = 0; i < count; i++) {
-            sorted[i] = &items[i];
-        }
-        qsort(sorted, (size_t)count, sizeof *sorted, by_alignment_then_name);
-        XXH3_64bits_reset(hash);
-        status = write_sorted(path, sorted, count, metadata, hash);
-        *sum = XXH3_64bits_digest(hash);
-    }
-    XXH3_freeState(hash);
-    free(sorted);
-    return status;
-}
-
 int ts_safetensors_write(const char *path, const ts_safetensors_item *items, int64_t count,
                          const char *const *metadata) {
-    uint64_t sum;
-    return ts_safetensors_write_sum(path, items, count, metadata, &sum);
+    ts_safetensors_plan plan;
+    TS_TRY(ts_safetensors_plan_make(&plan, items, count, metadata, path));
+    const ts_safetensors_item **sorted = sort_items(items, count);
+    const int status = sorted ? write_planned(path, &plan, sorted, count) : TS_ERESOURCE;
+    free(sorted);
+    ts_safetensors_plan_free(&plan);
+    return status;
 }
