@@ -40,7 +40,8 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
     }
     const ts_dtype dtype = ts_tape_operand_dtype(tape);
     const int64_t width = heads.heads * heads.head_dim;
-    const int64_t queries = ts_var_rows(q.var) / heads.batch, keys = ts_var_rows(k.var) / heads.batch;
+    const int64_t batch = heads.batch > 0 ? heads.batch : 1;
+    const int64_t queries = ts_var_rows(q.var) / batch, keys = ts_var_rows(k.var) / batch;
     TS_ASSERT(q.width == width && k.width == width && v.width == width && ts_var_rows(v.var) == keys * heads.batch);
     TS_ASSERT(q.var->value.dtype == dtype && k.var->value.dtype == dtype && v.var->value.dtype == dtype);
     const bool bias_grad = bias_strip && bias_strip->needs_grad;
