@@ -217,6 +217,14 @@ static int load_transformer(ts_parity *p, ts_params *params) {
     return 0;
 }
 
+// What fails inside the tape may fail on one rank, for which the others would wait.
+static void end_alone(const ts_parity *p, const ts_tape *tape) {
+    const int status = ts_tape_status(tape);
+    if (ts_comm_size(p->world) > 1 && (status == TS_ERESOURCE || status == TS_EINTERNAL)) {
+        ts_comm_abort(p->world, status);
+    }
+}
+
 static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, const json_t *json, const char *name) {
     ts_dit_config config;
     ts_dit *dit = NULL;
@@ -235,6 +243,7 @@ static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, con
     status = ts_agree(p->world, status);
     if (!status) {
         status = run_transformer(p, tape, dit, params, &io);
+        end_alone(p, tape);
     }
     free_transformer_io(&io);
     ts_dit_close(&dit);

@@ -191,7 +191,8 @@ TS_INLINE rotation rotation_of(const ts_rms_norm *p, int64_t row, float directio
 static int check_rms_norm(const ts_rms_norm *p) {
     TS_TRY(check_operand(p->dtype_x, "rms_norm"));
     TS_TRY(check_operand(p->dtype_y, "rms_norm"));
-    if (p->cosine && (p->head_dim < 2 || p->head_dim % 2 || p->width % p->head_dim || p->positions < 1)) {
+    const bool turns = p->cosine && p->rows > 0;
+    if (turns && (p->head_dim < 2 || p->head_dim % 2 || p->width % p->head_dim || p->positions < 1)) {
         return TS_FAIL(TS_EINTERNAL, "rms_norm: rotation with head_dim %lld, width %lld, %lld positions",
                        (long long)p->head_dim, (long long)p->width, (long long)p->positions);
     }
