@@ -114,6 +114,18 @@ static void test_blocking(int pattern, int64_t scale, uint64_t seed) {
     CHECK(all[b.total] == 0xeeee);
 }
 
+// What is foretold for one request is what the first one holds, but for its messages.
+static void test_memory(void) {
+    ts_request *request;
+    make_batch(&b, 1, 30000, 12);
+    CHECK(ts_request_memory(world) == 0);
+    CHECK_OK(ts_reduce_scatter_v_start(world, b.f32[rank], f32, b.counts, TS_F32, &request));
+    CHECK_OK(ts_wait(&request));
+    const int64_t foretold = ts_reduce_scatter_scratch(world, b.counts, TS_F32);
+    const int64_t more = (int64_t)ts_request_memory(world) - foretold, rounds = 1 + foretold / 65536;
+    CHECK((size == 1) == (foretold == 0) && more >= 0 && more <= 64 + rounds * 2 * size * (int64_t)sizeof(MPI_Request));
+}
+
 static void test_sizes(int64_t large) {
     const int64_t scale[] = {7, large};
     for (int pattern = 0; pattern < PATTERNS; pattern++) {
@@ -133,6 +145,9 @@ int main(int argc, char **argv) {
     for (int i = 0; i < COMM_SETUP_COUNT; i++) {
         const bool small = COMM_SETUPS[i].mpi_chunk || COMM_SETUPS[i].shared_chunk;
         world = comm_setup_open(&mesh, everybody, &COMM_SETUPS[i]);
+        if (!small) {
+            test_memory();
+        }
         test_sizes(small ? 2000 : 30000);
         const size_t held = ts_request_memory(world);
         test_sizes(small ? 2000 : 30000);

@@ -102,6 +102,9 @@ int ts_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *rec
                   ts_dtype dtype, ts_request **out);
 int ts_wait(ts_request **request);  // of NULL: nothing to wait for
 
+// Most bytes that such a reduce-scatter holds in scratch while it is under way: for memory plans, without a call.
+int64_t ts_reduce_scatter_scratch(const ts_comm *comm, const int64_t *counts, ts_dtype dtype);
+
 // ---- errors across ranks
 
 // Collective. When any rank gives a non-zero status, all ranks return the status of the lowest failing rank with its

@@ -210,6 +210,10 @@ int ts_mpi_ring_start(ts_comm *comm, const void *send, int64_t send_count, void 
     return ts_request_send(*out, send, send_count, dtype, next);
 }
 
+int64_t ts_reduce_scatter_scratch(const ts_comm *comm, const int64_t *counts, ts_dtype dtype) {
+    return ts_comm_size(comm) == 1 ? 0 : ts_request_scratch_bytes(comm->size, counts, dtype, STARTED_WINDOW);
+}
+
 const ts_transport ts_mpi_transport = {
     .all_reduce = all_reduce,
     .broadcast = broadcast,

@@ -232,36 +232,52 @@ static void sum_round(ts_request *r, int64_t round) {
                     sum->dtype, sum->op);
 }
 
-int ts_request_reduce(ts_request **out, ts_comm *comm, const void *send, void *receive, const int64_t *counts,
-                      ts_dtype dtype, ts_reduce_op op, int64_t window) {
-    const int64_t element = (int64_t)ts_dtype_bytes(dtype), others = comm->size - 1;
-    int64_t most = 0;
-    for (int rank = 0; rank < comm->size; rank++) {
+// Fills in how a sum of `counts` travels between `size` ranks.
+static void plan_rounds(reduction *sum, int size, const int64_t *counts, ts_dtype dtype, int64_t window) {
+    const int64_t element = (int64_t)ts_dtype_bytes(dtype), others = size - 1;
+    int64_t most = 1;
+    for (int rank = 0; rank < size; rank++) {
         most = counts[rank] > most ? counts[rank] : most;
     }
     const int64_t bytes = ROUND_BYTES / others > LEAST_BYTES ? ROUND_BYTES / others : LEAST_BYTES;
-    int64_t chunk = bytes / element;
-    chunk = chunk < ts_mpi_chunk ? chunk : ts_mpi_chunk;
-    chunk = chunk < most || most == 0 ? chunk : most;
+    int64_t chunk = bytes / element < ts_mpi_chunk ? bytes / element : ts_mpi_chunk;
+    chunk = chunk < most ? chunk : most;
     const int64_t rounds = (most + chunk - 1) / chunk;
     int64_t slots = window / (chunk * element * others);
     slots = slots < 2 ? 2 : slots;
-    slots = slots < rounds ? slots : rounds;
-    const size_t parts = aligned((size_t)comm->size * sizeof(void *));
-    TS_TRY(ts_request_take(out, comm, TS_REDUCE_SCATTER, slots * 2 * others,
-                           parts + (size_t)(slots * others * chunk * element)));
+    *sum = (reduction){.counts = counts, .dtype = dtype, .chunk = chunk, .rounds = rounds};
+    sum->slots = (int)(slots < rounds ? slots : rounds);
+}
+
+// Bytes of a request beside its messages: where the parts of a round lie, and the rounds.
+static size_t parts_bytes(int size) {
+    return aligned((size_t)size * sizeof(void *));
+}
+
+static size_t scratch_bytes(const reduction *sum, int size) {
+    return parts_bytes(size) + (size_t)(sum->slots * (size - 1) * sum->chunk) * ts_dtype_bytes(sum->dtype);
+}
+
+int64_t ts_request_scratch_bytes(int size, const int64_t *counts, ts_dtype dtype, int64_t window) {
+    reduction sum;
+    plan_rounds(&sum, size, counts, dtype, window);
+    return (int64_t)scratch_bytes(&sum, size);
+}
+
+int ts_request_reduce(ts_request **out, ts_comm *comm, const void *send, void *receive, const int64_t *counts,
+                      ts_dtype dtype, ts_reduce_op op, int64_t window) {
+    reduction sum;
+    plan_rounds(&sum, comm->size, counts, dtype, window);
+    TS_TRY(ts_request_take(out, comm, TS_REDUCE_SCATTER, sum.slots * 2 * (comm->size - 1),
+                           scratch_bytes(&sum, comm->size)));
     ts_request *r = *out;
-    r->sum = (reduction){.send = send,
-                         .receive = receive,
-                         .counts = counts,
-                         .part = (const void **)(void *)r->sum.scratch,
-                         .scratch = r->sum.scratch + parts,
-                         .dtype = dtype,
-                         .op = op,
-                         .chunk = chunk,
-                         .rounds = rounds,
-                         .slots = (int)slots};
-    for (; r->sum.posted < slots; r->sum.posted++) {
+    sum.send = send;
+    sum.receive = receive;
+    sum.op = op;
+    sum.part = (const void **)(void *)r->sum.scratch;
+    sum.scratch = r->sum.scratch + parts_bytes(comm->size);
+    r->sum = sum;
+    for (; r->sum.posted < sum.slots; r->sum.posted++) {
         TS_TRY(post_round(r, r->sum.posted));
     }
     return TS_OK;

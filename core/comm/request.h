@@ -25,6 +25,8 @@ int ts_request_receive(ts_request *request, void *data, int64_t count, ts_dtype 
 int ts_request_reduce(ts_request **out, ts_comm *comm, const void *send, void *receive, const int64_t *counts,
                       ts_dtype dtype, ts_reduce_op op, int64_t window);
 
+int64_t ts_request_scratch_bytes(int size, const int64_t *counts, ts_dtype dtype, int64_t window);
+
 int ts_request_wait(ts_request *request);
 // Moves everything under way on, of all communicators, without waiting.
 int ts_request_progress(void);
