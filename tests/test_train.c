@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1,2,4 timeout=120
-// Training on any number of ranks: the same losses as one rank, which fall; no allocation inside a step.
+// TEST: ranks=1,2,3,4 timeout=240
+// Training on any mesh: the same losses as one rank, which fall; no allocation inside a step.
 #include "core/base/log.h"
 #include "core/comm/mesh.h"
 #include "tests/tiny_config.h"
@@ -108,6 +108,57 @@ static void check_not_finite(ts_train_config config, ts_comm *world) {
     ts_trainer_close(&trainer);
 }
 
+// The parts of a micro-batch add up to the same step.
+static void check_parts_add_up(ts_train_config config, ts_comm *world) {
+    static losses whole, parts;
+    run(&config, world, &whole);
+    config.train.micro_batch = 2;
+    run(&config, world, &parts);
+    check_equal(&whole, &parts);
+}
+
+// ---- meshes
+
+static const char *const MESHES[5][6] = {
+    [1] = {"", NULL},
+    [2] = {"data=2", "tensor=2", "ulysses=2", "ring=2", NULL},
+    [3] = {"data=3", "tensor=3", "ulysses=3", "ring=3", NULL},
+    [4] = {"data=2,tensor=2", "tensor=2,ulysses=2", "tensor=2,ring=2", "data=2,ring=2", "ulysses=2,ring=2", NULL},
+};
+
+static void set_mesh(ts_train_config *config, const char *text) {
+    ts_degrees degree;
+    int sequence;
+    CHECK_OK(ts_degrees_parse(&degree, &sequence, text));
+    config->mesh.data = degree.data;
+    config->mesh.tensor = degree.tensor;
+    config->mesh.ulysses = degree.ulysses;
+    config->mesh.ring = degree.ring;
+}
+
+// The curve of one rank, and that of every mesh; clipping acts in every step.
+static void check_meshes(ts_train_config config, ts_comm *world, ts_comm *solo, ts_optimizer_kind optimizer) {
+    static losses one, many;
+    config.train.optimizer = (int)optimizer;
+    config.train.clip = 0.05;
+    if (ts_comm_rank(world) == 0) {
+        set_mesh(&config, "");
+        run(&config, solo, &one);
+        check_learning(&one);
+    }
+    for (int i = 0; MESHES[ts_comm_size(world)][i]; i++) {
+        set_mesh(&config, MESHES[ts_comm_size(world)][i]);
+        run(&config, world, &many);
+        if (ts_comm_rank(world) == 0) {
+            const int before = ts_test_failures;
+            check_equal(&one, &many);
+            if (ts_test_failures > before) {
+                fprintf(stderr, "on mesh %s\n", MESHES[ts_comm_size(world)][i]);
+            }
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     ts_comm *world = NULL;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
@@ -122,18 +173,9 @@ int main(int argc, char **argv) {
     CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
     CHECK_OK(tiny_config(&config, arena, folder, "run"));
 
-    static losses many, one;
-    run(&config, world, &many);
-    if (ts_comm_rank(world) == 0) {
-        check_learning(&many);
-        run(&config, solo, &one);
-        check_equal(&one, &many);
-    }
-    // The parts of a micro-batch add up to the same step.
-    config.train.micro_batch = 2;
-    run(&config, world, &one);
-    check_equal(&one, &many);
-    config.train.micro_batch = 0;
+    check_meshes(config, world, solo, TS_OPTIMIZER_ADAMW);
+    check_meshes(config, world, solo, TS_OPTIMIZER_MUON);
+    check_parts_add_up(config, world);
     check_stop(&config, world);
     check_not_finite(config, world);
 

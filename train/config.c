@@ -279,7 +279,8 @@ ts_dtype ts_train_config_gradients(const ts_train_config *config) {
 // Options that change where and how fast a run goes, not what it learns. A name ending in '.' covers its section.
 static const char *const FREE_OPTIONS[] = {
     "name",    "out",         "data", "threads",        "mesh.",           "train.minutes",   "train.micro_batch",
-    "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", "watch.", NULL};
+    "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", "train.gradients",
+    "watch.", NULL};
 
 static bool is_free(const char *key, bool constant_rate) {
     for (int i = 0; FREE_OPTIONS[i]; i++) {

@@ -47,7 +47,8 @@ static const ts_option options[] = {
     {.name = "mesh",
      .type = TS_OPTION_STRING,
      .offset = FIELD(mesh),
-     .help = "ranks along each axis that infer times together, as cfg=2,ulysses=2; the ranks that are left go to data"},
+     .help = "ranks along each axis that train and infer time together, as tensor=2,ulysses=2; the ranks that are left "
+             "go to data"},
     {.name = "max-bytes",
      .type = TS_OPTION_INT,
      .offset = FIELD(max_bytes),

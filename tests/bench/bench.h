@@ -18,7 +18,7 @@ typedef struct ts_bench_params {
     const char *filter;     // part of the names to run, or NULL
     const char *instruction_set;
     const char *config;          // sizes of `train` and `infer`
-    const char *mesh;            // of `infer`; NULL: every rank measures for itself
+    const char *mesh;            // of `train` and `infer`; NULL: every rank measures for itself
     int64_t max_bytes;           // largest size of `comm`
     const char *write_hardware;  // file that `comm` writes, or NULL
     bool json, cpu_time;

@@ -9,10 +9,10 @@
 #include "core/base/status.h"
 #include "core/config/option.h"
 #include "core/model/dit.h"
-#include "core/nn/loss.h"
 #include "infer/denoise.h"
 #include "infer/sample.h"
 #include "train/optimizer.h"
+#include "train/token_loss.h"
 
 typedef struct bench_shape {
     int64_t heads, head_dim, ffn_dim, layers, freq_dim, channels, frames, height, width, text_rows, text_dim, batch;
@@ -97,12 +97,13 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
     TS_TRY(ts_params_open(&b->params));
     b->params->mesh = mesh;
     TS_TRY(ts_dit_open(&b->dit, &config, b->params, ""));
-    TS_TRY(ts_params_allocate(b->params, dtype, train));
+    TS_TRY(ts_params_allocate(b->params, dtype, false));
     ts_dit_init(b->dit, 1);
     ts_params_refresh_operands(b->params);
     TS_TRY(ts_tape_open(&b->tape, kernels, train ? TS_TAPE_RECORD : TS_TAPE_RUN, dtype));
     if (train) {
         TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
+        TS_TRY(ts_params_allocate_grad(b->params, TS_F32));
     }
     b->latent = random_numbers(b->latent_shape, 1);
     b->target = random_numbers(b->latent_shape, 2);
@@ -147,15 +148,30 @@ static int guided_step(bench *b) {
     return ts_denoise(b->dit, b->tape, &params, b->target);
 }
 
+static int grad_ready(void *user, int group) {
+    return ts_zero_group_done(((const bench *)user)->optimizer->zero, group, true);
+}
+
+static int training_step(bench *b, ts_dit_input input) {
+    double loss, squares;
+    ts_var *velocity;
+    const double scale = 1.0 / (double)ts_shape_count(b->latent_shape);
+    ts_zero_begin(b->optimizer->zero);
+    input.grad_ready = grad_ready;
+    input.grad_user = b;
+    TS_TRY(ts_token_loss(b->tape, b->dit, &input,
+                         &(ts_token_target){b->target, NULL, b->latent_shape.dim[1], scale, &loss}, &velocity));
+    TS_TRY(ts_tape_backward(b->tape, velocity, NULL));
+    TS_TRY(ts_optimizer_reduce(b->optimizer, &squares));
+    return ts_optimizer_step(b->optimizer, ++b->steps, 1e-4, 1.0, 0.999);
+}
+
 static int one_call(const void *context) {
     bench *b = *(bench *const *)context;
     if (b->work == GUIDE) {
         return guided_step(b);
     }
     ts_tape_reset(b->tape);
-    if (b->work == TRAIN) {
-        ts_zero_begin(b->optimizer->zero);
-    }
     const ts_dit_input input = {
         .latent = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->latent_shape, b->latent}, false),
         .context = ts_tape_input(b->tape, (ts_tensor){TS_F32, b->context_shape, b->context}, false),
@@ -163,22 +179,11 @@ static int one_call(const void *context) {
         .timesteps_per_sample = 1,
         .recompute = b->recompute,
     };
-    ts_var *v = ts_dit_forward(b->tape, b->dit, &input);
     if (b->work == INFER) {
+        (void)ts_dit_forward(b->tape, b->dit, &input);
         return ts_tape_status(b->tape);
     }
-    double loss = 0.0;
-    const ts_velocity_loss mse = {
-        .target = b->target,
-        .rows = b->latent_shape.dim[0],
-        .scale = 1.0 / (double)ts_shape_count(b->latent_shape),
-        .loss = &loss,
-    };
-    TS_TRY(ts_nn_velocity_loss(b->tape, v, &mse));
-    TS_TRY(ts_tape_backward(b->tape, v, NULL));
-    double squares;
-    TS_TRY(ts_optimizer_reduce(b->optimizer, &squares));
-    return ts_optimizer_step(b->optimizer, ++b->steps, 1e-4, 1.0, 0.999);
+    return training_step(b, input);
 }
 
 // ---- the targets
@@ -194,18 +199,19 @@ static int report_step(const ts_bench_params *params, const bench *b, const benc
     static const double passes[] = {[TRAIN] = 3.0, [INFER] = 1.0, [GUIDE] = 2.0};
     const double data = b->mesh ? b->mesh->degree.data : 1.0;
     const double rate = passes[b->work] * forward * (double)shape->batch * data / time.median;
+    const double tokens = (double)(shape->batch * shape->frames * (shape->height / 2) * (shape->width / 2)) * data;
     char name[16];
     snprintf(name, sizeof name, "%s%s", b->work == GUIDE ? "guided_" : "", precisions[precision].name);
-    json_t *item =
-        json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "median_ms", 1e3 * time.median, "least_ms", 1e3 * time.least,
-                  "model_gflops", 1e-9 * rate, "share_of_peak", rate / peak, "memory_requests_in_timed_steps",
-                  (json_int_t)growths, "activation_bytes", (json_int_t)ts_tape_get_stats(b->tape).peak_bytes);
+    json_t *item = json_pack("{s:f, s:f, s:f, s:f, s:f, s:I, s:I}", "median_ms", 1e3 * time.median, "least_ms",
+                             1e3 * time.least, "tokens_per_second", tokens / time.median, "model_gflops", 1e-9 * rate,
+                             "share_of_peak", rate / peak, "memory_requests_in_timed_steps", (json_int_t)growths,
+                             "activation_bytes", (json_int_t)ts_tape_get_stats(b->tape).peak_bytes);
     json_object_set_new(report, name, item);
     if (params->prints) {
-        printf(
-            "%-5s %-4s  %8.2f ms median  %8.2f ms least  %7.1f model GFLOP/s  %4.1f %% of peak  %llu memory requests\n",
-            WORKS[b->work], precisions[precision].name, 1e3 * time.median, 1e3 * time.least, 1e-9 * rate,
-            100.0 * rate / peak, (unsigned long long)growths);
+        printf("%-5s %-4s  %8.2f ms median  %8.2f ms least  %8.0f tokens/s  %7.1f model GFLOP/s  %4.1f %% of peak  "
+               "%llu memory requests\n",
+               WORKS[b->work], precisions[precision].name, 1e3 * time.median, 1e3 * time.least, tokens / time.median,
+               1e-9 * rate, 100.0 * rate / peak, (unsigned long long)growths);
     }
     return TS_OK;
 }
@@ -256,38 +262,42 @@ static int read_shape(const ts_bench_params *params, bench_shape *shape, ts_aren
     return TS_OK;
 }
 
-int ts_bench_train(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
-    (void)world;
-    bench_shape shape;
-    ts_arena *arena = NULL;
-    TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
-    int status = read_shape(params, &shape, arena);
-    status = status ? status : time_works(params, peak, &shape, TRAIN, TRAIN, NULL, report);
-    ts_arena_close(&arena);
-    return status;
-}
-
-static int infer_over_mesh(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak,
-                           const bench_shape *shape, json_t *report) {
+// The ranks together on the mesh that is asked for.
+static int over_mesh(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
+                     bool train, json_t *report) {
     ts_degrees degree;
     ts_mesh mesh;
     TS_TRY(ts_degrees_read(&degree, params->mesh, shape->heads, ts_comm_size(world)));
+    if (train && degree.cfg > 1) {
+        return TS_FAIL(TS_EUSAGE, "mesh '%s': training has no branches of guidance to share", params->mesh);
+    }
     TS_TRY(ts_sample_check(&degree, 3.0));
     TS_TRY(ts_mesh_open(&mesh, world, &degree));
-    const int status = time_works(params, peak, shape, degree.cfg > 1 ? GUIDE : INFER, GUIDE, &mesh, report);
+    const bench_work first = train ? TRAIN : degree.cfg > 1 ? GUIDE : INFER;
+    const int status = time_works(params, peak, shape, first, train ? TRAIN : GUIDE, &mesh, report);
     ts_mesh_close(&mesh);
     return status;
 }
 
-int ts_bench_infer(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+static int bench_steps(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, bool train,
+                       json_t *report) {
     bench_shape shape;
     ts_arena *arena = NULL;
     TS_TRY(ts_arena_open(&arena, "bench shape", 1 << 16, false));
     int status = read_shape(params, &shape, arena);
     if (!status) {
-        status = params->mesh ? infer_over_mesh(world, params, peak, &shape, report)
-                              : time_works(params, peak, &shape, INFER, GUIDE, NULL, report);
+        status = params->mesh
+                     ? over_mesh(world, params, peak, &shape, train, report)
+                     : time_works(params, peak, &shape, train ? TRAIN : INFER, train ? TRAIN : GUIDE, NULL, report);
     }
     ts_arena_close(&arena);
     return status;
+}
+
+int ts_bench_train(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+    return bench_steps(world, params, peak, true, report);
+}
+
+int ts_bench_infer(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
+    return bench_steps(world, params, peak, false, report);
 }
