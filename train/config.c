@@ -280,7 +280,7 @@ ts_dtype ts_train_config_gradients(const ts_train_config *config) {
 static const char *const FREE_OPTIONS[] = {
     "name",    "out",         "data", "threads",        "mesh.",           "train.minutes",   "train.micro_batch",
     "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", "train.gradients",
-    "watch.", NULL};
+    "watch.",  NULL};
 
 static bool is_free(const char *key, bool constant_rate) {
     for (int i = 0; FREE_OPTIONS[i]; i++) {
