@@ -227,10 +227,10 @@ int ts_shared_meet(const ts_comm *comm) {
 
 // From these sizes on reading beats the buffers: bytes of the whole, or of the largest part.
 enum {
-    ALL_REDUCE_READS = 2 * 1024 * 1024,
+    ALL_REDUCE_READS = 128 * 1024,
     REDUCE_SCATTER_READS = 32 * 1024,
     ALL_GATHER_READS = 16 * 1024,
-    BROADCAST_READS = 16 * 1024
+    BROADCAST_SENDS = 16 * 1024  // over MPI, which is as fast
 };
 
 static const ts_transport *choose(const ts_comm *comm, int64_t bytes, int64_t reads_from) {
@@ -251,7 +251,7 @@ static int all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, 
 }
 
 static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
-    return choose(comm, bytes, BROADCAST_READS)->broadcast(comm, data, bytes, root);
+    return (bytes < BROADCAST_SENDS ? &ts_shared_copying : &ts_mpi_transport)->broadcast(comm, data, bytes, root);
 }
 
 static int all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {

@@ -165,19 +165,8 @@ static int all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_cou
     return small ? TS_OK : show(comm, NULL);  // nobody reads this rank's memory any more
 }
 
-// ---- broadcast
-
-static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
-    TS_TRY(show(comm, data));
-    if (comm->rank != root) {
-        TS_TRY(ts_shared_read(comm, root, 0, data, (size_t)bytes));
-    }
-    return show(comm, NULL);
-}
-
 const ts_transport ts_shared_reading = {
     .all_reduce = all_reduce,
-    .broadcast = broadcast,
     .all_gather_v = all_gather_v,
     .reduce_scatter_v = reduce_scatter_v,
     .all_to_all_v = all_to_all_v,
