@@ -5,6 +5,7 @@
 //
 // TESSERA_WATCH_TRIALS in the environment: how often a rank is stopped (default 3).
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -156,6 +157,64 @@ static void test_deadlock(void) {
     peers[3].pulse.inside = 30;
     CHECK(judge() && strstr(text, "[rank 2/4 host-b] step 117: for 31 s in all-gather #5 on the tensor axis (64 B), as "
                                   "are all its ranks; is the network between them cut?"));
+}
+
+// Rank 1 has left out a call, rank 0 waits for it there, and it waits for rank 0 in the next. That rank 1 is at fault
+// shows in the others: they have made one call more before the one it is in.
+static void test_left_out(void) {
+    calm(4);
+    for (int rank = 0; rank < RANKS; rank++) {
+        ts_watch_line *const line = &peers[rank].pulse.line[1];
+        line->id = 1;
+        snprintf(line->name, sizeof line->name, "world");
+        if (rank != 1) {
+            enter(rank, 0, TS_ALL_GATHER, 64, 31);
+        }
+        if (rank != 0) {
+            enter(rank, 1, TS_ALL_REDUCE, 64, rank == 1 ? 31 : 29);
+        }
+    }
+    CHECK(judge() &&
+          !strcmp(text, "[rank 1/4 host-a] step 117: in all-reduce #5 on the world axis (64 B), while rank 0 "
+                        "on host-a has waited 31 s for it in all-gather #5 on the tensor axis (64 B)"));
+}
+
+// ---- messages
+
+static int feed(ts_watch_wire *wire, int to, const void *data, size_t bytes) {
+    CHECK(write(to, data, bytes) == (ssize_t)bytes);
+    return ts_watch_receive(wire);
+}
+
+static void test_messages(void) {
+    int ends[2];
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    ts_watch_wire *out = calloc(1, sizeof *out), *in = calloc(1, sizeof *in);
+    out->fd = ends[0];
+    in->fd = ends[1];
+    calm(3);
+    const ts_watch_pulse *const pulse = &peers[3].pulse;
+    ts_watch_send(out, TS_WATCH_PULSE, pulse, ts_watch_pulse_bytes(pulse));
+    ts_watch_send(out, TS_WATCH_LEAVE, NULL, 0);
+    CHECK(ts_watch_receive(in) == 1 && in->in.type == TS_WATCH_PULSE);
+    CHECK(!memcmp(&in->in.body.pulse, pulse, ts_watch_pulse_bytes(pulse)));
+    CHECK(ts_watch_receive(in) == 1 && in->in.type == TS_WATCH_LEAVE);
+    CHECK(ts_watch_receive(in) == 0);
+    const uint32_t head[2] = {TS_WATCH_WELCOME, sizeof(uint64_t)};
+    const uint64_t token = 77;
+    CHECK(feed(in, ends[0], head, 3) == 0 && feed(in, ends[0], (const char *)head + 3, 5) == 0);
+    CHECK(feed(in, ends[0], &token, sizeof token) == 1 && in->in.body.token == 77);
+    ts_watch_frame bad = {.type = TS_WATCH_PULSE, .bytes = sizeof bad.body.pulse, .body.pulse.lines = 1 << 30};
+    CHECK(feed(in, ends[0], &bad, 8 + bad.bytes) == -1);
+    in->got = 0;
+    CHECK(feed(in, ends[0], &(uint32_t[2]){TS_WATCH_PULSE, UINT32_MAX}, 8) == -1);
+    in->got = 0;
+    CHECK(feed(in, ends[0], &(uint32_t[2]){99, 0}, 8) == -1);
+    close(ends[0]);
+    CHECK(ts_watch_receive(in) == -1);
+    close(ends[1]);
+    free(out);
+    free(in);
 }
 
 // ---- jobs: this program again, under mpirun, with a mode
@@ -313,6 +372,8 @@ int main(int argc, char **argv) {
     test_mismatch();
     test_majority();
     test_deadlock();
+    test_left_out();
+    test_messages();
     test_jobs(argv[0]);
     return ts_test_end();
 }

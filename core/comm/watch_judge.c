@@ -355,7 +355,8 @@ static int count_outvotes(const ts_watch_judge *judge, int rank) {
     int alike = 0, unlike = 0;
     for (int i = 0; i < judge->size && judge->stuck[rank]; i++) {
         const ts_watch_pulse *const other = &judge->peers[i].pulse;
-        if (judge->stuck[i] && own->sequence == other->sequence && !strcmp(own->name, other->name)) {
+        if (judge->peers[i].present && other->inside >= 0 && own->sequence == other->sequence &&
+            !strcmp(own->name, other->name)) {
             alike += own->calls == other->calls;
             unlike += own->calls != other->calls;
         }
