@@ -45,7 +45,7 @@ static void add_call(ts_watch_line *line, ts_watch_call call) {
 static void enter(int rank, int axis, ts_collective kind, int64_t bytes, double inside) {
     ts_watch_pulse *const pulse = &peers[rank].pulse;
     ts_watch_line *const line = &pulse->line[axis];
-    add_call(line, (ts_watch_call){.kind = kind, .bytes = bytes});
+    add_call(line, (ts_watch_call){.kind = (int32_t)kind, .bytes = bytes});
     pulse->doing = line->id;
     pulse->sequence = line->sequence;
     pulse->call = line->recent[line->sequence % TS_WATCH_RECENT];

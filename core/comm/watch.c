@@ -76,8 +76,8 @@ static bool is_launcher(pid_t parent) {
     return false;
 }
 
-// A launcher that has lost a host waits for its answer as long as TCP does, a quarter of an hour. A process of its own
-// gives it the time to end a job that can be ended, then ends it. Between fork and _exit there are system calls only.
+// A launcher that has lost a host waits for its answer as long as TCP lets it. A process of its own gives it the time
+// to end a job that can be ended, then ends it. Between fork and _exit there are system calls only.
 static void end_launcher_in_time(void) {
     const pid_t launcher = getppid();
     if (!is_launcher(launcher) || fork() != 0) {
