@@ -14,6 +14,7 @@
 #include "core/base/arena.h"
 #include "core/base/clock.h"
 #include "core/base/rng.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 
 enum { SLOTS = 2, TEXT_BYTES = 1024, PLACE_BYTES = 128 };
@@ -333,8 +334,9 @@ static int open_all(ts_loader *l) {
         return TS_FAIL(TS_EUSAGE, "%lld clips cannot be held out of %lld; hold out fewer", (long long)p->held_out,
                        (long long)clips);
     }
-    l->first = p->rank * p->batch / p->size;
-    l->local = (p->rank + 1) * p->batch / p->size - l->first;
+    const ts_part own = ts_split(p->batch, p->size, p->rank);
+    l->first = own.first;
+    l->local = own.count;
     const uint64_t identity[2] = {ts_dataset_fingerprint(l->dataset), p->seed};
     l->key = XXH3_64bits(identity, sizeof identity);
     l->order_epoch = -1;

@@ -8,6 +8,7 @@
 
 #include "core/base/file.h"
 #include "core/base/rng.h"
+#include "core/base/split.h"
 #include "ts_test.h"
 
 enum { CLIPS_A = 37, CLIPS_B = 22, CLIPS = CLIPS_A + CLIPS_B, BATCH = 5, STEPS = 40 };
@@ -53,7 +54,8 @@ static ts_loader *open_loader(int rank, int size, uint64_t seed) {
 static void collect(int size, uint64_t seed, int64_t order[STEPS][BATCH]) {
     for (int rank = 0; rank < size; rank++) {
         ts_loader *loader = open_loader(rank, size, seed);
-        const int64_t first = rank * BATCH / size, count = (rank + 1) * BATCH / size - first;
+        const ts_part own = ts_split(BATCH, size, rank);
+        const int64_t first = own.first, count = own.count;
         for (int64_t step = 0; step < STEPS; step++) {
             ts_batch batch;
             CHECK_OK(ts_loader_next(loader, &batch));

@@ -12,7 +12,7 @@
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
-static const char *const RECOMPUTES[] = {"none", "elementwise", "block", NULL};  // ts_recompute
+static const char *const RECOMPUTES[] = {"none", "elementwise", "block", "auto", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 
@@ -99,9 +99,12 @@ const ts_option ts_train_options[] = {
     INT("train.ema_warmup", train.ema_warmup, "10", 0, 1e9, "the average's decay at step t is at most t / (t + this)"),
     REAL("train.text_dropout", train.text_dropout, "0.1", 0, 1,
          "probability of training a sample without its caption, for guidance"),
-    CHOICE("train.recompute", train.recompute, "none", RECOMPUTES,
-           "what the backward pass computes a second time: elementwise, all of a block that is cheap, keeps a third of "
-           "the memory of none; block, everything, keeps the least and costs a third more work"),
+    CHOICE("train.recompute", train.recompute, "auto", RECOMPUTES,
+           "what the backward pass computes a second time. elementwise: all of a block that is cheap, a third of the "
+           "memory of none; block: everything, least memory, a third more work; auto: the fastest that fits. All give "
+           "the same bits"),
+    REAL("train.memory_gib", train.memory_gib, "0", 0, 1e6,
+         "memory that a rank may use, in GiB; 0: its share of what the machine has free"),
 
     REAL("noise.mean", noise.mean, "0", -10, 10, "mean of the logit of the noise level"),
     REAL("noise.std", noise.std, "1", 0, 10, "standard deviation of the logit of the noise level"),
@@ -277,10 +280,23 @@ ts_dtype ts_train_config_gradients(const ts_train_config *config) {
 // ---- is this the same run?
 
 // Options that change where and how fast a run goes, not what it learns. A name ending in '.' covers its section.
-static const char *const FREE_OPTIONS[] = {
-    "name",    "out",         "data", "threads",        "mesh.",           "train.minutes",   "train.micro_batch",
-    "sample.", "checkpoint.", "log.", "validate.every", "validate.levels", "train.recompute", "train.gradients",
-    "watch.",  NULL};
+static const char *const FREE_OPTIONS[] = {"name",
+                                           "out",
+                                           "data",
+                                           "threads",
+                                           "mesh.",
+                                           "train.minutes",
+                                           "train.micro_batch",
+                                           "sample.",
+                                           "checkpoint.",
+                                           "log.",
+                                           "validate.every",
+                                           "validate.levels",
+                                           "train.recompute",
+                                           "train.gradients",
+                                           "watch.",
+                                           "train.memory_gib",
+                                           NULL};
 
 static bool is_free(const char *key, bool constant_rate) {
     for (int i = 0; FREE_OPTIONS[i]; i++) {

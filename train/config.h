@@ -15,6 +15,8 @@ typedef enum { TS_OPTIMIZER_ADAMW, TS_OPTIMIZER_MUON } ts_optimizer_kind;
 typedef enum { TS_GRADIENTS_F32, TS_GRADIENTS_BF16 } ts_gradients;
 typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
 
+enum { TS_RECOMPUTE_AUTO = TS_RECOMPUTE_BLOCK + 1 };  // the fastest kind of ts_recompute that fits the memory
+
 typedef struct ts_train_config {
     const char *name, *out, *data, *init;
     int64_t seed, threads;
@@ -38,7 +40,8 @@ typedef struct ts_train_config {
         int optimizer;  // ts_optimizer_kind
         int gradients;  // ts_gradients
         int schedule;   // ts_lr_decay
-        int recompute;  // ts_recompute
+        int recompute;  // ts_recompute, or TS_RECOMPUTE_AUTO
+        double memory_gib;
     } train;
     struct {
         double mean, std, shift, uniform_share;

@@ -130,6 +130,7 @@ static int open_run(run *r) {
     TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks",
             r->config->out, 1e-6 * (double)params->total, ts_dataset_clips(r->trainer->dataset), r->config->train.steps,
             r->config->train.batch, ts_comm_size(r->world));
+    ts_memory_print(&r->trainer->memory, r->trainer->memory_available);
     if (restored) {
         TS_INFO("resumed after step %" PRId64, r->trainer->step);
     }
@@ -312,6 +313,7 @@ static int train(run *r) {
     TS_TRY(after_step(r, true));
     TS_TRY(export_model(r));
     ts_report_clear_line(r->report);
+    TS_TRY(ts_memory_report(r->world, &r->trainer->memory));
     TS_INFO("trained %" PRId64 " steps; the model is in %s", r->trainer->step, r->model);
     return TS_OK;
 }

@@ -156,7 +156,7 @@ int ts_objective_prepare(const ts_objective *o, const ts_kernels *kernels, const
     if (!out->x || !out->target || !out->timestep || !out->weight || !out->prompt) {
         return TS_ERESOURCE;
     }
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count && !ts_arena_counting(arena); i++) {
         const uint64_t sample = first + (uint64_t)i;
         float *sigma = out->timestep + i * frames;
         ts_objective_levels(o, sample, frames, sigma, out->weight + i * frames);

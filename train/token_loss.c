@@ -2,6 +2,7 @@
 #include "train/token_loss.h"
 
 #include "core/base/status.h"
+#include "core/nn/layer.h"
 #include "core/nn/loss.h"
 
 int ts_token_loss(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input, const ts_token_target *target,
@@ -17,8 +18,10 @@ int ts_token_loss(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input, c
     if (!own || (target->weight && !weight)) {
         return TS_ERESOURCE;
     }
-    ts_dit_take_tokens(dit, video, target->target, own);
-    if (weight) {
+    if (ts_tape_computes(tape)) {
+        ts_dit_take_tokens(dit, video, target->target, own);
+    }
+    if (weight && ts_tape_computes(tape)) {
         ts_tokens_spread(&tokens, target->weight, target->frames, weight);
     }
     return ts_nn_velocity_loss(

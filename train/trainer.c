@@ -2,11 +2,13 @@
 #include "train/trainer.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/memory.h"
 #include "core/base/status.h"
 #include "train/token_loss.h"
 
@@ -24,10 +26,8 @@ static int open_mesh(ts_trainer *t) {
     return TS_OK;
 }
 
-static int check_buckets(const ts_trainer *t) {
-    const int64_t *patch = ts_dit_get_config(t->model->dit)->patch;
-    const int64_t positions = ts_dit_get_config(t->model->dit)->rope_max_positions;
-    const int64_t channels = ts_codec_get_info(t->model->codec).channels;
+static int check_buckets(const ts_trainer *t, const ts_dit_config *dit) {
+    const int64_t *patch = dit->patch, positions = dit->rope_max_positions, channels = dit->in_channels;
     if (patch[0] != 1) {
         return TS_FAIL(TS_EUSAGE,
                        "model.patch %lldx%lldx%lld: the first number must be 1: every latent frame has its own noise "
@@ -58,6 +58,37 @@ static int check_buckets(const ts_trainer *t) {
         }
     }
     return TS_OK;
+}
+
+// The largest need of any rank decides: that of rank 0, whose parts are never smaller than another's. So all decide
+// alike, and each then counts its own.
+static int plan_memory(ts_trainer *t, const ts_dit_config *dit, const ts_text_config *text) {
+    const int buckets = ts_dataset_buckets(t->dataset);
+    ts_shape *latent = ts_calloc((size_t)buckets, sizeof *latent);
+    ts_mesh first = {0};
+    int status = latent ? ts_mesh_imagine(&first, &t->mesh.degree, 0) : TS_ERESOURCE;
+    for (int b = 0; latent && b < buckets; b++) {
+        latent[b] = ts_dataset_bucket_shape(t->dataset, b);
+    }
+    ts_memory_run run = {.config = t->config,
+                         .dit = *dit,
+                         .text = *text,
+                         .mesh = &first,
+                         .latent = latent,
+                         .latents = buckets,
+                         .clips = ts_dataset_clips(t->dataset),
+                         .threads = omp_get_max_threads(),
+                         .process = ts_memory_resident()};
+    if (!status) {
+        status = ts_memory_plan_make(&t->memory, &run, t->memory_available);
+    }
+    if (!status) {
+        run.mesh = &t->mesh;
+        status = ts_memory_count(&t->memory, &run, t->memory.recompute);
+    }
+    ts_mesh_close(&first);
+    free(latent);
+    return status;
 }
 
 // What generation starts from: the first bucket's size.
@@ -99,6 +130,8 @@ static int new_model(ts_trainer *t) {
         .operand_dtype = operand_dtype(t->config),
         .seed = (uint64_t)t->config->seed,
     };
+    TS_TRY_GOTO(status, check_buckets(t, &params.dit), failed);
+    TS_TRY_GOTO(status, plan_memory(t, &params.dit, &params.text), failed);
     TS_TRY_GOTO(status, ts_model_new(&t->model, &params, tokenizer, codec), failed);
     if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one that its manifest names; ingest again",
@@ -112,6 +145,10 @@ failed:
 }
 
 static int load_model(ts_trainer *t) {
+    ts_model_params params = {0};
+    TS_TRY(ts_model_describe(&params, t->config->init));
+    TS_TRY(check_buckets(t, &params.dit));
+    TS_TRY(plan_memory(t, &params.dit, &params.text));
     TS_TRY(ts_model_load(&t->model, t->config->init, &t->mesh, operand_dtype(t->config), true));
     if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
@@ -123,7 +160,6 @@ static int load_model(ts_trainer *t) {
 
 static int open_model(ts_trainer *t) {
     TS_TRY(t->config->init ? load_model(t) : new_model(t));
-    TS_TRY(check_buckets(t));
     for (int64_t i = 0; i < t->model->params->count; i++) {
         ts_param *param = t->model->params->item[i];
         if (!strncmp(param->name, "text_encoder.", 13)) {
@@ -158,7 +194,8 @@ static int open_parts(ts_trainer *t) {
     const ts_optimizer_params optimizer = ts_train_config_optimizer(c);
     TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels, &optimizer));
     TS_TRY(ts_params_allocate_grad(t->model->params, ts_train_config_gradients(c)));
-    return ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c));
+    TS_TRY(ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c)));
+    return ts_tape_reserve(t->tape, &t->memory.room);
 }
 
 static int open_validation(ts_trainer *t) {
@@ -166,7 +203,7 @@ static int open_validation(ts_trainer *t) {
     ts_validation_params params = {
         .levels = c->validate.levels,
         .seed = (uint64_t)c->seed,
-        .batch = c->train.micro_batch ? c->train.micro_batch : 16,
+        .batch = ts_validation_batch(c),
     };
     params.count = ts_loader_validation(t->loader, &params.clips);
     return params.count ? ts_validation_open(&t->validation, t->dataset, &params, &t->mesh) : TS_OK;
@@ -185,6 +222,7 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
                                    .constant = config->train.schedule == TS_DECAY_CONSTANT};
     int status = TS_OK;
     TS_TRY_GOTO(status, open_mesh(t), failed);
+    TS_TRY_GOTO(status, ts_memory_share(world, config, &t->memory_available), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_parts(t)), failed);
     TS_TRY_GOTO(status, open_validation(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, ts_trainer_seek(t)), failed);
@@ -237,7 +275,7 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
         .context = ts_model_encode_text(t->tape, t->model, noisy.prompt, count),
         .timestep = noisy.timestep,
         .timesteps_per_sample = frames,
-        .recompute = (ts_recompute)t->config->train.recompute,
+        .recompute = t->memory.recompute,
         .grad_ready = grad_ready,
         .grad_user = t,
     };
@@ -255,19 +293,6 @@ static int64_t tokens_of_sample(const ts_trainer *t, const ts_batch *batch) {
     return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
 }
 
-// Samples computed at once. Unless told, the share is cut into equal parts of about 384 tokens on a rank: their
-// activations stay in the caches (80 tokens a sample, width 128, batch 32: a fifth less time than all at once).
-static int64_t micro_batch(const ts_trainer *t, const ts_batch *batch) {
-    enum { TOKENS = 384 };
-    if (t->config->train.micro_batch || batch->count == 0) {
-        return t->config->train.micro_batch;
-    }
-    const int64_t tokens = batch->count * tokens_of_sample(t, batch),
-                  most = TOKENS * t->mesh.degree.ring * t->mesh.degree.ulysses;
-    const int64_t parts = (tokens + most - 1) / most;
-    return (batch->count + parts - 1) / parts;
-}
-
 // Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
 // sum over the world is the gradient of the global mean.
 static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
@@ -275,7 +300,7 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const int64_t loss_frames =
         ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
-    const int64_t most = micro_batch(t, batch);
+    const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of_sample(t, batch));
     *loss = 0;
     ts_zero_begin(t->optimizer->zero);
     for (int64_t first = 0, count; first < batch->count; first += count) {

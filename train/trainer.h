@@ -11,6 +11,7 @@
 #include "core/store/checkpoint.h"
 #include "data/loader.h"
 #include "train/config.h"
+#include "train/memory.h"
 #include "train/objective.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
@@ -27,6 +28,8 @@ typedef struct ts_trainer {
     ts_model *model;
     ts_optimizer *optimizer;
     ts_tape *tape;
+    ts_memory_plan memory;     // of this rank
+    int64_t memory_available;  // to each rank
     ts_validation *validation;  // NULL when validate.clips is 0
     ts_objective objective;
     ts_lr_schedule schedule;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/rng.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 #include "train/objective.h"
 #include "train/token_loss.h"
@@ -50,9 +51,9 @@ static int read_clips(ts_validation *v, const ts_dataset *dataset, const ts_vali
         all[i].caption = ts_dataset_caption(dataset, p->clips[i]);
     }
     qsort(all, (size_t)p->count, sizeof *all, by_bucket);
-    const int64_t rank = ts_comm_rank(v->data), size = ts_comm_size(v->data);
+    const ts_part own = ts_split(p->count, ts_comm_size(v->data), ts_comm_rank(v->data));
     int status = TS_OK;
-    for (int64_t i = rank * p->count / size; !status && i < (rank + 1) * p->count / size; i++) {
+    for (int64_t i = own.first; !status && i < own.first + own.count; i++) {
         held_clip *clip = &v->clip[v->count++];
         *clip = all[i];
         clip->latent = ts_malloc((size_t)ts_shape_count(clip->shape) * sizeof *clip->latent);
@@ -129,39 +130,43 @@ void ts_validation_close(ts_validation **validation) {
     }
 }
 
+int ts_validation_allocate(ts_validation_arrays *out, ts_arena *arena, int64_t clips, ts_shape shape) {
+    const size_t bytes = (size_t)(clips * ts_shape_count(shape)) * sizeof(float);
+    *out = (ts_validation_arrays){.x0 = ts_arena_alloc(arena, bytes),
+                                  .x = ts_arena_alloc(arena, bytes),
+                                  .target = ts_arena_alloc(arena, bytes),
+                                  .timestep = ts_arena_alloc(arena, (size_t)(clips * shape.dim[0]) * sizeof(float))};
+    return out->x0 && out->x && out->target && out->timestep ? TS_OK : TS_ERESOURCE;
+}
+
 // Sum of squared errors, over own tokens, of clips [first, first + n), which share one shape, at one level.
 static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *tape, int64_t first, int64_t n,
                        int64_t level, const char *const *prompt, double *error) {
     const ts_kernels *kernels = ts_tape_kernels(tape);
-    ts_arena *arena = ts_tape_arena(tape);
     const ts_shape shape = v->clip[first].shape;
     const int64_t size = ts_shape_count(shape), frames = shape.dim[0];
     const float sigma = (float)(((double)level + 0.5) / (double)v->levels);
-    const size_t bytes = (size_t)(n * size) * sizeof(float);
-    float *x0 = ts_arena_alloc(arena, bytes), *x = ts_arena_alloc(arena, bytes), *target = ts_arena_alloc(arena, bytes);
-    float *timestep = ts_arena_alloc(arena, (size_t)(n * frames) * sizeof(float));
-    if (!x0 || !x || !target || !timestep) {
-        return TS_ERESOURCE;
-    }
+    ts_validation_arrays a;
+    TS_TRY(ts_validation_allocate(&a, ts_tape_arena(tape), n, shape));
     for (int64_t i = 0; i < n; i++) {
         const held_clip *clip = &v->clip[first + i];
-        TS_TRY(kernels->cast(clip->latent, TS_BF16, x0 + i * size, TS_F32, size));
-        TS_TRY(kernels->noise(target + i * size, size, v->seed, TS_RNG_VALIDATION,
+        TS_TRY(kernels->cast(clip->latent, TS_BF16, a.x0 + i * size, TS_F32, size));
+        TS_TRY(kernels->noise(a.target + i * size, size, v->seed, TS_RNG_VALIDATION,
                               (uint64_t)(clip->number * v->levels + level), 0));
-        ts_objective_mix(x0 + i * size, sigma, x + i * size, target + i * size, size);
+        ts_objective_mix(a.x0 + i * size, sigma, a.x + i * size, a.target + i * size, size);
     }
     for (int64_t i = 0; i < n * frames; i++) {
-        timestep[i] = 1000.0f * sigma;
+        a.timestep[i] = 1000.0f * sigma;
     }
-    const ts_tensor latent = {TS_F32, TS_SHAPE(n, shape.dim[0], shape.dim[1], shape.dim[2], shape.dim[3]), x};
+    const ts_tensor latent = {TS_F32, TS_SHAPE(n, shape.dim[0], shape.dim[1], shape.dim[2], shape.dim[3]), a.x};
     const ts_dit_input input = {
         .latent = ts_tape_input(tape, latent, false),
         .context = ts_model_encode_text(tape, model, prompt, n),
-        .timestep = timestep,
+        .timestep = a.timestep,
         .timesteps_per_sample = frames,
     };
     ts_var *velocity;
-    return ts_token_loss(tape, model->dit, &input, &(ts_token_target){target, NULL, frames, 1.0, error}, &velocity);
+    return ts_token_loss(tape, model->dit, &input, &(ts_token_target){a.target, NULL, frames, 1.0, error}, &velocity);
 }
 
 static int local_errors(ts_validation *v, const ts_model *model, ts_tape *tape) {

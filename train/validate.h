@@ -33,6 +33,13 @@ typedef struct ts_validation_params {
     int64_t batch;  // clips computed at once on a rank
 } ts_validation_params;
 
+// What one batch of clips of shape [T, H, W, C] needs besides the model.
+typedef struct ts_validation_arrays {
+    float *x0, *x, *target;  // [clips, T, H, W, C]
+    float *timestep;         // [clips, T]
+} ts_validation_arrays;
+int ts_validation_allocate(ts_validation_arrays *out, ts_arena *arena, int64_t clips, ts_shape shape);
+
 // Reads this rank's share of the clips, which are dealt out over the data axis; captions stay borrowed from the data
 // set. Collective over `mesh`, which is borrowed.
 int ts_validation_open(ts_validation **out, const ts_dataset *dataset, const ts_validation_params *params,

@@ -181,6 +181,20 @@ int ts_zero_reduce(ts_zero *z) {
     return TS_OK;
 }
 
+int64_t ts_zero_exchange_bytes(const ts_zero *z, ts_dtype dtype) {
+    int64_t most = 0;
+    for (int group = 0; group < z->params->groups; group++) {
+        int64_t bytes = 0;
+        for (int s = 0; s < z->params->spans; s++) {
+            const ts_shard *shard = &z->shard[s];
+            const bool together = shard->span->group >= group && shard->span->group < group + UNDER_WAY;
+            bytes += together ? ts_reduce_scatter_scratch(shard->comm, shard->counts, dtype) : 0;
+        }
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 // ---- weights
 
 int ts_zero_gather_start(ts_zero *z, int s) {

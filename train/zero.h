@@ -40,6 +40,8 @@ typedef struct ts_zero {
 // hidden. Makes no call to other ranks: an imagined mesh (ts_mesh_imagine) can be counted.
 int ts_zero_open(ts_zero **out, ts_params *params, bool whole_matrices);
 void ts_zero_close(ts_zero **zero);
+// Most bytes that sums of gradients, kept in `dtype`, hold while they are under way. Not collective.
+int64_t ts_zero_exchange_bytes(const ts_zero *zero, ts_dtype dtype);
 
 // ---- a step, collective over the world
 // Gradients of a new step begin at 0.

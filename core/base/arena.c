@@ -70,17 +70,13 @@ void ts_arena_close(ts_arena **arena) {
     }
 }
 
-// A new last chunk with room for `bytes`; false when memory is exhausted.
-static bool add_chunk(ts_arena *arena, size_t bytes) {
+// A new last chunk of `wanted` bytes; false when memory is exhausted.
+static bool add_chunk(ts_arena *arena, size_t wanted) {
     chunk *chunks = realloc(arena->chunks, (arena->count + 1) * sizeof *chunks);
     if (!chunks) {
         return false;
     }
     arena->chunks = chunks;
-    // A quarter more than is there already: many small blocks make few chunks.
-    size_t wanted = arena->live / 4;
-    wanted = wanted > arena->chunk_bytes ? wanted : arena->chunk_bytes;
-    wanted = round_up(wanted > bytes ? wanted : bytes, ALIGNMENT);
     char *base = NULL;
     if (!arena->counting) {
         base = ts_aligned_alloc(wanted);
@@ -95,6 +91,14 @@ static bool add_chunk(ts_arena *arena, size_t bytes) {
     return true;
 }
 
+// How large a chunk should be for a block of `bytes`: a quarter of what is there already, so that many small blocks
+// make few chunks.
+static size_t chunk_for(const ts_arena *arena, size_t bytes) {
+    size_t wanted = arena->live / 4;
+    wanted = wanted > arena->chunk_bytes ? wanted : arena->chunk_bytes;
+    return round_up(wanted > bytes ? wanted : bytes, ALIGNMENT);
+}
+
 void *ts_arena_alloc(ts_arena *arena, size_t bytes) {
     if (bytes > SIZE_MAX / 4) {
         (void)TS_FAIL(TS_ERESOURCE, "arena %s: a block of %zu bytes is beyond all memory", arena->name, bytes);
@@ -105,7 +109,7 @@ void *ts_arena_alloc(ts_arena *arena, size_t bytes) {
     while (at < arena->count && arena->chunks[at].bytes - arena->chunks[at].used < need) {
         at++;
     }
-    if (at == arena->count && !add_chunk(arena, need)) {
+    if (at == arena->count && !add_chunk(arena, chunk_for(arena, need))) {
         (void)TS_FAIL(TS_ERESOURCE,
                       "arena %s: out of memory at %zu MiB, asking for %zu MiB more; use a smaller batch "
                       "or model, or more ranks",
@@ -190,6 +194,19 @@ void ts_arena_reset(ts_arena *arena) {
         // When even this fails, the next block reports it.
         (void)add_chunk(arena, arena->peak);
     }
+}
+
+int ts_arena_reserve(ts_arena *arena, size_t bytes) {
+    TS_ASSERT(arena->live == 0);
+    if (arena->counting || bytes == 0 || (arena->count == 1 && arena->chunks[0].bytes >= bytes)) {
+        return TS_OK;
+    }
+    free_chunks(arena);
+    if (!add_chunk(arena, round_up(bytes, ALIGNMENT))) {
+        return TS_FAIL(TS_ERESOURCE, "arena %s: no %zu MiB to reserve; use a smaller batch or model, or more ranks",
+                       arena->name, (bytes + (1u << 20) - 1) >> 20);
+    }
+    return TS_OK;
 }
 
 bool ts_arena_counting(const ts_arena *arena) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arenas: memory with one lifetime, freed at once.
 //
-// An arena grows by chunks and keeps them on reset, so that a training step allocates nothing after the first:
-// after the first step the chunks are merged into one. All blocks are 64-byte aligned (a cache line, and what AVX-512
+// An arena grows by chunks and keeps them on reset, merged into one. One whose need was counted before reserves it, and
+// never grows. All blocks are 64-byte aligned (a cache line, and what AVX-512
 // and AMX loads like best).
 #ifndef TS_BASE_ARENA_H
 #define TS_BASE_ARENA_H
@@ -28,6 +28,8 @@ void *ts_arena_zalloc(ts_arena *arena, size_t bytes);
 char *ts_arena_strdup(ts_arena *arena, const char *text);
 char *ts_arena_printf(ts_arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+// Makes an empty arena ready for blocks of `bytes` in all (as ts_arena_peak counts them), in one chunk.
+int ts_arena_reserve(ts_arena *arena, size_t bytes);
 ts_arena_mark ts_arena_save(const ts_arena *arena);
 void ts_arena_release(ts_arena *arena, ts_arena_mark mark);  // frees everything allocated since the mark
 void ts_arena_reset(ts_arena *arena);                        // frees everything; merges chunks
@@ -35,7 +37,7 @@ void ts_arena_reset(ts_arena *arena);                        // frees everything
 bool ts_arena_counting(const ts_arena *arena);
 size_t ts_arena_used(const ts_arena *arena);
 size_t ts_arena_peak(const ts_arena *arena);
-uint64_t ts_arena_system_calls(const ts_arena *arena);  // chunks asked of the system so far: constant after step 1
+uint64_t ts_arena_system_calls(const ts_arena *arena);  // chunks asked of the system so far
 
 // Checked heap allocation for objects that outlive arenas; NULL and error text when exhausted.
 void *ts_malloc(size_t bytes);

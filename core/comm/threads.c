@@ -12,22 +12,15 @@
 #include "core/base/log.h"
 #include "core/base/status.h"
 
-// Equal on two ranks when they run on one machine and may use the same processors of it.
-static int64_t place_key(void) {
-    struct {
-        char host[256];
-        cpu_set_t processors;
-    } place;
-    memset(&place, 0, sizeof place);
-    gethostname(place.host, sizeof place.host - 1);
-    sched_getaffinity(0, sizeof place.processors, &place.processors);
-    return (int64_t)XXH3_64bits(&place, sizeof place);
-}
+typedef struct place {
+    char host[256];
+    cpu_set_t processors;
+} place;
 
-// Ranks that share this rank's place, itself included. Collective.
-static int count_neighbours(ts_comm *world, int64_t *neighbours) {
+// Ranks of an equal place, this one included. Collective.
+static int count_neighbours(ts_comm *world, const place *here, int64_t *neighbours) {
     const int size = ts_comm_size(world);
-    const int64_t own = place_key();
+    const int64_t own = (int64_t)XXH3_64bits(here, sizeof *here);
     int64_t *key = ts_calloc((size_t)size, 2 * sizeof *key), *count = key ? key + size : NULL;
     int status = ts_agree(world, key ? TS_OK : TS_ERESOURCE);
     for (int i = 0; i < size && !status; i++) {
@@ -44,9 +37,21 @@ static int count_neighbours(ts_comm *world, int64_t *neighbours) {
     return status;
 }
 
+int ts_ranks_on_host(ts_comm *world, int64_t *ranks) {
+    place here;
+    memset(&here, 0, sizeof here);
+    gethostname(here.host, sizeof here.host - 1);
+    return count_neighbours(world, &here, ranks);
+}
+
+// Ranks that may use the same processors of one machine share these out.
 int ts_threads_set(ts_comm *world, int64_t wanted) {
     int64_t neighbours = 1;
-    TS_TRY(count_neighbours(world, &neighbours));
+    place here;
+    memset(&here, 0, sizeof here);
+    gethostname(here.host, sizeof here.host - 1);
+    sched_getaffinity(0, sizeof here.processors, &here.processors);
+    TS_TRY(count_neighbours(world, &here, &neighbours));
     if (wanted <= 0 && getenv("OMP_NUM_THREADS")) {
         return TS_OK;
     }

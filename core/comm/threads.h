@@ -11,4 +11,7 @@
 // this rank is bound to, divided by the ranks bound to the same ones. Collective over `world`; call once, at start.
 int ts_threads_set(ts_comm *world, int64_t wanted);
 
+// Ranks that run on this rank's machine, itself included. Collective over `world`.
+int ts_ranks_on_host(ts_comm *world, int64_t *ranks);
+
 #endif

@@ -145,9 +145,7 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
                        .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
                        .rope = {positions->cosine + first, positions->sine + first, tokens.part.count, c->head_dim},
                        .levels = {own, rows}};
-    if (ts_tape_computes(tape)) {
-        probe_inputs(tape, in, level, positions, pairs);
-    }
+    probe_inputs(tape, in, level, positions, pairs);
     return pass;
 }
 

@@ -20,15 +20,11 @@ void *ts_pool_take(ts_tape *tape, size_t bytes) {
 }
 
 void ts_pool_give(ts_tape *tape, void *data, size_t bytes) {
-    if (tape->pool_count == tape->pool_capacity) {
-        const int64_t capacity = tape->pool_capacity ? 2 * tape->pool_capacity : 64;
-        tape_block *pool = realloc(tape->pool, (size_t)capacity * sizeof *pool);
-        if (!pool) {
-            return;  // the block waits in its arena for the reset
-        }
-        tape->pool = pool;
-        tape->pool_capacity = capacity;
+    tape_block *pool = ts_tape_grow(tape, tape->pool, &tape->pool_capacity, tape->pool_count + 1, sizeof *pool);
+    if (!pool) {
+        return;  // the block waits in its arena for the reset
     }
+    tape->pool = pool;
     tape->pool[tape->pool_count++] = (tape_block){data, bytes};
 }
 

@@ -5,7 +5,6 @@
 // memory asked for through ts_tape_alloc_kept comes from an arena that outlives the block; the second run is handed the
 // same memory in the same order, still full, and leaves those kernels and messages out. Blocks go backward in the
 // reverse of the order they ran in, so that this arena is a stack too.
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/nn/tape_private.h"
@@ -15,15 +14,11 @@ enum { MAX_SCOPE_INPUTS = 8 };
 // ---- what is kept
 
 static int append_keep(ts_tape *tape, tape_block block) {
-    if (tape->keep_count == tape->keep_capacity) {
-        const int64_t capacity = tape->keep_capacity ? 2 * tape->keep_capacity : 64;
-        tape_block *keep = realloc(tape->keep, (size_t)capacity * sizeof *keep);
-        if (!keep) {
-            return TS_FAIL(TS_ERESOURCE, "out of memory for %lld kept values", (long long)capacity);
-        }
-        tape->keep = keep;
-        tape->keep_capacity = capacity;
+    tape_block *keep = ts_tape_grow(tape, tape->keep, &tape->keep_capacity, tape->keep_count + 1, sizeof *keep);
+    if (!keep) {
+        return TS_ERESOURCE;
     }
+    tape->keep = keep;
     tape->keep[tape->keep_count++] = block;
     return 0;
 }

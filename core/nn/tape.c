@@ -57,6 +57,51 @@ void ts_tape_close(ts_tape **tape) {
     *tape = NULL;
 }
 
+void *ts_tape_grow(ts_tape *tape, void *items, int64_t *capacity, int64_t wanted, size_t bytes) {
+    enum { FEWEST = 64 };
+    if (wanted <= *capacity) {
+        return items;
+    }
+    const int64_t doubled = 2 * *capacity > FEWEST ? 2 * *capacity : FEWEST, room = wanted > doubled ? wanted : doubled;
+    void *grown = realloc(items, (size_t)room * bytes);
+    if (!grown) {
+        (void)TS_FAIL(TS_ERESOURCE, "out of memory for a tape of %lld calls", (long long)room);
+        return NULL;
+    }
+    *capacity = room;
+    tape->list_growths++;
+    return grown;
+}
+
+ts_tape_room ts_tape_get_room(const ts_tape *tape) {
+    return (ts_tape_room){.objects = ts_arena_peak(tape->objects),
+                          .values = ts_arena_peak(tape->values),
+                          .kept = ts_arena_peak(tape->kept),
+                          .gradients = ts_arena_peak(tape->gradients),
+                          .calls = tape->call_capacity,
+                          .pool = tape->pool_capacity,
+                          .keep = tape->keep_capacity};
+}
+
+int ts_tape_reserve(ts_tape *tape, const ts_tape_room *room) {
+    TS_TRY(ts_arena_reserve(tape->objects, room->objects));
+    TS_TRY(ts_arena_reserve(tape->values, room->values));
+    TS_TRY(ts_arena_reserve(tape->kept, room->kept));
+    TS_TRY(ts_arena_reserve(tape->gradients, room->gradients));
+    tape_call *calls = ts_tape_grow(tape, tape->calls, &tape->call_capacity, room->calls, sizeof *calls);
+    tape->calls = calls ? calls : tape->calls;
+    tape_block *pool = ts_tape_grow(tape, tape->pool, &tape->pool_capacity, room->pool, sizeof *pool);
+    tape->pool = pool ? pool : tape->pool;
+    tape_block *keep = ts_tape_grow(tape, tape->keep, &tape->keep_capacity, room->keep, sizeof *keep);
+    tape->keep = keep ? keep : tape->keep;
+    return (room->calls && !calls) || (room->pool && !pool) || (room->keep && !keep) ? TS_ERESOURCE : TS_OK;
+}
+
+uint64_t ts_tape_system_calls(const ts_tape *tape) {
+    return ts_arena_system_calls(tape->objects) + ts_arena_system_calls(tape->values) +
+           ts_arena_system_calls(tape->kept) + ts_arena_system_calls(tape->gradients) + tape->list_growths;
+}
+
 void ts_tape_reset(ts_tape *tape) {
     tape->call_count = 0;
     tape->pool_count = 0;
@@ -69,7 +114,7 @@ void ts_tape_reset(ts_tape *tape) {
     tape->status = 0;
     tape->replaying = false;
     tape->flops = 0;
-    tape->activation_bytes = 0;
+    tape->forward_bytes = tape->activation_bytes = 0;
     tape->calls_made = 0;
 }
 
@@ -90,6 +135,7 @@ int ts_tape_status(const ts_tape *tape) {
 
 ts_tape_stats ts_tape_get_stats(const ts_tape *tape) {
     return (ts_tape_stats){.flops = tape->flops,
+                           .forward_bytes = tape->forward_bytes,
                            .activation_bytes = tape->activation_bytes,
                            .peak_bytes =
                                ts_arena_peak(tape->values) + ts_arena_peak(tape->kept) + ts_arena_peak(tape->gradients),
@@ -214,16 +260,12 @@ static void *append_call(ts_tape *tape, ts_var *output, ts_backward_fn backward,
     if (tape->status || !ts_tape_keeps(tape)) {
         return NULL;
     }
-    if (tape->call_count == tape->call_capacity) {
-        const int64_t capacity = tape->call_capacity ? 2 * tape->call_capacity : 256;
-        tape_call *calls = realloc(tape->calls, (size_t)capacity * sizeof *calls);
-        if (!calls) {
-            ts_tape_try(tape, TS_FAIL(TS_ERESOURCE, "out of memory for a tape of %lld calls", (long long)capacity));
-            return NULL;
-        }
-        tape->calls = calls;
-        tape->call_capacity = capacity;
+    tape_call *calls = ts_tape_grow(tape, tape->calls, &tape->call_capacity, tape->call_count + 1, sizeof *calls);
+    if (!calls) {
+        ts_tape_try(tape, TS_ERESOURCE);
+        return NULL;
     }
+    tape->calls = calls;
     void *context = ts_tape_object(tape, call_bytes);
     if (context) {
         tape->calls[tape->call_count++] = (tape_call){backward, context, output};
@@ -304,6 +346,7 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
     }
     TS_ASSERT(ts_tape_keeps(tape));
     ts_tape_note_activations(tape);
+    tape->forward_bytes = tape->activation_bytes;
     if (!output->needs_grad) {
         return 0;
     }

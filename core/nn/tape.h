@@ -38,7 +38,8 @@ typedef struct ts_var {
 
 typedef struct ts_tape_stats {
     double flops;               // forward, multiply-add = 2, GEMM and attention
-    uint64_t activation_bytes;  // kept for backward at the peak
+    uint64_t forward_bytes;     // values that the forward pass leaves to the backward pass
+    uint64_t activation_bytes;  // values at the peak: the same, or these with those of a block that is made again
     uint64_t peak_bytes;        // values and gradients, peak since open
     int64_t calls;
 } ts_tape_stats;
@@ -50,6 +51,16 @@ void ts_tape_reset(ts_tape *tape);                       // forgets variables an
 int ts_tape_set_mode(ts_tape *tape, ts_tape_mode mode);  // only right after reset
 int ts_tape_status(const ts_tape *tape);                 // first error since reset
 ts_tape_stats ts_tape_get_stats(const ts_tape *tape);
+// What steps need of memory, the most since open: bytes of each arena, entries of each list.
+typedef struct ts_tape_room {
+    size_t objects, values, kept, gradients;
+    int64_t calls, pool, keep;
+} ts_tape_room;
+ts_tape_room ts_tape_get_room(const ts_tape *tape);
+// Reserves room, as a tape in count mode found it: steps that need no more ask the system for nothing. Right after open
+// or reset.
+int ts_tape_reserve(ts_tape *tape, const ts_tape_room *room);
+uint64_t ts_tape_system_calls(const ts_tape *tape);  // how often memory was asked of the system
 ts_arena *ts_tape_arena(ts_tape *tape);  // for inputs that live as long as the step
 // Zeroed host memory until reset, real in every mode: row maps, a block's context. NULL after a failure.
 void *ts_tape_object(ts_tape *tape, size_t bytes);
@@ -76,7 +87,8 @@ typedef enum {
 // A scope: `block` is a pure function of its inputs (at most 8, some may be NULL; the first has the shape and dtype of
 // the output) and of what `context` points to, which must outlive the backward pass. When nothing is recorded, only the
 // block's output stays in memory. When recording, what `recompute` says is kept, and backward runs the block again,
-// recorded, before it goes through it.
+// recorded, before it goes through it; its output's value
+// is gone after that.
 typedef ts_var *(*ts_block_fn)(ts_tape *tape, const void *context, ts_var *const *inputs);
 ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
                       ts_recompute recompute);

@@ -35,15 +35,16 @@ struct ts_tape {
     ts_arena *gradients;  // what they write backward; released only by reset, reused through the pool
     tape_call *calls;     // [call_count]
     int64_t call_count, call_capacity;
-    tape_block *pool;  // [pool_count]
+    tape_block *pool;  // [pool_count] gradients' memory that may be used again
     int64_t pool_count, pool_capacity;
-    tape_block *keep;  // [keep_count] blocks of `kept`, in the order they were asked for
+    tape_block *keep;  // [keep_count] what of `kept` was asked for, in order
     int64_t keep_count, keep_capacity;
+    uint64_t list_growths;  // of the three lists
     int64_t keep_next;  // in PASS_AGAIN: what the next request gets
     tape_pass pass;
     bool replaying;  // inside backward: a recomputed block is neither counted nor probed
     double flops;
-    uint64_t activation_bytes;
+    uint64_t forward_bytes, activation_bytes;
     int64_t calls_made;
     ts_tape_probe_fn probe;
     void *probe_user;
@@ -56,6 +57,10 @@ ts_var *ts_tape_var(ts_tape *tape, ts_tensor value, bool needs_grad);
 void ts_tape_note_activations(ts_tape *tape);
 // Takes the calls from the last down to number `first` backward.
 int ts_tape_run_backward(ts_tape *tape, int64_t first);
+
+// The list of the tape with room for `wanted` items of `bytes`, perhaps elsewhere; NULL, and as it was, when memory is
+// exhausted.
+void *ts_tape_grow(ts_tape *tape, void *items, int64_t *capacity, int64_t wanted, size_t bytes);
 
 // Gives the gradient of a call's output back once the call has gone backward.
 void ts_grad_drop(ts_tape *tape, ts_var *x);

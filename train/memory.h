@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory plan of a training run: what one rank will need, counted before anything of it is allocated. Nothing here
+// asks for ranks: the mesh may be an imagined one (core/comm/mesh.h), the model is declared and not allocated.
+#ifndef TS_TRAIN_MEMORY_H
+#define TS_TRAIN_MEMORY_H
+
+#include "core/comm/mesh.h"
+#include "core/model/dit.h"
+#include "core/model/text.h"
+#include "core/nn/tape.h"
+#include "train/config.h"
+
+typedef enum {
+    TS_MEMORY_WEIGHTS,      // what kernels read: operands, and f32 values of the rest
+    TS_MEMORY_MASTERS,      // f32 values that the optimizer updates, where kernels read others
+    TS_MEMORY_GRADIENTS,    // of parameters
+    TS_MEMORY_MOMENTS,      // of the optimizer
+    TS_MEMORY_AVERAGE,      // the moving average of the weights
+    TS_MEMORY_UPDATE,       // working memory of gradients and optimizer
+    TS_MEMORY_ACTIVATIONS,  // what the forward pass leaves to the backward pass
+    TS_MEMORY_BACKWARD,     // what that takes besides: gradients of activations, a block that is made again
+    TS_MEMORY_EXCHANGE,     // buffers of collectives
+    TS_MEMORY_KERNELS,      // working memory of kernels
+    TS_MEMORY_DATA,         // batches read ahead, validation clips, tables of positions
+    TS_MEMORY_PROCESS,      // program, libraries, index of the data set
+    TS_MEMORY_PARTS
+} ts_memory_part;
+
+// What a run is, as far as memory is concerned.
+typedef struct ts_memory_run {
+    const ts_train_config *config;
+    ts_dit_config dit;
+    ts_text_config text;
+    const ts_mesh *mesh;     // as the rank in question sees it; NULL: one rank
+    const ts_shape *latent;  // [latents] shapes [T, H, W, C] of the samples
+    int latents;
+    int64_t clips;    // of the data set
+    int threads;      // of a rank
+    int64_t process;  // bytes of program and libraries, as found
+} ts_memory_run;
+
+typedef struct ts_memory_plan {
+    ts_recompute recompute;
+    int64_t parameters;  // that this rank's tensor slice holds
+    int64_t bytes[TS_MEMORY_PARTS], total;
+    ts_tape_room room;  // for ts_tape_reserve
+} ts_memory_plan;
+
+// Counts a run with one kind of recompute. Errors are those of the model: shapes that do not fit it.
+int ts_memory_count(ts_memory_plan *out, const ts_memory_run *run, ts_recompute recompute);
+// The kind of recompute that config->train.recompute asks for: `auto` is the fastest one whose total is at most
+// `available`. TS_ERESOURCE, with the numbers and what would help, when it is more.
+int ts_memory_plan_make(ts_memory_plan *out, const ts_memory_run *run, int64_t available);
+// The table that is printed at the start of a run.
+void ts_memory_print(const ts_memory_plan *plan, int64_t available);
+
+// One line at the end of a run: planned against measured, of the rank that needed most. Collective.
+int ts_memory_report(ts_comm *world, const ts_memory_plan *plan);
+
+// What a rank may use: train.memory_gib, or this rank's share of what its machine has free, the least over all ranks,
+// with what the process has already. Collective.
+int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available);
+
+// How many of a rank's `samples`, each of `tokens` tokens, are computed at once. Unless told, the share is cut into
+// equal parts of about 384 tokens on a rank: their activations stay in the caches (80 tokens a sample, width 128, batch
+// 32: a fifth less time than all at once).
+int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t samples, int64_t tokens);
+// The same of validation clips.
+int64_t ts_validation_batch(const ts_train_config *config);
+
+#endif
