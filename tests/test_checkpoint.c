@@ -279,7 +279,7 @@ static void test_lone_failures(void) {
         return;
     }
     CHECK(getcwd(cwd, sizeof cwd) && mkdtemp(own) && chdir(rank == last ? own : folder) == 0);
-    CHECK_FAILS(save("unshared", 61, 3), TS_EUSAGE, "a folder that all of them share");
+    CHECK_FAILS(save("unshared", 61, 3), TS_EUSAGE, "several hosts need a folder that all of them share");
     CHECK(chdir(cwd) == 0 && rmdir(own) == 0);
     CHECK_OK(ts_barrier(world));  // the first rank has cleaned up
     CHECK(!ts_path_exists(in_folder("unshared/step-00000061.tmp")));

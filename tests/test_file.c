@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "core/base/log.h"
 #include "tests/ts_test.h"
 
 static char folder[64];
@@ -129,6 +130,30 @@ static void test_folders(void) {
     CHECK_OK(ts_folder_remove(at("done")));
 }
 
+// At no instant is there neither the old folder nor the new one.
+static void test_replace(void) {
+    char path[TS_PATH_BYTES];
+    CHECK_OK(ts_folder_make(at("new/part")));
+    CHECK_OK(ts_folder_replace(at("new"), at("model")));  // where nothing was
+    CHECK(ts_path_is_folder(at("model/part")) && !ts_path_exists(at("new")));
+    CHECK_OK(ts_folder_make(at("new/other")));
+    CHECK_OK(ts_folder_replace(at("new"), at("model")));
+    CHECK(ts_path_is_folder(at("model/other")) && !ts_path_exists(at("model/part")));
+    CHECK(!ts_path_exists(at("new")) && !ts_path_exists(at("model.old")));
+    CHECK_OK(ts_folder_standing(at("model"), path));
+    CHECK(!strcmp(path, at("model")));
+    CHECK(rename(at("model"), at("model.old")) == 0);  // a kill between two renames
+    ts_log_set_level(TS_LOG_ERROR);
+    CHECK_OK(ts_folder_standing(at("model"), path));
+    ts_log_set_level(TS_LOG_INFO);
+    CHECK(!strcmp(path, at("model.old")));
+    CHECK_OK(ts_folder_make(at("new")));
+    CHECK_OK(ts_folder_replace(at("new"), at("model")));
+    CHECK(ts_path_is_folder(at("model")) && !ts_path_exists(at("model.old")));
+    CHECK_FAILS(ts_folder_replace(at("missing"), at("model")), TS_EINPUT, "missing");
+    CHECK(ts_path_is_folder(at("model")));
+}
+
 static void test_lock(void) {
     int first = -1, second = -1;
     CHECK_OK(ts_folder_make(at("lock")));
@@ -150,6 +175,7 @@ int main(void) {
     test_hash();
     test_paths();
     test_folders();
+    test_replace();
     test_lock();
     CHECK_OK(ts_folder_remove(folder));
     CHECK(!ts_path_exists(folder));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model folder: saved and loaded bit by bit, replaced atomically, refused when damaged or when parts do not fit.
 // TEST: ranks=1 timeout=60
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -185,6 +186,14 @@ static int load_with(const char *name, const char *text) {
     return status;
 }
 
+// For the last number of a file.
+static void put_nan(const char *file) {
+    const float value = NAN;
+    const int fd = open(file, O_WRONLY);
+    CHECK(pwrite(fd, &value, sizeof value, ts_path_bytes(file) - (int64_t)sizeof value) == sizeof value);
+    close(fd);
+}
+
 static void test_damage(void) {
     ts_model *model = NULL;
     CHECK_FAILS(ts_model_load(&model, at("nowhere"), NULL, TS_F32, false), TS_EINPUT, "nowhere");
@@ -195,9 +204,13 @@ static void test_damage(void) {
     CHECK(load_with("model/transformer/diffusion_pytorch_model.safetensors", "x") == TS_EINPUT);
     CHECK_FAILS(load_with("model/scheduler/scheduler_config.json", "{\"flow_shift\": -1.0}"), TS_EINPUT, "flow_shift");
     model = new_model();
-    model->params->value[40] = NAN;
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
+    model->params->value[40] = NAN;
+    CHECK_FAILS(ts_model_save(model, model->params->value, at("model")), TS_EINPUT, "is not finite");
     ts_model_close(&model);
+    CHECK_OK(ts_model_load(&model, at("model"), NULL, TS_F32, false));  // the one before stands
+    ts_model_close(&model);
+    put_nan(at("model/transformer/diffusion_pytorch_model.safetensors"));
     CHECK_FAILS(ts_model_load(&model, at("model"), NULL, TS_F32, false), TS_EINPUT, "NaN");
 }
 

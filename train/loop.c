@@ -148,19 +148,19 @@ static int validate(run *r) {
     return ts_agree(r->world, ts_report_validation(r->report, r->trainer->step, &result));
 }
 
+// The moving average of the weights, or where none is kept the weights.
 static int export_model(run *r) {
-    const ts_optimizer *optimizer = r->trainer->optimizer;
-    float *values = ts_malloc((size_t)optimizer->weights->total * sizeof *values);
-    int status = ts_agree(r->world, values ? TS_OK : TS_ERESOURCE);
-    if (!status) {
-        status =
-            ts_optimizer_collect(optimizer, optimizer->params.average ? TS_STATE_AVERAGE : TS_STATE_WEIGHT, values);
+    int64_t parts;
+    const ts_state_part *state = ts_optimizer_parts(r->trainer->optimizer, &parts);
+    ts_weights_part *part = ts_malloc((size_t)(parts + 1) * sizeof *part);
+    int status = ts_agree(r->world, part ? TS_OK : TS_ERESOURCE);
+    for (int64_t i = 0; !status && i < parts; i++) {
+        const float *data = state[i].average ? state[i].average : state[i].weight;
+        part[i] = (ts_weights_part){state[i].param, state[i].first, state[i].count, data};
     }
-    if (!status && ts_comm_rank(r->world) == 0) {
-        status = ts_model_save(r->trainer->model, values, r->model);
-    }
-    free(values);
-    return ts_agree(r->world, status);
+    status = status ? status : ts_model_save_parts(r->trainer->model, part, parts, r->model, r->world);
+    free(part);
+    return status;
 }
 
 // A save is over: from now on its checkpoint counts. What it cost is that of the slowest rank.

@@ -340,16 +340,64 @@ static int sync_entry(const char *path, const struct stat *about, int kind, stru
     return kind == FTW_F || kind == FTW_DP ? sync_path(path, 0) : TS_OK;
 }
 
+static int sync_folder(const char *path) {
+    const int result = nftw(path, sync_entry, WALK_HANDLES, FTW_DEPTH | FTW_PHYS);
+    return result == -1 ? TS_FILE_FAIL(path, "walk the folder") : result;
+}
+
 int ts_folder_commit(const char *tmp, const char *final_path) {
     struct stat about;
     if (lstat(final_path, &about) == 0) {
         return TS_FAIL(TS_EINPUT, "%s: exists already; remove it or choose another name", final_path);
     }
-    const int result = nftw(tmp, sync_entry, WALK_HANDLES, FTW_DEPTH | FTW_PHYS);
-    if (result) {
-        return result == -1 ? TS_FILE_FAIL(tmp, "walk the folder") : result;
-    }
+    TS_TRY(sync_folder(tmp));
     return ts_file_rename(tmp, final_path);
+}
+
+static int aside_path(const char *path, char out[TS_PATH_BYTES]) {
+    return snprintf(out, TS_PATH_BYTES, "%s.old", path) < TS_PATH_BYTES
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
+}
+
+// Where two folders cannot trade places.
+static int step_aside(const char *tmp, const char *final_path, const char *old) {
+    if (rename(final_path, old)) {
+        return TS_FILE_FAIL(final_path, "make room for the new one");
+    }
+    const int status = ts_file_rename(tmp, final_path);
+    if (status) {
+        (void)rename(old, final_path);  // the first error is the one to tell
+        return status;
+    }
+    return ts_folder_remove(old);
+}
+
+int ts_folder_replace(const char *tmp, const char *final_path) {
+    char old[TS_PATH_BYTES], parent[TS_PATH_BYTES];
+    TS_TRY(aside_path(final_path, old));
+    TS_TRY(parent_folder(final_path, parent));
+    TS_TRY(sync_folder(tmp));
+    if (!ts_path_exists(final_path)) {
+        TS_TRY(ts_file_rename(tmp, final_path));
+        return ts_folder_remove(old);
+    }
+    TS_TRY(ts_folder_remove(old));
+    if (renameat2(AT_FDCWD, tmp, AT_FDCWD, final_path, RENAME_EXCHANGE)) {
+        return step_aside(tmp, final_path, old);
+    }
+    TS_TRY(ts_folder_sync(parent));
+    return ts_folder_remove(tmp);
+}
+
+int ts_folder_standing(const char *path, char out[TS_PATH_BYTES]) {
+    TS_TRY(aside_path(path, out));
+    if (!ts_path_exists(path) && ts_path_is_folder(out)) {
+        TS_WARN("%s: is missing; %s, which it was about to replace, is read", path, out);
+        return TS_OK;
+    }
+    strcpy(out, path);
+    return TS_OK;
 }
 
 static int compare_names(const void *a, const void *b) {

@@ -44,6 +44,11 @@ void ts_folder_discard(const char *path);
 int ts_folder_lock(const char *path, double patience, int *out);
 // fsyncs every file and the folder, then renames tmp to final and fsyncs the parent. `final` must not exist.
 int ts_folder_commit(const char *tmp, const char *final_path);
+// The same, but `final` may exist: the two trade places at one instant, and what was there goes. A file system that
+// cannot do that has the old one step aside as FINAL.old until the new one stands: see ts_folder_standing.
+int ts_folder_replace(const char *tmp, const char *final_path);
+// `path`, or PATH.old with a warning when a kill left nothing else of a folder that was being replaced.
+int ts_folder_standing(const char *path, char out[TS_PATH_BYTES]);
 // Names (not paths) of entries, sorted bytewise, "." and ".." left out. Caller frees with ts_folder_list_free.
 int ts_folder_list(const char *path, char ***out_names, int64_t *out_count);
 void ts_folder_list_free(char **names, int64_t count);

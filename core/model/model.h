@@ -18,6 +18,7 @@
 #include "core/model/dit.h"
 #include "core/model/text.h"
 #include "core/model/tokenizer.h"
+#include "core/model/weights.h"
 
 // What a model was trained for; generation starts from these.
 typedef struct ts_model_defaults {
@@ -54,8 +55,12 @@ int ts_model_describe(ts_model_params *out, const char *folder);
 // that do not fit each other (channels, text width, vocabulary). Unless it is for training the f32 values of bf16
 // operands are dropped (ts_params_settle). Not collective: ranks may fail alone.
 int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool for_training);
-// Saves; `values` is a flat array in the layout of params->value (the weights or their moving average). Made in
-// FOLDER.tmp and renamed; an existing FOLDER steps aside as FOLDER.old until the new one stands.
+// Saves the weights or their moving average: each rank its parts (core/model/weights.h), streamed, whichever way the
+// model is cut. Made in FOLDER.tmp, which then trades places with FOLDER: a kill leaves the one or the other.
+// Collective over `world`, the same status on all ranks.
+int ts_model_save_parts(const ts_model *model, const ts_weights_part *part, int64_t parts, const char *folder,
+                        ts_comm *world);
+// The same of one rank that holds all; `values` is a flat array in the layout of params->value.
 int ts_model_save(const ts_model *model, const float *values, const char *folder);
 void ts_model_close(ts_model **model);
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model folder: reading and writing.
 #include <stdio.h>
+#include <stdlib.h>
 
+#include "core/base/arena.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/status.h"
@@ -87,7 +89,7 @@ static int load_parts(ts_tokenizer **tokenizer, ts_codec **codec, const char *fo
     return ts_codec_load(codec, path);
 }
 
-int ts_model_describe(ts_model_params *out, const char *folder) {
+static int describe(ts_model_params *out, const char *folder) {
     if (!ts_path_is_folder(folder)) {
         return TS_FAIL(TS_EINPUT, "%s: not a model folder", folder);
     }
@@ -95,14 +97,21 @@ int ts_model_describe(ts_model_params *out, const char *folder) {
     return read_configs(folder, &out->dit, &out->text);
 }
 
-int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype,
-                  bool for_training) {
+int ts_model_describe(ts_model_params *out, const char *folder) {
+    char standing[TS_PATH_BYTES];
+    TS_TRY(ts_folder_standing(folder, standing));
+    return describe(out, standing);
+}
+
+int ts_model_load(ts_model **out, const char *named, const ts_mesh *mesh, ts_dtype operand_dtype, bool for_training) {
+    char folder[TS_PATH_BYTES];
     ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype};
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
     ts_model *model = NULL;
     int status;
-    TS_TRY(ts_model_describe(&params, folder));
+    TS_TRY(ts_folder_standing(named, folder));
+    TS_TRY(describe(&params, folder));
     TS_TRY_GOTO(status, load_parts(&tokenizer, &codec, folder), failed);
     TS_TRY_GOTO(status, ts_model_assemble(&model, &params, tokenizer, codec, folder), failed);
     status = with_weights(model->params, folder, ts_weights_load);
@@ -167,63 +176,59 @@ static int make_folders(const char *folder) {
     return 0;
 }
 
-static int save_weights(const ts_model *model, const float *values, const char *folder) {
-    char part[TS_PATH_BYTES], path[TS_PATH_BYTES];
-    TS_TRY(ts_path_join(part, sizeof part, folder, "transformer"));
-    TS_TRY(ts_path_join(path, sizeof path, part, TRANSFORMER_FILE));
-    TS_TRY(ts_weights_save(model->params, values, TS_MODEL_TRANSFORMER, path));
-    TS_TRY(ts_path_join(part, sizeof part, folder, "text_encoder"));
-    TS_TRY(ts_path_join(path, sizeof path, part, TEXT_FILE));
-    return ts_weights_save(model->params, values, TS_MODEL_TEXT, path);
-}
-
-static int save_parts(const ts_model *model, const float *values, const char *folder) {
+// Everything but the weights: the first rank's work.
+static int save_rest(const ts_model *model, const char *folder) {
     char path[TS_PATH_BYTES];
+    TS_TRY(ts_folder_remove(folder));
     TS_TRY(make_folders(folder));
     TS_TRY(write_json(folder, "model_index.json", index_json(&model->defaults)));
     TS_TRY(write_json(folder, "scheduler/scheduler_config.json", scheduler_json(&model->defaults)));
     TS_TRY(write_json(folder, "transformer/config.json", ts_dit_config_to_json(ts_dit_get_config(model->dit))));
     TS_TRY(write_json(folder, "text_encoder/config.json", ts_text_config_to_json(ts_text_get_config(model->text))));
-    TS_TRY(save_weights(model, values, folder));
     TS_TRY(ts_path_join(path, sizeof path, folder, "tokenizer"));
     TS_TRY(ts_tokenizer_save(model->tokenizer, path));
     TS_TRY(ts_path_join(path, sizeof path, folder, "codec"));
     return ts_codec_save(model->codec, path);
 }
 
-// A folder cannot be renamed over another: the old one steps aside first, and goes when the new one stands.
-static int replace_folder(const char *tmp, const char *folder) {
-    char old[TS_PATH_BYTES];
-    if (snprintf(old, sizeof old, "%s.old", folder) >= TS_PATH_BYTES) {
-        return TS_FAIL(TS_EINPUT, "%s: the path is too long", folder);
-    }
-    TS_TRY(ts_folder_remove(old));
-    const bool replaces = ts_path_exists(folder);
-    if (replaces && rename(folder, old) != 0) {
-        return TS_FILE_FAIL(folder, "make room for the new model");
-    }
-    const int status = ts_folder_commit(tmp, folder);
-    if (status) {
-        if (replaces) {
-            (void)rename(old, folder);  // the first error is the one to tell
-        }
-        return status;
-    }
-    return ts_folder_remove(old);
+static int save_weights(const ts_model *model, const ts_weights_part *part, int64_t parts, const char *folder,
+                        ts_comm *world) {
+    char name[TS_PATH_BYTES], path[TS_PATH_BYTES], text_path[TS_PATH_BYTES];
+    snprintf(name, sizeof name, "transformer/%s", TRANSFORMER_FILE);
+    TS_TRY(ts_path_join(path, sizeof path, folder, name));
+    snprintf(name, sizeof name, "text_encoder/%s", TEXT_FILE);
+    TS_TRY(ts_path_join(text_path, sizeof text_path, folder, name));
+    TS_TRY(ts_weights_save_parts(model->params, part, parts, TS_MODEL_TRANSFORMER, path, world));
+    return ts_weights_save_parts(model->params, part, parts, TS_MODEL_TEXT, text_path, world);
 }
 
-int ts_model_save(const ts_model *model, const float *values, const char *folder) {
+int ts_model_save_parts(const ts_model *model, const ts_weights_part *part, int64_t parts, const char *folder,
+                        ts_comm *world) {
+    const bool first = ts_comm_rank(world) == 0;
     char tmp[TS_PATH_BYTES];
     if (snprintf(tmp, sizeof tmp, "%s.tmp", folder) >= TS_PATH_BYTES) {
         return TS_FAIL(TS_EINPUT, "%s: the path is too long", folder);
     }
-    TS_TRY(ts_folder_remove(tmp));
-    int status = save_parts(model, values, tmp);
-    if (!status) {
-        status = replace_folder(tmp, folder);
-    }
-    if (status) {
+    int status = ts_agree(world, first ? save_rest(model, tmp) : TS_OK);
+    status = status ? status : save_weights(model, part, parts, tmp, world);
+    status = status ? status : ts_agree(world, first ? ts_folder_replace(tmp, folder) : TS_OK);
+    if (status && first) {
         ts_folder_discard(tmp);
     }
+    return status;
+}
+
+int ts_model_save(const ts_model *model, const float *values, const char *folder) {
+    const ts_params *params = model->params;
+    ts_weights_part *part = ts_malloc((size_t)(params->count + 1) * sizeof *part);
+    if (!part) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < params->count; i++) {
+        const ts_param *param = params->item[i];
+        part[i] = (ts_weights_part){param, 0, param->count, values + param->offset};
+    }
+    const int status = ts_model_save_parts(model, part, params->count, folder, NULL);
+    free(part);
     return status;
 }

@@ -5,10 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/arena.h"
+#include "core/base/file.h"
 #include "core/base/status.h"
 #include "core/store/safetensors.h"
+#include "core/store/slice.h"
 
 // The rest of the name, or NULL when it does not start with the prefix.
 static const char *without_prefix(const char *name, const char *prefix) {
@@ -105,21 +108,85 @@ int ts_weights_load(ts_params *params, const char *prefix, const char *path) {
     return status;
 }
 
-int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path) {
-    ts_safetensors_item *items = ts_calloc((size_t)params->count + 1, sizeof *items);
-    if (!items) {
+// ---- saving
+
+// The parameters of a prefix as tensors of a file. *of [params->count] is the number of each one there, or -1.
+static int list_items(const ts_params *params, const char *prefix, ts_safetensors_item **items, int64_t **of,
+                      int64_t *count) {
+    *count = 0;
+    *items = ts_calloc((size_t)params->count + 1, sizeof **items);
+    *of = ts_malloc((size_t)(params->count + 1) * sizeof **of);
+    if (!*items || !*of) {
         return TS_ERESOURCE;
     }
-    int64_t count = 0;
     for (int64_t i = 0; i < params->count; i++) {
         const ts_param *param = params->item[i];
         const char *name = without_prefix(param->name, prefix);
+        (*of)[i] = name ? *count : -1;
         if (name) {
-            items[count++] = (ts_safetensors_item){name, TS_F32, param->shape, values + param->offset};
+            (*items)[(*count)++] = (ts_safetensors_item){name, TS_F32, param->whole, NULL};
         }
     }
-    const char *const metadata[] = {"format", "pt", NULL};
-    const int status = ts_safetensors_write(path, items, count, metadata);
+    return 0;
+}
+
+static int write_parts(const ts_params *params, const ts_weights_part *part, int64_t parts, const int64_t *of,
+                       const ts_safetensors_plan *plan, int fd, const char *path) {
+    int64_t index = 0, wrong;
+    uint64_t sum = 0;
+    for (int64_t p = 0; p < parts; p++) {
+        while (params->item[index] != part[p].param) {
+            index = (index + 1) % params->count;  // parts come in the order of the parameters, or nearly so
+        }
+        if (of[index] >= 0) {
+            const ts_slice_file file = {fd, path, plan->offset[of[index]]};
+            ts_slice slice = {.data = (float *)(uintptr_t)part[p].data};
+            slice.pieces = ts_param_pieces(part[p].param, part[p].first, part[p].count, slice.piece);
+            const int status = ts_slice_write(&file, &slice, &sum, &wrong);
+            if (status) {
+                return ts_fail_context(status, "parameter '%s'", part[p].param->name);
+            }
+        }
+    }
+    return fsync(fd) ? TS_FILE_FAIL(path, "sync") : 0;
+}
+
+int ts_weights_save_parts(const ts_params *params, const ts_weights_part *part, int64_t parts, const char *prefix,
+                          const char *path, ts_comm *world) {
+    static const char *const metadata[] = {"format", "pt", NULL};
+    ts_safetensors_plan plan = {0};
+    ts_safetensors_item *items = NULL;
+    int64_t *of = NULL, count;
+    int fd = -1;
+    int status = list_items(params, prefix, &items, &of, &count);
+    status = status ? status : ts_safetensors_plan_make(&plan, items, count, metadata, path);
+    if (!status && ts_comm_rank(world) == 0) {
+        status = ts_safetensors_create(path, &plan);
+    }
+    TS_TRY_GOTO(status, ts_agree(world, status), done);
+    status = ts_slice_open(path, plan.bytes, &fd);
+    status = status ? status : write_parts(params, part, parts, of, &plan, fd, path);
+    status = ts_agree(world, status);
+done:
+    if (fd >= 0) {
+        close(fd);
+    }
+    ts_safetensors_plan_free(&plan);
+    free(of);
     free(items);
+    return status;
+}
+
+int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path) {
+    ts_weights_part *part = ts_malloc((size_t)(params->count + 1) * sizeof *part);
+    if (!part) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < params->count; i++) {
+        const ts_param *param = params->item[i];
+        part[i] = (ts_weights_part){param, 0, param->count, values + param->offset};
+    }
+    const int status = ts_weights_save_parts(params, part, params->count, prefix, path, NULL);
+    free(part);
     return status;
 }

@@ -12,7 +12,19 @@ int ts_weights_load(ts_params *params, const char *prefix, const char *path);
 // Only whether names and shapes fit: before memory is allocated for sizes that nothing but a config.json claims.
 int ts_weights_check(ts_params *params, const char *prefix, const char *path);
 
-// Writes the parameters that start with `prefix`, f32, without the prefix; `values` is laid out as params->value.
+// Numbers of this rank: elements [first, first + count) of its part of a parameter.
+typedef struct ts_weights_part {
+    const ts_param *param;
+    int64_t first, count;
+    const float *data;
+} ts_weights_part;
+
+// Writes the parameters that start with `prefix`, f32, without the prefix, whole: every rank its parts, of which every
+// element is in exactly one. Other parts are passed over. `path` must not exist, and may be half written after an
+// error: it belongs into a temporary folder. Collective over `world`.
+int ts_weights_save_parts(const ts_params *params, const ts_weights_part *part, int64_t parts, const char *prefix,
+                          const char *path, ts_comm *world);
+// The same of one rank that holds all; `values` is laid out as params->value.
 int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path);
 
 #endif

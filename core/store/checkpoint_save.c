@@ -10,7 +10,6 @@
 //
 // The trainer may change the numbers as soon as the first phase has read them.
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -19,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -288,17 +286,7 @@ static int make_files(ts_checkpoint_save *s) {
 static int open_files(ts_checkpoint_save *s) {
     for (int g = 0; g < s->content.groups; g++) {
         group_file *file = &s->file[g];
-        struct stat about = {0};
-        file->fd = open(file->path, O_RDWR | O_CLOEXEC);
-        if (file->fd < 0 && errno != ENOENT) {
-            return TS_FILE_FAIL(file->path, "open");
-        }
-        if (file->fd < 0 || fstat(file->fd, &about) || about.st_size != file->plan.bytes) {
-            return TS_FAIL(TS_EUSAGE,
-                           "%s: was made by rank 0 and is not seen here; checkpoints of several hosts need a folder "
-                           "that all of them share",
-                           file->path);
-        }
+        TS_TRY(ts_slice_open(file->path, file->plan.bytes, &file->fd));
         for (int64_t i = 0; i < s->content.group[g].count; i++) {
             s->tensor[file->first + i].file.fd = file->fd;
         }

@@ -2,8 +2,10 @@
 #include "core/store/slice.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/arena.h"
@@ -13,6 +15,20 @@
 
 // A block is summed, looked over and copied by the kernel while it stays in the cache.
 enum { BLOCK = 1 << 16 };  // elements
+
+int ts_slice_open(const char *path, int64_t bytes, int *fd) {
+    struct stat about = {0};
+    *fd = open(path, O_RDWR | O_CLOEXEC);
+    if (*fd < 0 && errno != ENOENT) {
+        return TS_FILE_FAIL(path, "open");
+    }
+    if (*fd < 0 || fstat(*fd, &about) || about.st_size != bytes) {
+        return TS_FAIL(
+            TS_EUSAGE,
+            "%s: was made by rank 0 and is not seen here; several hosts need a folder that all of them share", path);
+    }
+    return TS_OK;
+}
 
 int64_t ts_slice_count(const ts_slice *slice) {
     int64_t count = 0;

@@ -21,6 +21,9 @@ typedef struct ts_slice_file {
     int64_t offset;    // bytes
 } ts_slice_file;
 
+// Opens for reading and writing a file that rank 0 has just made with so many bytes. TS_EUSAGE when it is not seen
+// here: hosts that share no folder.
+int ts_slice_open(const char *path, int64_t bytes, int *fd);
 int64_t ts_slice_count(const ts_slice *slice);
 // Adds the element sum of what is written, taken from memory, to *sum. Refuses NaN and infinity (TS_EINPUT) before the
 // block that holds one is written: *wrong is then its index in the tensor, else -1.
