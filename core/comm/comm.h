@@ -10,9 +10,9 @@
 // Sums are taken in the order of the ranks, 0 + 1 + 2 .., whatever the transport: the same bits on all of them, and on
 // every run.
 //
-// TESSERA_TRANSPORT in the environment, read when the world is opened: auto (shared memory between ranks of one host,
-// else MPI), mpi, or shared (an error where shared memory cannot be had). README.md in this folder has the bytes that
-// every scheme of sharding sends.
+// TESSERA_TRANSPORT in the environment, read when the world is opened: auto (shared memory between ranks of one host
+// where it is faster, else MPI), mpi, or shared (an error where it cannot be had). README.md in this folder says more,
+// and what every scheme of sharding sends.
 #ifndef TS_COMM_COMM_H
 #define TS_COMM_COMM_H
 

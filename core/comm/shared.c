@@ -33,6 +33,7 @@ enum {
 };
 
 bool ts_shared_may_read = true;
+static int ranks_of_host;  // of the world
 
 // ---- the segment
 
@@ -115,6 +116,11 @@ static bool reads_next(const ts_comm *comm) {
     return !ts_shared_read(comm, next, 0, &token, sizeof token) && token == ts_shared_mark_of(comm, next)->token;
 }
 
+// More ranks than processors: a step costs a change of process, and MPI's messages need fewer of them.
+static bool is_crowded(void) {
+    return ts_transport_wanted == TS_TRANSPORT_AUTO && ranks_of_host > sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 // Makes room for what is read when all ranks may read each other. Collective.
 static int allow_reading(ts_comm *comm) {
     ts_shared *s = comm->shared;
@@ -124,12 +130,13 @@ static int allow_reading(ts_comm *comm) {
     mark->token = s->token;
     mark->data[0] = &s->token;
     TS_TRY(agree(comm, TS_OK));  // all have told
-    int all = ts_shared_may_read && reads_next(comm);
-    TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
-    if (all) {
+    int all[2] = {ts_shared_may_read && reads_next(comm), !is_crowded()};
+    TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, all, 2, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
+    s->crowded = !all[1];
+    if (all[0]) {
         s->scratch = ts_aligned_alloc((size_t)(comm->size - 1) * TS_SHARED_READ);
     }
-    return agree(comm, all && !s->scratch ? TS_ERESOURCE : TS_OK);
+    return agree(comm, all[0] && !s->scratch ? TS_ERESOURCE : TS_OK);
 }
 
 void ts_shared_close(ts_comm *comm) {
@@ -168,6 +175,7 @@ bool ts_shared_possible(MPI_Comm mpi) {
         MPI_Comm_size(host, &here);
         MPI_Comm_free(&host);
     }
+    ranks_of_host = here > ranks_of_host ? here : ranks_of_host;
     return here == size;
 }
 
@@ -255,7 +263,9 @@ static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
 }
 
 static int all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
-    const ts_transport *const t = choose(comm, most_bytes(comm, counts, dtype), ALL_GATHER_READS);
+    const int64_t bytes = most_bytes(comm, counts, dtype);
+    const bool sends = comm->shared->crowded && bytes >= ALL_GATHER_READS;
+    const ts_transport *const t = sends ? &ts_mpi_transport : choose(comm, bytes, ALL_GATHER_READS);
     return t->all_gather_v(comm, send, receive, counts, dtype);
 }
 
@@ -266,7 +276,8 @@ static int reduce_scatter_v(ts_comm *comm, const void *send, void *receive, cons
 
 static int all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                         const int64_t *receive_counts, ts_dtype dtype) {
-    return choose(comm, 0, 0)->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype);
+    const ts_transport *const t = comm->shared->crowded ? &ts_mpi_transport : choose(comm, 0, 0);
+    return t->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype);
 }
 
 static int barrier(ts_comm *comm) {

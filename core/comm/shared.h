@@ -26,6 +26,7 @@ struct ts_shared {
     uint64_t token;
     uint32_t step;      // the one under way
     const void **part;  // [size] scratch
+    bool crowded;       // more ranks than processors
     char *scratch;      // [size - 1, TS_SHARED_READ] bytes read, NULL when the system forbids reading
 };
 
