@@ -7,8 +7,8 @@ typedef struct shape {
     int64_t m, n, k;
 } shape;
 
-static const shape SHAPES[] = {{1, 1, 1},     {1, 40, 7},       {5, 1, 33},     {17, 31, 2},
-                               {32, 32, 32},  {33, 65, 97},     {48, 16, 64},   {130, 70, 40},
+static const shape SHAPES[] = {{5, 9, 0},     {4, 0, 3},        {1, 1, 1},      {1, 40, 7},   {5, 1, 33},
+                               {17, 31, 2},   {32, 32, 32},     {33, 65, 97},   {48, 16, 64}, {130, 70, 40},
                                {64, 96, 512}, {100, 129, 1100}, {200, 384, 128}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
@@ -90,7 +90,7 @@ static ts_gemm make(shape s, form f) {
                  .accumulate = f.accumulate,
                  .gelu = f.gelu};
     p.a = test_random(f.ab, (f.ta ? s.k : s.m) * p.lda, 1);
-    p.b = test_random(f.ab, (f.tb ? s.n : s.k) * p.ldb, 1 / sqrt((double)s.k));
+    p.b = test_random(f.ab, (f.tb ? s.n : s.k) * p.ldb, 1 / sqrt((double)(s.k ? s.k : 1)));
     p.c = test_random(f.c, s.m * p.ldc, 1);
     p.bias = f.bias ? test_random(TS_F32, s.n, 1) : NULL;
     p.before_gelu = f.before ? test_random(f.c, s.m * p.ldc, 1) : NULL;

@@ -274,6 +274,88 @@ static void rms_check(const ts_kernels *k, shape s, int64_t head_dim, ts_dtype f
     rms_gradients(k, &c, from == TS_F32 && to == TS_BF16);
 }
 
+// The same call with its columns cut between two ranks, `left` of them in the first part.
+static void rms_cut_check(const ts_kernels *k, const ts_rms_norm *whole, int64_t left) {
+    const int64_t rows = whole->rows, first[3] = {0, left, whole->width};
+    const size_t from = ts_dtype_bytes(whole->dtype_x), to = ts_dtype_bytes(whole->dtype_y);
+    float *sums[2], *total = test_zeros((size_t)rows * sizeof *total);
+    float *d_weight = test_zeros((size_t)whole->width * sizeof *d_weight);
+    void *y = test_zeros((size_t)(rows * whole->y_row) * to), *d_x = test_zeros((size_t)(rows * whole->x_row) * from);
+    ts_rms_norm part[2];
+    for (int i = 0; i < 2; i++) {
+        part[i] = *whole;
+        part[i].width = first[i + 1] - first[i];
+        part[i].whole_width = whole->width;
+        part[i].x = (const char *)whole->x + (size_t)first[i] * from;
+        part[i].d_y = (const char *)whole->d_y + (size_t)first[i] * to;
+        part[i].y = (char *)y + (size_t)first[i] * to;
+        part[i].d_x = (char *)d_x + (size_t)first[i] * from;
+        part[i].accumulate_d_x = false;
+        part[i].weight = whole->weight + first[i];
+        part[i].d_weight = d_weight + first[i];
+        part[i].rstd = test_zeros((size_t)rows * sizeof(float));
+        sums[i] = test_zeros((size_t)rows * sizeof(float));
+    }
+    for (int backward = 0; backward < 2; backward++) {
+        for (int i = 0; i < 2; i++) {
+            part[i].sums = sums[i];
+            CHECK_OK((backward ? k->rms_norm_products : k->rms_norm_squares)(&part[i]));
+        }
+        for (int64_t row = 0; row < rows; row++) {
+            total[row] = sums[0][row] + sums[1][row];
+        }
+        for (int i = 0; i < 2; i++) {
+            part[i].sums = total;
+            CHECK_OK((backward ? k->rms_norm_backward : k->rms_norm_forward)(&part[i]));
+        }
+    }
+    const double *got[] = {gather(y, whole->dtype_y, rows, whole->width, whole->y_row),
+                           gather(d_x, whole->dtype_x, rows, whole->width, whole->x_row),
+                           test_doubles(d_weight, TS_F32, whole->width)};
+    const double *want[] = {gather(whole->y, whole->dtype_y, rows, whole->width, whole->y_row),
+                            gather(whole->d_x, whole->dtype_x, rows, whole->width, whole->x_row),
+                            test_doubles(whole->d_weight, TS_F32, whole->width)};
+    const double epsilon[] = {test_epsilon(whole->dtype_y), test_epsilon(whole->dtype_x), 0};
+    for (int which = 0; which < 3; which++) {
+        const int64_t n = which == 2 ? whole->width : rows * whole->width;
+        for (int64_t i = 0; i < n; i++) {
+            CHECK_NEAR(got[which][i], want[which][i], 2e-5 + (1e-5 + 2 * epsilon[which]) * fabs(want[which][i]));
+        }
+    }
+}
+
+static void rms_cut_cases(const ts_kernels *k) {
+    static const int64_t lefts[] = {0, 28, 56, 84};
+    for (int types = 0; types < 4; types++) {
+        for (size_t i = 0; i < sizeof lefts / sizeof *lefts; i++) {
+            const ts_dtype from = types & 1 ? TS_BF16 : TS_F32, to = types & 2 ? TS_BF16 : TS_F32;
+            enum { ROWS = 37, WIDTH = 84, HEAD_DIM = 28, X_ROW = 90, Y_ROW = 85, POSITIONS = 5 };
+            const ts_rms_norm whole = {.rows = ROWS,
+                                       .width = WIDTH,
+                                       .x_row = X_ROW,
+                                       .y_row = Y_ROW,
+                                       .eps = 1e-6f,
+                                       .x = test_random(from, ROWS * X_ROW, 3),
+                                       .y = test_zeros(ROWS * Y_ROW * sizeof(float)),
+                                       .dtype_x = from,
+                                       .dtype_y = to,
+                                       .weight = test_random(TS_F32, WIDTH, 1),
+                                       .rstd = test_zeros(ROWS * sizeof(float)),
+                                       .cosine = test_random(TS_F32, POSITIONS * HEAD_DIM / 2, 1),
+                                       .sine = test_random(TS_F32, POSITIONS * HEAD_DIM / 2, 1),
+                                       .positions = POSITIONS,
+                                       .head_dim = HEAD_DIM,
+                                       .d_y = test_random(to, ROWS * Y_ROW, 1),
+                                       .d_x = test_zeros(ROWS * X_ROW * sizeof(float)),
+                                       .d_weight = test_zeros(WIDTH * sizeof(float))};
+            CHECK_OK(k->rms_norm_forward(&whole));
+            CHECK_OK(k->rms_norm_backward(&whole));
+            rms_cut_check(k, &whole, lefts[i]);
+            test_free_blocks();
+        }
+    }
+}
+
 static void rms_norm_cases(const ts_kernels *k) {
     static const int64_t head_dims[] = {0, 2, 12, 16, 28, 64};
     for (int i = 0; i < SHAPE_COUNT; i++) {
@@ -433,6 +515,7 @@ int main(void) {
     test_close_can_fail();
     test_levels("avx512bf16", layer_norm_cases);
     test_levels("avx512bf16", rms_norm_cases);
+    test_levels("avx512bf16", rms_cut_cases);
     test_levels("avx512bf16", row_cases);
     test_levels("avx512bf16", thread_cases);
     return ts_test_end();
