@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3,4 timeout=60
 // A training step of a sharded transformer: bytes and calls against the formulas of core/comm/README.md and against the
-// count mode, memory and FLOPs against the count mode, recomputation, the moment when gradients are final, and the
-// whole velocity. On one rank it prints the table of bytes in core/comm/README.md and expects to find it there.
+// count mode, memory and FLOPs against the count mode, recomputation, the moment when gradients are final, the
+// whole velocity, and on a reproducible mesh its bits. On one rank it prints the table of bytes in core/comm/README.md
+// and expects to find it there.
 #include "core/base/file.h"
 #include "tests/shard_model.h"
 
@@ -162,6 +163,57 @@ static void check_run(const ts_mesh *mesh, const ts_mesh *imagined, shard_size s
     shard_close(&counting);
 }
 
+// ---- reproducible
+
+// What is sent along the tensor axis in a reproducible forward pass: own rows of all columns are brought together for
+// sums of squares and for the layers that are cut by input features, whose weights are gathered.
+static void check_reproducible_traffic(const ts_mesh *mesh, shard_size size, ts_dtype dtype) {
+    const ts_dit_config c = shard_config();
+    const int T = mesh->degree.tensor, t = ts_comm_rank(mesh->axis[TS_AXIS_TENSOR]);
+    const ts_tokens tokens = ts_tokens_of(mesh, size.batch, size.frames * size.height * size.width / 4);
+    const int64_t e = (int64_t)ts_dtype_bytes(dtype), d = ts_dit_width(&c);
+    const int64_t N = size.batch * tokens.part.count, N_t = tokens.rows.count;
+    const int64_t M = size.batch * SHARD_TEXT_ROWS, M_t = ts_split(M, T, t).count;
+    const int64_t w = ts_split(c.heads, T, t).count * c.head_dim, f = ts_split(c.ffn_dim, T, t).count;
+    const int64_t exchanged = (N - N_t) * (5 * w + f) * e + (M - M_t) * w * e;
+    const int64_t gathered = (T - 1) * (3 * N_t * d * e + d * (2 * w + f) * e + 4 * (3 * N_t + M_t));
+    const ts_comm *tensor = mesh->axis[TS_AXIS_TENSOR];
+    CHECK(ts_comm_get_counters(tensor, TS_ALL_TO_ALL).bytes_sent == (uint64_t)(c.layers * exchanged));
+    CHECK(ts_comm_get_counters(tensor, TS_ALL_GATHER).bytes_sent == (uint64_t)(c.layers * gathered));
+    CHECK(ts_comm_total(tensor).bytes_sent == (uint64_t)(c.layers * (exchanged + gathered)));
+}
+
+// The velocity has the bits of one rank.
+static void check_reproducible(ts_mesh *mesh, ts_mesh *imagined, shard_size size, ts_dtype dtype) {
+    mesh->reproducible = imagined->reproducible = true;
+    shard_open(&real, NULL, size, dtype, TS_TAPE_RUN, true);
+    ts_dit_input input = shard_input(&real, TS_RECOMPUTE_NONE);
+    const ts_var *one = ts_dit_forward(real.tape, real.dit, &input);
+    CHECK_OK(ts_tape_status(real.tape));
+    const size_t bytes = ts_tensor_bytes(&one->value);
+    void *const alone = malloc(bytes);
+    memcpy(alone, one->value.data, bytes);
+    shard_close(&real);
+
+    shard_open(&real, mesh, size, dtype, TS_TAPE_RUN, true);
+    shard_open(&counting, imagined, size, dtype, TS_TAPE_COUNT_RUN, false);
+    input = shard_input(&real, TS_RECOMPUTE_NONE);
+    const ts_dit_input same = shard_input(&counting, TS_RECOMPUTE_NONE);
+    reset_counters(mesh);
+    reset_counters(imagined);
+    const ts_var *own = ts_dit_forward(real.tape, real.dit, &input);
+    ts_dit_forward(counting.tape, counting.dit, &same);
+    CHECK_OK(ts_tape_status(real.tape));
+    CHECK(memcmp(alone, own->value.data, bytes) == 0);
+    check_reproducible_traffic(mesh, size, dtype);
+    check_reproducible_traffic(imagined, size, dtype);
+    CHECK(ts_tape_get_stats(real.tape).peak_bytes == ts_tape_get_stats(counting.tape).peak_bytes);
+    free(alone);
+    shard_close(&real);
+    shard_close(&counting);
+    mesh->reproducible = imagined->reproducible = false;
+}
+
 // ---- gradients through the whole velocity, and when they are final
 
 typedef struct watcher {
@@ -225,6 +277,9 @@ static void check_mesh(const ts_degrees *degree) {
     check_run(&mesh, &imagined, SHARD_3, TS_F32);
     check_whole(&mesh, SHARD_75, TS_RECOMPUTE_NONE);
     check_whole(&mesh, SHARD_3, TS_RECOMPUTE_ELEMENTWISE);
+    check_reproducible(&mesh, &imagined, SHARD_75, TS_F32);
+    check_reproducible(&mesh, &imagined, SHARD_75, TS_BF16);
+    check_reproducible(&mesh, &imagined, SHARD_3, TS_BF16);
     ts_mesh_close(&imagined);
     ts_mesh_close(&mesh);
 }

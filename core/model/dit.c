@@ -141,7 +141,7 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
     const int64_t first = tokens.part.first * pairs;
     *pass = (dit_pass){.dit = dit,
                        .tokens = tokens,
-                       .rows = {tensor, batch * tokens.part.count},
+                       .rows = {tensor, batch * tokens.part.count, dit->mesh && dit->mesh->reproducible},
                        .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
                        .rope = {positions->cosine + first, positions->sine + first, tokens.part.count, c->head_dim},
                        .levels = {own, rows}};

@@ -10,6 +10,10 @@
 // of them. Every rank's gradients are partial: their sum over the world, or over the replica group for parameters that
 // are cut, is the gradient of the sum of the ranks' losses. So are the gradients of inputs, summed over the model
 // group.
+//
+// Bits: the velocity on ulysses ranks is that of one rank. Ring and tensor ranks add in another order, unless the mesh
+// is reproducible (ts_mesh.reproducible): then it has the bits of one rank on every mesh, with equal thread counts; in
+// f32 also given two tokens or more on every rank, as oneDNN adds a single row's products in another order.
 #ifndef TS_MODEL_DIT_H
 #define TS_MODEL_DIT_H
 

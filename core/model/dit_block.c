@@ -14,8 +14,9 @@ typedef struct block_context {
 
 // q or k of columns cut by heads: RMS norm over all heads, then rotation.
 static ts_var *norm_heads(ts_tape *tape, const dit_pass *pass, ts_columns x, const ts_param *weight, ts_rope rope) {
-    return ts_nn_rms_norm_cut(tape, pass->rows.comm, x, pass->dit->config.eps, weight, rope,
-                              ts_tape_operand_dtype(tape));
+    ts_rows rows = pass->rows;
+    rows.total = x.var ? ts_var_rows(x.var) : 0;  // of tokens, text or image
+    return ts_nn_rms_norm_cut(tape, rows, x, pass->dit->config.eps, weight, rope, ts_tape_operand_dtype(tape));
 }
 
 // n [own rows, D] -> [own rows, D]

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "core/nn/layer.h"
+#include "core/nn/collective.h"
 
 // ---- declaration
 
@@ -320,6 +320,65 @@ static int scatter_forward(ts_tape *tape, const linear_call *c) {
     return 0;
 }
 
+// ---- reproducible sums
+
+// W [out, in] from the columns that each rank has.
+static int gather_weight(ts_tape *tape, ts_rows rows, const ts_param *weight, ts_dtype dtype, void *out) {
+    const int ranks = ts_comm_size(rows.comm);
+    const int64_t e = (int64_t)ts_dtype_bytes(dtype), features = weight->whole.dim[0], in = weight->whole.dim[1];
+    const size_t bytes = (size_t)(features * in * e);
+    int64_t *const counts = ts_tape_object(tape, (size_t)ranks * sizeof *counts);
+    void *parts = ts_pool_take(tape, bytes);
+    if (!counts || !parts) {
+        return TS_ERESOURCE;
+    }
+    for (int rank = 0; rank < ranks; rank++) {
+        counts[rank] = features * ts_split(in / weight->unit, ranks, rank).count * weight->unit;
+    }
+    TS_TRY(ts_tape_all_gather(tape, rows.comm, weight->operand, parts, counts, dtype));
+    const char *part = parts;
+    char *to = out;
+    for (int rank = 0; rank < ranks; rank++) {
+        const int64_t row = counts[rank] / features * e;
+        TS_TRY(TS_KERNEL(tape, copy_rows, part, row, to, in * e, features, row));
+        part += features * row;
+        to += row;
+    }
+    ts_pool_give(tape, parts, bytes);
+    return 0;
+}
+
+// Own rows are multiplied by the whole matrix, as one rank does, instead of being summed from the ranks' products.
+static int reproducible_forward(ts_tape *tape, const linear_call *c) {
+    const ts_param *weight = c->linear->weight[0], *bias = c->linear->bias[0];
+    const ts_dtype dtype = c->y->value.dtype;
+    const int64_t own = ts_rows_own(c->rows).count, in = weight->whole.dim[1], out = c->linear->out;
+    const size_t e = ts_dtype_bytes(dtype), x_bytes = (size_t)(own * in) * e, w_bytes = (size_t)(out * in) * e;
+    void *x = ts_pool_take(tape, x_bytes), *w = ts_pool_take(tape, w_bytes);
+    if (!x || !w) {
+        return TS_ERESOURCE;
+    }
+    TS_TRY(ts_rows_exchange(tape, c->rows, weight, c->x->value.data, c->linear->in, x, dtype));
+    TS_TRY(gather_weight(tape, c->rows, weight, dtype, w));
+    const ts_gemm gemm = {.m = own,
+                          .n = out,
+                          .k = in,
+                          .a = x,
+                          .lda = in,
+                          .b = w,
+                          .ldb = in,
+                          .transpose_b = true,
+                          .c = c->y->value.data,
+                          .ldc = out,
+                          .dtype_ab = dtype,
+                          .dtype_c = dtype,
+                          .bias = bias ? bias->value : NULL};
+    TS_TRY(TS_KERNEL(tape, gemm, &gemm));
+    ts_pool_give(tape, w, w_bytes);
+    ts_pool_give(tape, x, x_bytes);
+    return 0;
+}
+
 ts_var *ts_nn_linear_scatter(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_rows rows) {
     if (ts_tape_status(tape) || ts_comm_size(rows.comm) == 1) {
         return linear_forward(tape, linear, x, operand_dtype(tape, linear), false);
@@ -334,7 +393,7 @@ ts_var *ts_nn_linear_scatter(ts_tape *tape, const ts_linear *linear, ts_var *x, 
     }
     const linear_call made = {.linear = linear, .x = x, .y = y, .rows = rows};
     if (!ready) {
-        ts_tape_try(tape, scatter_forward(tape, &made));
+        ts_tape_try(tape, rows.reproducible ? reproducible_forward(tape, &made) : scatter_forward(tape, &made));
     }
     return note(tape, &made, scatter_backward);
 }

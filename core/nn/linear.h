@@ -67,7 +67,8 @@ ts_var *ts_nn_linear(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_dtype
 ts_var *ts_nn_linear_gelu(ts_tape *tape, const ts_linear *linear, ts_var *x);
 // Own rows [own, out] of the sum, over the ranks of rows.comm, of x W^T + b; x [rows.total, in] a layer's part. In the
 // operand dtype, summed in f32 and rounded once. Collective: a reduce-scatter forward, an all-gather backward (bytes:
-// core/nn/rows.h). Elementwise recompute keeps the result.
+// core/nn/rows.h). Elementwise recompute keeps the result. Reproducible, forward: an all-to-all of x and an all-gather
+// of W give own rows of x and the whole of W instead.
 ts_var *ts_nn_linear_scatter(ts_tape *tape, const ts_linear *linear, ts_var *x, ts_rows rows);
 
 #endif

@@ -120,23 +120,45 @@ static int rms_norm_backward(ts_tape *tape, void *call) {
     return ts_grad_end(tape, c->x, &d_x);
 }
 
+// The sums of own rows, all columns of which are brought here, gathered: in the order in which one rank adds.
+static int reproducible_squares(ts_tape *tape, ts_rows rows, const ts_param *weight, const ts_rms_norm *args) {
+    const int64_t own = ts_rows_own(rows).count, width = args->whole_width;
+    const size_t bytes = (size_t)(own * width) * ts_dtype_bytes(args->dtype_x);
+    ts_rms_norm whole = {.rows = own, .width = width, .x_row = width, .dtype_x = args->dtype_x};
+    void *x = ts_pool_take(tape, bytes);
+    whole.sums = ts_pool_take(tape, (size_t)own * sizeof *whole.sums);
+    if (!x || !whole.sums) {
+        return TS_ERESOURCE;
+    }
+    whole.x = x;
+    TS_TRY(ts_rows_exchange(tape, rows, weight, args->x, args->x_row, x, args->dtype_x));
+    TS_TRY(TS_KERNEL(tape, rms_norm_squares, &whole));
+    TS_TRY(ts_rows_gather(tape, rows, whole.sums, args->sums, 1, TS_F32));
+    ts_pool_give(tape, whole.sums, (size_t)own * sizeof *whole.sums);
+    ts_pool_give(tape, x, bytes);
+    return 0;
+}
+
 // The sums of whole rows; kept where the norm itself is made again, to save the message.
-static int total_squares(ts_tape *tape, ts_comm *comm, ts_rms_norm *args) {
+static int total_squares(ts_tape *tape, ts_rows rows, const ts_param *weight, ts_rms_norm *args) {
     bool ready;
     args->sums = ts_tape_alloc_kept(tape, (size_t)args->rows * sizeof *args->sums, &ready);
     if (!args->sums || ready) {
         return ts_tape_status(tape);
     }
+    if (rows.reproducible) {
+        return reproducible_squares(tape, rows, weight, args);
+    }
     TS_TRY(TS_KERNEL(tape, rms_norm_squares, args));
-    return ts_tape_all_reduce(tape, comm, args->sums, args->rows, TS_F32);
+    return ts_tape_all_reduce(tape, rows.comm, args->sums, args->rows, TS_F32);
 }
 
 ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
                        ts_dtype dtype_y) {
-    return ts_nn_rms_norm_cut(tape, NULL, x, eps, weight, rope, dtype_y);
+    return ts_nn_rms_norm_cut(tape, (ts_rows){0}, x, eps, weight, rope, dtype_y);
 }
 
-ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_comm *comm, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
+ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_rows rows, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
                            ts_dtype dtype_y) {
     if (ts_tape_status(tape)) {
         return NULL;
@@ -166,15 +188,15 @@ ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_comm *comm, ts_columns x, double ep
     if (y->needs_grad) {
         args.rstd = ts_tape_alloc(tape, (size_t)args.rows * sizeof(float));
     }
-    if (!ts_tape_status(tape) && ts_comm_size(comm) > 1) {
-        ts_tape_try(tape, total_squares(tape, comm, &args));
+    if (!ts_tape_status(tape) && ts_comm_size(rows.comm) > 1) {
+        ts_tape_try(tape, total_squares(tape, rows, weight, &args));
     }
     if (!ts_tape_status(tape)) {
         ts_tape_try(tape, TS_KERNEL(tape, rms_norm_forward, &args));
     }
     rms_norm_call *c = ts_tape_note(tape, y, rms_norm_backward, sizeof *c);
     if (c) {
-        *c = (rms_norm_call){args, comm, x, y};
+        *c = (rms_norm_call){args, rows.comm, x, y};
         if (x.width == ts_var_width(x.var)) {
             ts_var_consume(x.var);
         }

@@ -3,7 +3,7 @@
 #ifndef TS_NN_NORM_H
 #define TS_NN_NORM_H
 
-#include "core/nn/layer.h"
+#include "core/nn/rows.h"
 
 // Which row of a modulation table belongs to each row of a variable.
 typedef struct ts_row_map {
@@ -29,9 +29,10 @@ typedef struct ts_rope {
 //   u = x / sqrt(mean(x^2) + eps) * weight;  pairs (2p, 2p+1) of each head of u rotate by angle[row % positions][p]
 // over all columns taken (all heads together). x f32 or bf16; y [.., width of x] in dtype_y.
 ts_var *ts_nn_rms_norm(ts_tape *tape, ts_columns x, double eps, const ts_param *weight, ts_rope rope, ts_dtype dtype_y);
-// The same of columns that are cut over the ranks of `comm`, as `weight` is: the mean is over all of theirs. The row
-// sums are all-reduced, f32, forward and backward: 2 (ranks - 1) / ranks * 4 bytes a row each way.
-ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_comm *comm, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
+// The same of columns that are cut over the ranks of rows.comm, as `weight` is: the mean is over all of theirs. x has
+// rows.total rows. Their sums are all-reduced, f32, forward and backward: 2 (ranks - 1) / ranks * 4 bytes a row each
+// way. Reproducible, forward: own rows are brought together by an all-to-all instead, and their sums gathered.
+ts_var *ts_nn_rms_norm_cut(ts_tape *tape, ts_rows rows, ts_columns x, double eps, const ts_param *weight, ts_rope rope,
                            ts_dtype dtype_y);
 
 #endif

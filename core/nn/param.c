@@ -150,6 +150,7 @@ static void cut_part(ts_param *param, const ts_params *params, int cut, int64_t 
     if (param->cut >= 0) {
         TS_ASSERT(param->whole.dim[cut] % unit == 0);
         const ts_part part = ts_split(param->whole.dim[cut] / unit, ts_comm_size(tensor), ts_comm_rank(tensor));
+        param->unit = unit;
         param->shape.dim[cut] = part.count * unit;
         param->cut_first = part.first * unit;
     }

@@ -25,6 +25,45 @@ int ts_rows_sum(ts_tape *tape, ts_rows rows, const void *all, void *own, int64_t
     return counts ? ts_tape_reduce_scatter(tape, rows.comm, all, own, counts, dtype) : ts_tape_status(tape);
 }
 
+// Columns of the cut dimension that a rank has.
+static ts_part columns_of(const ts_rows rows, const ts_param *cut, int rank) {
+    const ts_part part = ts_split(cut->whole.dim[cut->cut] / cut->unit, ts_comm_size(rows.comm), rank);
+    return (ts_part){part.first * cut->unit, part.count * cut->unit};
+}
+
+static int exchange_columns(ts_tape *tape, ts_rows rows, const ts_param *cut, const void *x, void *received,
+                            ts_dtype dtype) {
+    const int ranks = ts_comm_size(rows.comm), own = ts_comm_rank(rows.comm);
+    int64_t *const to = counts_of(tape, rows, columns_of(rows, cut, own).count);
+    int64_t *const from = ts_tape_object(tape, (size_t)ranks * sizeof *from);
+    for (int rank = 0; from && rank < ranks; rank++) {
+        from[rank] = ts_rows_own(rows).count * columns_of(rows, cut, rank).count;
+    }
+    return to && from ? ts_tape_all_to_all(tape, rows.comm, x, to, received, from, dtype) : ts_tape_status(tape);
+}
+
+int ts_rows_exchange(ts_tape *tape, ts_rows rows, const ts_param *cut, const void *x, int64_t x_row, void *out,
+                     ts_dtype dtype) {
+    const int64_t e = (int64_t)ts_dtype_bytes(dtype), width = cut->whole.dim[cut->cut];
+    const int64_t own = ts_rows_own(rows).count, columns = columns_of(rows, cut, ts_comm_rank(rows.comm)).count;
+    const size_t sent = (size_t)(rows.total * columns * e), got = (size_t)(own * width * e);
+    void *packed = ts_pool_take(tape, sent), *parts = ts_pool_take(tape, got);
+    if (!packed || !parts) {
+        return TS_ERESOURCE;
+    }
+    TS_TRY(TS_KERNEL(tape, copy_rows, x, x_row * e, packed, columns * e, rows.total, columns * e));
+    TS_TRY(exchange_columns(tape, rows, cut, packed, parts, dtype));
+    const char *part = parts;
+    for (int rank = 0; rank < ts_comm_size(rows.comm); rank++) {
+        const ts_part c = columns_of(rows, cut, rank);
+        TS_TRY(TS_KERNEL(tape, copy_rows, part, c.count * e, (char *)out + c.first * e, width * e, own, c.count * e));
+        part += own * c.count * e;
+    }
+    ts_pool_give(tape, parts, got);
+    ts_pool_give(tape, packed, sent);
+    return 0;
+}
+
 typedef struct gather_call {
     ts_rows rows;
     ts_var *x, *all;

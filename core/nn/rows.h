@@ -23,6 +23,7 @@
 typedef struct ts_rows {
     ts_comm *comm;
     int64_t total;
+    bool reproducible;  // forward sums have the order of one rank (ts_mesh.reproducible)
 } ts_rows;
 
 static inline ts_part ts_rows_own(ts_rows rows) {
@@ -35,6 +36,12 @@ ts_var *ts_nn_gather_rows(ts_tape *tape, ts_var *x, ts_rows rows);
 // The two messages, between memory of `width` columns: all = own rows of all ranks; own = sum of the ranks' `all`.
 int ts_rows_gather(ts_tape *tape, ts_rows rows, const void *own, void *all, int64_t width, ts_dtype dtype);
 int ts_rows_sum(ts_tape *tape, ts_rows rows, const void *all, void *own, int64_t width, ts_dtype dtype);
+
+// All columns of own rows, out [own, width], of own columns of all rows, x [total, own columns] in rows of x_row
+// elements: an all-to-all. The columns belong to the ranks as `cut`, a parameter, is cut. What a reproducible sum is
+// taken of: (N - N_t) times own columns are sent.
+int ts_rows_exchange(ts_tape *tape, ts_rows rows, const ts_param *cut, const void *x, int64_t x_row, void *out,
+                     ts_dtype dtype);
 
 // ---- tokens of a batch
 
