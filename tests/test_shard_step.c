@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1,2,3,4 timeout=60
+// TEST: ranks=1,2,3,4 timeout=120
 // A training step of a sharded transformer: bytes and calls against the formulas of core/comm/README.md and against the
 // count mode, memory and FLOPs against the count mode, recomputation, the moment when gradients are final, the
 // whole velocity, and on a reproducible mesh its bits. On one rank it prints the table of bytes in core/comm/README.md

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera check parity` on meshes: every value and every gradient of a transformer that no mesh divides evenly,
-// against those of one rank. TEST: ranks=2,3,4 timeout=60
+// against those of one rank. TEST: ranks=2,3,4 timeout=120
 #include <unistd.h>
 
 #include "core/base/file.h"
