@@ -138,6 +138,9 @@ static void check_size(shard_size size) {
     // The check can fail, on all ranks alike.
     CHECK_FAILS(check(folder, MESHES[ts_comm_size(world)][0], "bf16", "1e-4"), TS_EINPUT, "differ");
     CHECK_FAILS(check(folder, "tensor=7", "f32", "1e-4"), TS_EUSAGE, "does not fit");
+    if (ts_comm_size(world) == 2) {
+        CHECK_FAILS(check(folder, "cfg=2", "f32", "1e-4"), TS_EUSAGE, "no guidance");
+    }
     CHECK_OK(ts_barrier(world));
     if (ts_comm_rank(world) == 0) {
         CHECK_OK(ts_folder_remove(folder));
