@@ -25,7 +25,7 @@ static const command commands[] = {
     {"ingest", "turn a folder of captioned videos into a data set", ts_command_ingest},
     {"train", "train a model on a data set", ts_command_train},
     {"generate", "prompts to videos", ts_command_generate},
-    {"check", "compare a model with golden files", ts_command_check},
+    {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},
     {"bench", "measure this machine and what share of it the kernels reach", ts_command_bench},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -8,6 +8,7 @@
 #include "core/comm/mesh.h"
 #include "core/config/command.h"
 #include "core/model/parity_private.h"
+#include "core/store/checkpoint_check.h"
 
 // ---- options
 
@@ -126,6 +127,7 @@ static const struct {
     const char *help;
 } CHECKS[] = {
     {"parity", command_parity, "a component against tensors of its reference"},
+    {"checkpoint", ts_command_check_checkpoint, "every byte of a run's checkpoints against their sums"},
 };
 
 enum { CHECK_COUNT = sizeof CHECKS / sizeof *CHECKS };

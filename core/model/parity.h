@@ -3,8 +3,9 @@
 //
 //   tessera check parity --model DIR --io FILE [--grads FILE] [--mesh MESH]     a component against tensors of its
 //   reference
+//   tessera check checkpoint DIR      see core/store/checkpoint_check.h
 //
-// DIR is a component's folder in diffusers' or transformers' layout; config.json tells which. FILE holds its inputs and
+// DIR of the first is a component's folder in diffusers' or transformers' layout; config.json tells which. FILE holds its inputs and
 // any of its outputs and intermediates under the names of the probes (see dit.h and text.h), in the reference's layouts
 // ([B, C, T, H, W] for video). One row is printed for each tensor compared.
 //
