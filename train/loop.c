@@ -175,7 +175,7 @@ static int acknowledge(run *r, int64_t step) {
     return ts_agree(r->world, ts_report_checkpoint(r->report, step, &cost));
 }
 
-// Lets the save under way move on, or waits for its end.
+// Moves the save under way on, or waits for its end.
 static int pursue_save(run *r, bool wait) {
     ts_trainer *t = r->trainer;
     if (!t->saving) {
@@ -185,7 +185,7 @@ static int pursue_save(run *r, bool wait) {
     const int64_t step = ts_checkpoint_save_step(t->saving);
     bool done = wait;
     ts_watch_note("waiting for the checkpoint");
-    TS_TRY(wait ? ts_checkpoint_save_finish(&t->saving) : ts_checkpoint_save_poll(&t->saving, &done));
+    TS_TRY(wait ? ts_checkpoint_save_finish(&t->saving) : ts_checkpoint_save_advance(&t->saving, &done));
     ts_watch_note(NULL);
     r->save.stall += ts_clock_seconds() - before;
     return done ? acknowledge(r, step) : TS_OK;
@@ -298,7 +298,7 @@ static int train(run *r) {
     while (!done) {
         ts_step_result result;
         TS_TRY(timed_step(r, &result));
-        TS_TRY(pursue_save(r, false));
+        TS_TRY(result.saving_idle ? pursue_save(r, false) : TS_OK);
         if (result.stop == TS_STOP_SIGNAL) {
             TS_TRY(checkpoint_and_wait(r));
             TS_INFO("stopped by a signal after step %" PRId64 ", checkpoint written; run the same command to go on",

@@ -131,9 +131,6 @@ int ts_state_save_start(ts_checkpoint_save **out, const ts_trainer *t, const cha
     int status = open_contents(&c, t);
     json_t *state = state_to_json(t, config_json);
     if (!status) {
-        status = ts_agree(t->world, state ? TS_OK : TS_FAIL(TS_ERESOURCE, "no memory for a checkpoint"));
-    }
-    if (!status) {
         const ts_checkpoint_params save = {
             .folder = folder,
             .step = t->step,

@@ -312,14 +312,16 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
 }
 
 // Sums gradients over ranks, and with one message their norm and the loss, to which each token came once; the wishes to
-// stop ride along.
+// stop ride along, and how far a checkpoint is.
 static int reduce(ts_trainer *t, ts_stop wish, ts_step_result *out) {
-    double shared[4] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
+    double shared[5] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
     TS_TRY(ts_optimizer_reduce(t->optimizer, &shared[3]));
-    TS_TRY(ts_all_reduce(t->world, shared, 4, TS_F64, TS_SUM));
+    shared[4] = t->saving && !ts_checkpoint_save_idle(t->saving);
+    TS_TRY(ts_all_reduce(t->world, shared, 5, TS_F64, TS_SUM));
     out->loss = shared[0];
     out->stop = shared[2] > 0 ? TS_STOP_SIGNAL : shared[1] > 0 ? TS_STOP_TIME : TS_STOP_NONE;
     out->grad_norm = sqrt(shared[3]);
+    out->saving_idle = t->saving && shared[4] == 0;
     return TS_OK;
 }
 

@@ -28,8 +28,8 @@ typedef struct ts_trainer {
     ts_model *model;
     ts_optimizer *optimizer;
     ts_tape *tape;
-    ts_memory_plan memory;     // of this rank
-    int64_t memory_available;  // to each rank
+    ts_memory_plan memory;      // of this rank
+    int64_t memory_available;   // to each rank
     ts_validation *validation;  // NULL when validate.clips is 0
     ts_objective objective;
     ts_lr_schedule schedule;
@@ -54,6 +54,7 @@ typedef struct ts_step_result {
     ts_stop stop;             // the strongest wish of any rank
     int64_t samples, tokens;  // of the global batch
     double flops;             // of the model, forward and backward, over all ranks
+    bool saving_idle;         // a checkpoint is under way and all ranks are ready to move it on
     double stall;             // seconds that this rank waited for a checkpoint to read its numbers
 } ts_step_result;
 

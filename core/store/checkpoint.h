@@ -64,9 +64,11 @@ int ts_checkpoint_save_start(ts_checkpoint_save **out, const ts_checkpoint_param
                              const ts_checkpoint_content *content);
 // Waits until this rank's numbers have been read: from now on they may change. NULL is none under way. Not collective.
 void ts_checkpoint_save_settle(ts_checkpoint_save *save);
-// Moves the save on when all ranks are ready to, without waiting. *done: it is acknowledged and closed. So it is after
-// an error, the same on all ranks, which leaves the folder as it was. Collective.
-int ts_checkpoint_save_poll(ts_checkpoint_save **save, bool *done);
+// Whether this rank has nothing left to do before the ranks move the save on together. Not collective.
+bool ts_checkpoint_save_idle(const ts_checkpoint_save *save);
+// Moves the save on, when all ranks are idle or to wait until they are. *done: it is acknowledged and closed. So it is
+// after an error, the same on all ranks, which leaves the folder as it was. Collective.
+int ts_checkpoint_save_advance(ts_checkpoint_save **save, bool *done);
 // Waits for the end, and closes. Collective.
 int ts_checkpoint_save_finish(ts_checkpoint_save **save);
 // Gives up what is not acknowledged. Not collective.

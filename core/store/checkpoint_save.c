@@ -152,26 +152,31 @@ static int commit_phase(ts_checkpoint_save *s) {
     return ts_checkpoint_retain(s->params.folder, s->params.step, s->params.keep, s->params.keep_every);
 }
 
+// ---- threads
+
+static void keep_error(ts_checkpoint_save *s, int status) {
+    s->status = status;
+    snprintf(s->error, sizeof s->error, "%s", ts_error_text());
+    snprintf(s->place, sizeof s->place, "%s", ts_error_place());
+}
+
 static void *run_phase(void *argument) {
     static int (*const work[])(ts_checkpoint_save *) = {write_phase, verify_phase, commit_phase};
     ts_checkpoint_save *s = argument;
-    s->status = work[s->phase](s);
-    if (s->status) {
-        snprintf(s->error, sizeof s->error, "%s", ts_error_text());
-        snprintf(s->place, sizeof s->place, "%s", ts_error_place());
+    const int status = work[s->phase](s);
+    if (status) {
+        keep_error(s, status);
     }
     atomic_store(&s->idle, true);
     return NULL;
 }
 
-// ---- threads
-
-// The thread takes no signals: they are the main thread's to see.
-static int begin_phase(ts_checkpoint_save *s, phase next) {
+// The thread takes no signals: they are the main thread's to see. A failure is told when the phase is over.
+static void begin_phase(ts_checkpoint_save *s, phase next) {
     s->phase = next;
     s->status = TS_OK;
     if (next == COMMIT && ts_comm_rank(s->params.world) > 0) {
-        return TS_OK;
+        return;
     }
     sigset_t all, before;
     sigfillset(&all);
@@ -181,10 +186,10 @@ static int begin_phase(ts_checkpoint_save *s, phase next) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     s->running = error == 0;
     if (error) {
+        keep_error(s, TS_FAIL(TS_ERESOURCE, "checkpoint: cannot start a thread: %s", strerror(error)));
         atomic_store(&s->idle, true);
-        return TS_FAIL(TS_ERESOURCE, "checkpoint: cannot start a thread: %s", strerror(error));
+        sem_post(&s->read);
     }
-    return TS_OK;
 }
 
 // Waits for the thread; its status becomes this thread's.
@@ -273,6 +278,9 @@ static int prepare(ts_checkpoint_save *s, const ts_checkpoint_content *content) 
 
 // The first rank makes the files.
 static int make_files(ts_checkpoint_save *s) {
+    if (!s->params.state) {
+        return TS_FAIL(TS_ERESOURCE, "%s: no memory for its state", s->path);
+    }
     TS_TRY(ts_folder_make(s->params.folder));
     TS_TRY(ts_checkpoint_remove_temporaries(s->params.folder));
     s->made = true;
@@ -305,8 +313,13 @@ static void close_files(ts_checkpoint_save *s) {
 
 // After a failure whose error is the one to tell.
 static void discard(ts_checkpoint_save **save) {
-    if (*save && (*save)->made) {
-        ts_folder_discard((*save)->temporary);
+    ts_checkpoint_save *s = *save;
+    if (s && s->running) {
+        pthread_join(s->thread, NULL);
+        s->running = false;
+    }
+    if (s && s->made) {
+        ts_folder_discard(s->temporary);
     }
     ts_checkpoint_save_close(save);
 }
@@ -321,10 +334,12 @@ int ts_checkpoint_save_start(ts_checkpoint_save **out, const ts_checkpoint_param
         json_incref(params->state);
         status = prepare(s, content);
     }
+    if (!status && ts_comm_rank(world) == 0) {
+        status = make_files(s);
+    }
     TS_TRY_GOTO(status, ts_agree(world, status), failed);
-    TS_TRY_GOTO(status, ts_agree(world, ts_comm_rank(world) == 0 ? make_files(s) : TS_OK), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_files(s)), failed);
-    TS_TRY_GOTO(status, ts_agree(world, begin_phase(s, WRITE)), failed);
+    begin_phase(s, WRITE);
     return TS_OK;
 failed:
     discard(out);
@@ -374,28 +389,26 @@ static int compare_sums(ts_checkpoint_save *s) {
     return TS_OK;
 }
 
-// All ranks' threads are idle, or are waited for here.
 static int advance(ts_checkpoint_save *s, bool *done) {
     TS_TRY(ts_agree(s->params.world, join(s)));
     *done = s->phase == COMMIT;
     if (s->phase == WRITE) {
         TS_TRY(take_sums(s));
-        return ts_agree(s->params.world, begin_phase(s, VERIFY));
-    }
-    if (s->phase == VERIFY) {
+        begin_phase(s, VERIFY);
+    } else if (s->phase == VERIFY) {
         TS_TRY(compare_sums(s));
-        return ts_agree(s->params.world, begin_phase(s, COMMIT));
+        begin_phase(s, COMMIT);
     }
     return TS_OK;
 }
 
-int ts_checkpoint_save_poll(ts_checkpoint_save **save, bool *done) {
-    int64_t idle = atomic_load(&(*save)->idle);
+bool ts_checkpoint_save_idle(const ts_checkpoint_save *s) {
+    return atomic_load(&s->idle);
+}
+
+int ts_checkpoint_save_advance(ts_checkpoint_save **save, bool *done) {
     *done = false;
-    int status = ts_all_reduce((*save)->params.world, &idle, 1, TS_I64, TS_MIN);
-    if (!status && idle) {
-        status = advance(*save, done);
-    }
+    const int status = advance(*save, done);
     if (status) {
         discard(save);
     } else if (*done) {
@@ -406,15 +419,10 @@ int ts_checkpoint_save_poll(ts_checkpoint_save **save, bool *done) {
 
 int ts_checkpoint_save_finish(ts_checkpoint_save **save) {
     bool done = false;
-    int status = TS_OK;
-    while (!done && !status) {
-        status = advance(*save, &done);
+    while (!done) {
+        TS_TRY(ts_checkpoint_save_advance(save, &done));
     }
-    if (status) {
-        discard(save);
-    }
-    ts_checkpoint_save_close(save);
-    return status;
+    return TS_OK;
 }
 
 int ts_checkpoint_save_now(const ts_checkpoint_params *params, const ts_checkpoint_content *content) {
