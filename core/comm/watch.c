@@ -469,7 +469,7 @@ static int open_other(const ts_watch_invitation *invitation, const char *first_h
 }
 
 int ts_watch_open(ts_comm *world, const ts_watch_params *params) {
-    if (world->size == 1 || params->timeout <= 0) {
+    if (world->size == 1 || params->timeout <= 0 || watch.running) {
         return TS_OK;
     }
     struct {

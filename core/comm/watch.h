@@ -27,8 +27,8 @@ typedef struct ts_watch_params {
     const char *network;
 } ts_watch_params;
 
-// Collective; nothing for a lone rank. One watch a program. TS_EUSAGE for a network that rank 0's host does not have,
-// TS_EPEER, on all ranks, when one cannot reach rank 0 within 20 s.
+// Collective; nothing for a lone rank. One watch a program: once it runs, opening it again changes nothing. TS_EUSAGE
+// for a network that rank 0's host does not have, TS_EPEER, on all ranks, when one cannot reach rank 0 within 20 s.
 int ts_watch_open(ts_comm *world, const ts_watch_params *params);
 // Not collective. ts_world_close calls it when all ranks have met.
 void ts_watch_close(void);
