@@ -90,6 +90,10 @@ int ts_comm_size(const ts_comm *comm) {
     return comm ? comm->size : 1;
 }
 
+bool ts_comm_is_imagined(const ts_comm *comm) {
+    return comm && !comm->transport && comm->size > 1;
+}
+
 // ---- counters
 
 ts_comm_counters ts_comm_get_counters(const ts_comm *comm, ts_collective kind) {

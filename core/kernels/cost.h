@@ -14,6 +14,7 @@ typedef struct ts_cost {
     ts_dtype dtype;     // of the operands
     int64_t dim[4];     // GEMM: m, n, k; attention: batch, heads, queries, keys; else rows, columns
     double flops, bytes;
+    double seconds;  // that the call took; 0 when it was only counted
 } ts_cost;
 
 static inline double ts_cost_bytes_of(ts_dtype dtype) {
@@ -22,7 +23,7 @@ static inline double ts_cost_bytes_of(ts_dtype dtype) {
 
 // A call that streams through rows x columns: `each` bytes for every element.
 static inline ts_cost ts_cost_stream(const char *entry, ts_dtype dtype, int64_t rows, int64_t columns, double each) {
-    return (ts_cost){entry, dtype, {rows, columns}, 0, (double)rows * (double)columns * each};
+    return (ts_cost){entry, dtype, {rows, columns}, 0, (double)rows * (double)columns * each, 0};
 }
 
 // ---- matrix engine
@@ -30,7 +31,7 @@ static inline ts_cost ts_cost_stream(const char *entry, ts_dtype dtype, int64_t 
 static inline ts_cost ts_cost_gemm(const ts_gemm *p) {
     const double m = (double)p->m, n = (double)p->n, k = (double)p->k, e = ts_cost_bytes_of(p->dtype_ab);
     const double written = ts_cost_bytes_of(p->dtype_c) * (1 + p->accumulate + (p->before_gelu != NULL));
-    return (ts_cost){"gemm", p->dtype_ab, {p->m, p->n, p->k}, 2 * m * n * k, e * (m * k + k * n) + written * m * n};
+    return (ts_cost){"gemm", p->dtype_ab, {p->m, p->n, p->k}, 2 * m * n * k, e * (m * k + k * n) + written * m * n, 0};
 }
 
 static inline ts_cost ts_cost_attention(const char *entry, const ts_attention *p, double products, double tensors) {
@@ -39,7 +40,8 @@ static inline ts_cost ts_cost_attention(const char *entry, const ts_attention *p
                      p->dtype,
                      {p->batch, p->heads, p->queries, p->keys},
                      2 * products * rows * (double)p->queries * (double)p->keys,
-                     tensors * rows * (double)(p->queries + p->keys) * ts_cost_bytes_of(p->dtype)};
+                     tensors * rows * (double)(p->queries + p->keys) * ts_cost_bytes_of(p->dtype),
+                     0};
 }
 static inline ts_cost ts_cost_attention_forward(const ts_attention *p) {
     return ts_cost_attention("attention_forward", p, 2, 2);  // S, O

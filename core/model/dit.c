@@ -37,6 +37,11 @@ static ts_var *text_embedding(ts_tape *tape, const ts_dit *dit, ts_var *context)
                         dtype);
 }
 
+// `table` from an element on; there are no tables when nothing is computed.
+static float *table_from(float *table, int64_t first) {
+    return table ? table + first : NULL;
+}
+
 // x [own rows, D] f32 = patches W^T + b (+ positions W_p^T + b_p)
 static ts_var *token_embedding(ts_tape *tape, const dit_pass *pass, ts_var *latent, const dit_positions *positions) {
     const ts_dit *dit = pass->dit;
@@ -47,7 +52,7 @@ static ts_var *token_embedding(ts_tape *tape, const dit_pass *pass, ts_var *late
     ts_tape_probe(tape, x, "patch_embedding.output");
     if (dit->config.absolute_positions && part.count > 0) {
         const ts_tensor features = {TS_F32, TS_SHAPE(part.count, DIT_POSITION_FEATURES),
-                                    positions->features + part.first * DIT_POSITION_FEATURES};
+                                    table_from(positions->features, part.first * DIT_POSITION_FEATURES)};
         ts_var *embedding = ts_nn_linear(tape, &dit->position, ts_tape_input(tape, features, false), TS_F32);
         x = ts_nn_add_rows_from(tape, x, embedding, pass->tokens.rows.first % part.count);
     }
@@ -143,7 +148,8 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
                        .tokens = tokens,
                        .rows = {tensor, batch * tokens.part.count, dit->mesh && dit->mesh->reproducible},
                        .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
-                       .rope = {positions->cosine + first, positions->sine + first, tokens.part.count, c->head_dim},
+                       .rope = {table_from(positions->cosine, first), table_from(positions->sine, first),
+                                tokens.part.count, c->head_dim},
                        .levels = {own, rows}};
     probe_inputs(tape, in, level, positions, pairs);
     return pass;
@@ -180,7 +186,7 @@ ts_var *ts_dit_forward_tokens(ts_tape *tape, const ts_dit *dit, const ts_dit_inp
     const dit_positions *positions;
     float *t;
     if (ts_tape_status(tape) || ts_tape_try(tape, check_input(dit, in)) ||
-        ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape))) {
+        ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape, ts_tape_computes(tape)))) {
         return NULL;
     }
     const dit_pass *pass = begin_pass(tape, dit, in, positions, &t);

@@ -42,41 +42,49 @@ static void fill_features(dit_positions *p) {
     }
 }
 
-int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video) {
+static int make_tables(dit_positions *p, const ts_dit_config *c) {
+    const int64_t pairs = c->head_dim / 2;
+    p->cosine = ts_aligned_alloc((size_t)(p->tokens * pairs) * sizeof(float));
+    p->sine = ts_aligned_alloc((size_t)(p->tokens * pairs) * sizeof(float));
+    p->features =
+        c->absolute_positions ? ts_aligned_alloc((size_t)(p->tokens * DIT_POSITION_FEATURES) * sizeof(float)) : NULL;
+    if (!p->cosine || !p->sine || (c->absolute_positions && !p->features)) {
+        return TS_ERESOURCE;
+    }
+    fill_rope(p, c->head_dim);
+    if (c->absolute_positions) {
+        fill_features(p);
+    }
+    return TS_OK;
+}
+
+static dit_positions *find_grid(const ts_dit *dit, const int64_t grid[3]) {
+    for (dit_positions *p = *dit->positions; p; p = p->next) {
+        if (!memcmp(p->grid, grid, sizeof p->grid)) {
+            return p;
+        }
+    }
+    dit_positions *p = ts_calloc(1, sizeof *p);
+    if (p) {
+        memcpy(p->grid, grid, sizeof p->grid);
+        p->tokens = grid[0] * grid[1] * grid[2];
+        p->next = *dit->positions;
+        *dit->positions = p;
+    }
+    return p;
+}
+
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, bool tables) {
     int64_t grid[3];
     for (int i = 0; i < 3; i++) {
         grid[i] = video.dim[1 + i] / dit->config.patch[i];
     }
-    for (const dit_positions *p = *dit->positions; p; p = p->next) {
-        if (!memcmp(p->grid, grid, sizeof grid)) {
-            *out = p;
-            return 0;
-        }
-    }
-    const int64_t tokens = grid[0] * grid[1] * grid[2], pairs = dit->config.head_dim / 2;
-    dit_positions *p = ts_calloc(1, sizeof *p);
+    dit_positions *p = find_grid(dit, grid);
+    *out = p;
     if (!p) {
         return TS_ERESOURCE;
     }
-    p->next = *dit->positions;
-    memcpy(p->grid, grid, sizeof grid);
-    p->tokens = tokens;
-    p->cosine = ts_aligned_alloc((size_t)(tokens * pairs) * sizeof(float));
-    p->sine = ts_aligned_alloc((size_t)(tokens * pairs) * sizeof(float));
-    const bool absolute = dit->config.absolute_positions;
-    p->features = absolute ? ts_aligned_alloc((size_t)(tokens * DIT_POSITION_FEATURES) * sizeof(float)) : NULL;
-    if (!p->cosine || !p->sine || (absolute && !p->features)) {
-        p->next = NULL;
-        dit_positions_free(p);
-        return TS_ERESOURCE;
-    }
-    fill_rope(p, dit->config.head_dim);
-    if (absolute) {
-        fill_features(p);
-    }
-    *dit->positions = p;
-    *out = p;
-    return 0;
+    return tables && !p->cosine ? make_tables(p, &dit->config) : TS_OK;
 }
 
 void dit_positions_free(dit_positions *list) {

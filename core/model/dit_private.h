@@ -36,6 +36,7 @@ typedef struct dit_image {
 typedef struct dit_positions {
     struct dit_positions *next;
     int64_t grid[3], tokens;
+    // NULL until something is computed:
     float *cosine, *sine;  // [tokens, head_dim / 2]
     float *features;       // [tokens, DIT_POSITION_FEATURES], or NULL without absolute positions
 } dit_positions;
@@ -68,8 +69,9 @@ typedef struct dit_pass {
 ts_var *dit_block_forward(ts_tape *tape, const dit_pass *pass, int index, ts_var *x, ts_var *text, ts_var *modulation,
                           ts_var *image, ts_recompute recompute);
 
-// Tables of the grid of a video [B, T, H, W, C], made at first use. Not thread-safe.
-int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video);
+// The grid of a video [B, T, H, W, C] and, unless it is only counted with, its tables, made at first use. Not
+// thread-safe.
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, bool tables);
 void dit_positions_free(dit_positions *list);
 
 // Image rows [B, rows, image_dim] f32 -> [B, rows, D] in the operand dtype.

@@ -19,19 +19,23 @@
 #include "core/kernels/cost.h"
 #include "core/nn/tape.h"
 
-// Calls an entry of the kernel table; an entry that the backend leaves empty is an error. In the count modes only the
-// meter, if there is one, hears of the call, by its cost (core/kernels/cost.h).
+// Calls an entry of the kernel table; an entry that the backend leaves empty is an error. A meter, if there is one,
+// hears of the call, by its cost (core/kernels/cost.h); in the count modes it is all that does.
 #define TS_KERNEL(tape, entry, ...)                                                                                    \
     (!ts_tape_computes(tape) ? ts_tape_meter(tape, ts_cost_##entry(__VA_ARGS__))                                       \
      : !ts_tape_kernels(tape)->entry                                                                                   \
          ? TS_FAIL(TS_EUSAGE, "%s is not supported on %s", #entry, ts_tape_kernels(tape)->name)                        \
-         : ts_tape_kernels(tape)->entry(__VA_ARGS__))
+     : !ts_tape_starts_clock(tape)                                                                                     \
+         ? ts_tape_kernels(tape)->entry(__VA_ARGS__)                                                                   \
+         : ts_tape_stop_clock(tape, ts_cost_##entry(__VA_ARGS__), ts_tape_kernels(tape)->entry(__VA_ARGS__)))
 
-int ts_tape_meter(ts_tape *tape, ts_cost cost);   // 0
-bool ts_tape_computes(const ts_tape *tape);       // false in the count modes
-bool ts_tape_keeps(const ts_tape *tape);          // record, or counting a recorded step
-int ts_tape_try(ts_tape *tape, int status);       // remembers the first failure; returns `status`
-void ts_tape_add_flops(ts_tape *tape, double n);  // of a forward pass; ignored while recomputing
+int ts_tape_meter(ts_tape *tape, ts_cost cost);                   // 0
+bool ts_tape_starts_clock(ts_tape *tape);                         // false without a meter
+int ts_tape_stop_clock(ts_tape *tape, ts_cost cost, int status);  // tells the meter; returns `status`
+bool ts_tape_computes(const ts_tape *tape);                       // false in the count modes
+bool ts_tape_keeps(const ts_tape *tape);                          // record, or counting a recorded step
+int ts_tape_try(ts_tape *tape, int status);                       // remembers the first failure; returns `status`
+void ts_tape_add_flops(ts_tape *tape, double n);                  // of a forward pass; ignored while recomputing
 
 // Uninitialised memory that lasts as long as the tape's values (released at the end of a scope that is not recorded).
 void *ts_tape_alloc(ts_tape *tape, size_t bytes);

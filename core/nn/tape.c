@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
 #include "core/nn/tape_private.h"
 
 enum { OBJECT_CHUNK = 64 << 10, VALUE_CHUNK = 4 << 20 };
@@ -376,6 +377,19 @@ int ts_tape_meter(ts_tape *tape, ts_cost cost) {
         tape->meter(tape->meter_user, &cost);
     }
     return 0;
+}
+
+bool ts_tape_starts_clock(ts_tape *tape) {
+    if (tape->meter) {
+        tape->clock = ts_clock_seconds();
+    }
+    return tape->meter != NULL;
+}
+
+int ts_tape_stop_clock(ts_tape *tape, ts_cost cost, int status) {
+    cost.seconds = ts_clock_seconds() - tape->clock;
+    tape->meter(tape->meter_user, &cost);
+    return status;
 }
 
 // ---- probes

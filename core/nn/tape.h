@@ -6,6 +6,9 @@
 //   count        compute nothing, allocate nothing: exact shapes, bytes and FLOPs of a recorded step with its backward
 //   count run    the same of a run
 //
+// On an imagined mesh (core/comm/mesh.h) nothing is sent in any mode: a recorded step is then a rehearsal, which
+// computes as one of its ranks would, from whatever is in memory, and counts what it would send.
+//
 // Variables live in the tape's arena until ts_tape_reset. Errors are sticky: after a failure every call is a no-op that
 // returns NULL and accepts NULL, and ts_tape_status tells the first error, so model code reads as equations.
 //
@@ -98,7 +101,8 @@ ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_
 typedef int (*ts_tape_mark_fn)(void *user, int index);
 void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index);
 
-// Hears of every kernel call of a counted step, forward and backward, recomputed ones too.
+// Hears of every kernel call of a step, forward and backward, recomputed ones too: of a counted one what it would cost,
+// of a computed one its seconds as well.
 typedef void (*ts_tape_meter_fn)(void *user, const ts_cost *cost);
 void ts_tape_set_meter(ts_tape *tape, ts_tape_meter_fn meter, void *user);
 

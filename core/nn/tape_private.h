@@ -50,6 +50,7 @@ struct ts_tape {
     void *probe_user;
     ts_tape_meter_fn meter;
     void *meter_user;
+    double clock;  // when the kernel call under way began, for the meter
 };
 
 ts_var *ts_tape_var(ts_tape *tape, ts_tensor value, bool needs_grad);
