@@ -13,6 +13,7 @@
 #include "data/world.h"
 #include "infer/generate.h"
 #include "tests/bench/bench.h"
+#include "train/plan.h"
 #include "train/train.h"
 
 typedef struct command {
@@ -24,6 +25,7 @@ static const command commands[] = {
     {"world", "make a captioned corpus of real video files", ts_command_world},
     {"ingest", "turn a folder of captioned videos into a data set", ts_command_ingest},
     {"train", "train a model on a data set", ts_command_train},
+    {"plan", "foretell a training step on every mesh of some devices, and recommend one", ts_command_plan},
     {"generate", "prompts to videos", ts_command_generate},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},
     {"bench", "measure this machine and what share of it the kernels reach", ts_command_bench},
