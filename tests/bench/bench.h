@@ -20,7 +20,11 @@ typedef struct ts_bench_params {
     const char *config;          // sizes of `train` and `infer`
     const char *mesh;            // of `train` and `infer`; NULL: every rank measures for itself
     int64_t max_bytes;           // largest size of `comm`
-    const char *write_hardware;  // file that `comm` writes, or NULL
+    const char *plan;            // training configuration whose kernel calls `kernels` measures, or NULL
+    int64_t devices;             // of that plan; 0: the ranks
+    const char *latent;          // shape of its latents where no data set is, or NULL
+    int64_t vocabulary;          // then
+    const char *write_hardware;  // file that `comm` and the plan's `kernels` write, or NULL
     bool json, cpu_time;
     // set by the command
     bool prints;  // this rank writes the table

@@ -12,6 +12,7 @@
 #include "core/base/rng.h"
 #include "core/base/status.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/calibrate.h"
 
 // Shapes of one model: the tokens of a batch, its width, and the prompt.
 typedef struct model {
@@ -341,7 +342,9 @@ static int measure_model(session *s, workspace *w, const model *m) {
 }
 
 int ts_bench_kernels(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report) {
-    (void)world;
+    if (params->plan) {
+        return ts_bench_calibrate(world, params, peak, report);
+    }
     session s = {.params = params, .peak = peak, .rows = json_array()};
     json_object_set_new(report, "kernels", s.rows);
     if (params->prints) {
