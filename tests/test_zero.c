@@ -83,11 +83,29 @@ static double backward(ts_optimizer *o, uint64_t step, ts_comm *world) {
     return squares;
 }
 
+enum { KINDS = 4 };
+
 typedef struct outcome {
     ts_params *params;
-    float *state[4];  // of ts_state_kind, [params->total]
-    double squares;   // of the last step's gradients
+    float *state[KINDS];  // [params->total] weight, average, first and second moment of the own parts, 0 elsewhere
+    bool *owned;          // [params->total]
+    double squares;       // of the last step's gradients
 } outcome;
+
+static void take_parts(const ts_optimizer *o, outcome *out) {
+    int64_t parts;
+    const ts_state_part *part = ts_optimizer_parts(o, &parts);
+    for (int64_t p = 0; p < parts; p++) {
+        const float *const from[KINDS] = {part[p].weight, part[p].average, part[p].moment1, part[p].moment2};
+        const int64_t at = part[p].param->offset + part[p].first;
+        for (int kind = 0; kind < KINDS; kind++) {
+            if (from[kind]) {
+                memcpy(out->state[kind] + at, from[kind], (size_t)part[p].count * sizeof(float));
+            }
+        }
+        memset(out->owned + at, true, (size_t)part[p].count);
+    }
+}
 
 static const ts_optimizer_params ADAMW = {
     .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .average = true};
@@ -108,35 +126,40 @@ static outcome take_steps(const ts_mesh *mesh, const ts_kernels *kernels, ts_dty
         out.squares = backward(o, (uint64_t)step, ts_mesh_axis(mesh, TS_AXIS_WORLD));
         CHECK_OK(ts_optimizer_step(o, step, 1e-2, 0.7, 0.9));
     }
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < KINDS; kind++) {
         out.state[kind] = ts_calloc((size_t)out.params->total, sizeof(float));
-        CHECK_OK(ts_optimizer_collect(o, (ts_state_kind)kind, out.state[kind]));
     }
+    out.owned = ts_calloc((size_t)out.params->total, sizeof *out.owned);
+    take_parts(o, &out);
     ts_optimizer_close(&o);
     return out;
 }
 
 static void outcome_close(outcome *out) {
     ts_params_close(&out->params);
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < KINDS; kind++) {
         free(out->state[kind]);
     }
+    free(out->owned);
 }
 
 // ---- the same bits
 
-// A slice of a parameter against the whole: all kinds of state, and what kernels read.
-static void check_slice(const outcome *one, const outcome *many, const ts_param *slice) {
+// A slice of a parameter against the whole: all kinds of state of what is owned, and what kernels read. Returns the
+// elements that are owned.
+static int64_t check_slice(const outcome *one, const outcome *many, const ts_param *slice) {
     const ts_param *whole = ts_params_find(one->params, slice->name);
     ts_piece piece[TS_MAX_PIECES];
     const int pieces = ts_param_pieces(slice, 0, slice->count, piece);
-    int64_t at = 0;
+    int64_t at = 0, owned = 0;
     bool same = true;
     for (int p = 0; p < pieces; p++) {
         for (int64_t run = 0; run < piece[p].runs; run++) {
             for (int64_t j = 0; j < piece[p].length; j++, at++) {
                 const int64_t element = piece[p].first + run * piece[p].stride + j;
-                for (int kind = 0; kind < 4; kind++) {
+                const bool own = many->owned[slice->offset + at];
+                owned += own;
+                for (int kind = 0; own && kind < KINDS; kind++) {
                     same = same && many->state[kind][slice->offset + at] == one->state[kind][whole->offset + element];
                 }
                 same =
@@ -149,6 +172,7 @@ static void check_slice(const outcome *one, const outcome *many, const ts_param 
         fprintf(stderr, "%s differs\n", slice->name);
     }
     CHECK(same && at == slice->count);
+    return owned;
 }
 
 static void check_same_bits(const ts_mesh *mesh, const ts_kernels *kernels) {
@@ -165,9 +189,13 @@ static void check_same_bits(const ts_mesh *mesh, const ts_kernels *kernels) {
         outcome many = take_steps(mesh, kernels, cases[c].operand, cases[c].grad, cases[c].settings);
         CHECK(one.squares > 0);
         CHECK_NEAR(many.squares / one.squares, 1, 1e-6);
+        int64_t owned = 0, elements = 0;
         for (int64_t i = 0; i < many.params->count; i++) {
-            check_slice(&one, &many, many.params->item[i]);
+            owned += check_slice(&one, &many, many.params->item[i]);
+            elements += ts_shape_count(many.params->item[i]->whole);
         }
+        CHECK_OK(ts_all_reduce(mesh->world, &owned, 1, TS_I64, TS_SUM));
+        CHECK(owned == elements);
         outcome_close(&one);
         outcome_close(&many);
     }

@@ -97,43 +97,50 @@ static float *zeroed(int64_t count) {
     return data;
 }
 
-static int allocate(ts_optimizer *o) {
-    const sizes n = measure(o, o->weights->operand_dtype);
-    o->master = n.master ? zeroed(n.master) : NULL;
-    o->moment1 = zeroed(n.moment1);
-    o->moment2 = zeroed(n.moment2);
-    o->average = n.average ? zeroed(n.average) : NULL;
-    o->wide = ts_aligned_alloc(TS_WIDE * sizeof *o->wide);
-    if ((n.master && !o->master) || !o->moment1 || !o->moment2 || (n.average && !o->average) || !o->wide) {
+// Masters and averages of the runs, from weights that are not settled yet.
+static int copy_weights(ts_optimizer *o, const sizes *n) {
+    o->master = n->master ? zeroed(n->master) : NULL;
+    o->average = n->average ? zeroed(n->average) : NULL;
+    if ((n->master && !o->master) || (n->average && !o->average)) {
         return TS_ERESOURCE;
     }
-    return o->muon ? ts_muon_group_allocate(o->muon, o) : TS_OK;
-}
-
-// Hands out the arrays to the runs. Reads the weights, which are not settled yet.
-static void fill_runs(ts_optimizer *o) {
-    float *master = o->master, *moment1 = o->moment1, *moment2 = o->moment2, *average = o->average;
+    float *master = o->master, *average = o->average;
     for (int64_t i = 0; i < o->runs; i++) {
         ts_optimizer_run *run = &o->run[i];
         const ts_span *span = &o->weights->span[run->span];
+        const float *value = span->value + (run->first - span->first);
         const size_t bytes = (size_t)run->count * sizeof(float);
-        const int64_t at = run->first - span->first, count = round_up(run->count);
         if (span->operand) {
-            run->operand = span->operand + at;
-            run->weight = memcpy(master, span->value + at, bytes);
-            master += count;
-        }
-        run->moment1 = moment1;
-        moment1 += count;
-        if (!run->matrix) {
-            run->moment2 = moment2;
-            moment2 += count;
+            run->operand = span->operand + (run->first - span->first);
+            run->weight = memcpy(master, value, bytes);
+            master += round_up(run->count);
         }
         if (average) {
-            run->average = memcpy(average, span->value + at, bytes);
-            average += count;
+            run->average = memcpy(average, value, bytes);
+            average += round_up(run->count);
         }
     }
+    return TS_OK;
+}
+
+static int make_moments(ts_optimizer *o, const sizes *n) {
+    o->moment1 = zeroed(n->moment1);
+    o->moment2 = zeroed(n->moment2);
+    o->wide = ts_aligned_alloc(TS_WIDE * sizeof *o->wide);
+    if (!o->moment1 || !o->moment2 || !o->wide) {
+        return TS_ERESOURCE;
+    }
+    float *moment1 = o->moment1, *moment2 = o->moment2;
+    for (int64_t i = 0; i < o->runs; i++) {
+        ts_optimizer_run *run = &o->run[i];
+        run->moment1 = moment1;
+        moment1 += round_up(run->count);
+        if (!run->matrix) {
+            run->moment2 = moment2;
+            moment2 += round_up(run->count);
+        }
+    }
+    return o->muon ? ts_muon_group_allocate(o->muon, o) : TS_OK;
 }
 
 // Where kernels read the weights themselves, the settled ones are the masters.
@@ -198,10 +205,11 @@ int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *
     *o = (ts_optimizer){.params = *params, .weights = weights, .kernels = kernels};
     int status = TS_OK;
     TS_TRY_GOTO(status, lay_out(o), failed);
-    TS_TRY_GOTO(status, allocate(o), failed);
-    fill_runs(o);
+    const sizes n = measure(o, weights->operand_dtype);
+    TS_TRY_GOTO(status, copy_weights(o, &n), failed);
     TS_TRY_GOTO(status, ts_params_settle(weights), failed);
     point_masters(o);
+    TS_TRY_GOTO(status, make_moments(o, &n), failed);  // into what settling gave back
     TS_TRY_GOTO(status, list_parts(o), failed);
     *out = o;
     return TS_OK;
@@ -274,22 +282,6 @@ int ts_optimizer_loaded(ts_optimizer *o) {
         TS_TRY(ts_zero_gather_start(o->zero, span));
     }
     return ts_zero_gather_wait(o->zero);
-}
-
-int ts_optimizer_collect(const ts_optimizer *o, ts_state_kind kind, float *values) {
-    memset(values, 0, (size_t)o->weights->total * sizeof *values);
-    for (int64_t i = 0; i < o->runs; i++) {
-        const ts_optimizer_run *run = &o->run[i];
-        const float *const array[] = {run->weight, run->average, run->moment1, run->moment2};
-        if (array[kind]) {
-            memcpy(values + run->first, array[kind], (size_t)run->count * sizeof *values);
-        }
-    }
-    for (int span = 0; span < o->weights->spans; span++) {
-        const ts_shard *shard = &o->zero->shard[span];
-        TS_TRY(ts_all_gather_v(shard->comm, values + shard->first, values + shard->span->first, shard->counts, TS_F32));
-    }
-    return TS_OK;
 }
 
 int ts_optimizer_swap_average(ts_optimizer *o) {

@@ -83,10 +83,6 @@ int ts_optimizer_step(ts_optimizer *optimizer, int64_t step, double lr, double g
 const ts_state_part *ts_optimizer_parts(const ts_optimizer *optimizer, int64_t *count);
 // After the parts were written on all ranks: brings what kernels read up to date everywhere. Collective.
 int ts_optimizer_loaded(ts_optimizer *optimizer);
-// All numbers of one kind, from their owners to every rank that holds the same slices: values [weights->total] f32 in
-// flat order, 0 where there are none. Collective.
-typedef enum { TS_STATE_WEIGHT, TS_STATE_AVERAGE, TS_STATE_MOMENT1, TS_STATE_MOMENT2 } ts_state_kind;
-int ts_optimizer_collect(const ts_optimizer *optimizer, ts_state_kind kind, float *values);
 // Exchanges the weights with their average everywhere: before and after evaluating the average. Nothing happens when
 // none is kept. Collective.
 int ts_optimizer_swap_average(ts_optimizer *optimizer);

@@ -19,8 +19,8 @@ static int64_t columns_of(const ts_optimizer_run *run) {
 // What rank `rank` of the tensor axis holds of a cut matrix: indices of the dimension that is cut.
 static ts_part slice_of(const ts_optimizer_run *run, const ts_comm *tensor, int rank) {
     const ts_param *m = run->matrix;
-    const ts_part part = ts_split(m->whole.dim[m->cut] / m->cut_unit, ts_comm_size(tensor), rank);
-    return (ts_part){part.first * m->cut_unit, part.count * m->cut_unit};
+    const ts_part part = ts_split(m->whole.dim[m->cut] / m->unit, ts_comm_size(tensor), rank);
+    return (ts_part){part.first * m->unit, part.count * m->unit};
 }
 
 static int64_t slice_elements(const ts_optimizer_run *run, const ts_comm *tensor, int rank) {

@@ -146,7 +146,6 @@ static void cut_part(ts_param *param, const ts_params *params, int cut, int64_t 
     const ts_comm *tensor = ts_mesh_axis(params->mesh, TS_AXIS_TENSOR);
     param->shape = param->whole;
     param->cut = cut < 0 || ts_comm_size(tensor) == 1 ? -1 : cut;
-    param->cut_unit = unit;
     if (param->cut >= 0) {
         TS_ASSERT(param->whole.dim[cut] % unit == 0);
         const ts_part part = ts_split(param->whole.dim[cut] / unit, ts_comm_size(tensor), ts_comm_rank(tensor));

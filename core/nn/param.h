@@ -23,7 +23,6 @@ typedef struct ts_param {
     int cut;            // dimension that is cut over the tensor axis, or -1: this rank holds the whole
     int64_t cut_first;  // where its part begins along that dimension
     int64_t unit;       // indices of it that stay together
-    int64_t cut_unit;   // indices that stay together
     int64_t offset;     // first element in the flat arrays, a multiple of 32; final after ts_params_allocate
     int64_t count;      // of the part; may be 0
     int group;          // 0, or that of the block it belongs to
