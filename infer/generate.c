@@ -29,6 +29,7 @@ typedef struct options {
     double guidance, shift, fps, watch;
     ts_size2 size;
     int grid, solver, precision, report;
+    bool reproducible;
 } options;
 
 static const char *const precision_names[] = {"f32", "bf16", NULL};
@@ -57,6 +58,7 @@ static const ts_option table[] = {
     {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
     {"mesh", TS_OPTION_STRING, FIELD(mesh), NULL, "ranks along each axis, as cfg=2,ulysses=2: data (videos), cfg (the two branches of guidance), sequence or ring and ulysses (tokens), tensor (layers); the ranks that are left go to data", 0, 0, NULL, false},
+    {"reproducible", TS_OPTION_BOOL, FIELD(reproducible), "false", "the same bits on every mesh, as on one rank, for more messages", 0, 0, NULL, false},
     {"report", TS_OPTION_CHOICE, FIELD(report), "none", "what is printed at the end: comm, the calls and bytes of each axis and collective", 0, 0, report_names, false},
     {"watch", TS_OPTION_REAL, FIELD(watch), "300", "seconds after which a rank that gives no sign, or ranks that wait for each other, end the job; 0: never", 0, 1e6, NULL, false},
     {"watch-network", TS_OPTION_STRING, FIELD(watch_network), NULL, "interface or address of rank 0's host that the ranks' signs of life go to; absent: any that they reach", 0, 0, NULL, false},
@@ -354,7 +356,9 @@ static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o) {
     TS_TRY(ts_agree(world, ts_model_describe(&model, o->model)));
     TS_TRY(ts_degrees_read(&degree, o->mesh ? o->mesh : "", model.dit.heads, ts_comm_size(world)));
     TS_TRY(ts_sample_check(&degree, o->guidance < 0 ? model.defaults.guidance : o->guidance));
+    TS_TRY(o->reproducible ? ts_sample_check_reproducible(precision_dtypes[o->precision]) : TS_OK);
     TS_TRY(ts_mesh_open(mesh, world, &degree));
+    mesh->reproducible = o->reproducible;
     if (ts_comm_size(world) > 1) {
         char text[80];
         TS_INFO("mesh %s", ts_degrees_text(&degree, text, sizeof text));

@@ -177,6 +177,16 @@ int ts_sample_check(const ts_degrees *degree, double guidance) {
     return TS_OK;
 }
 
+int ts_sample_check_reproducible(ts_dtype operands) {
+    if (ts_kernels_cpu_products_fixed(operands)) {
+        return TS_OK;
+    }
+    return TS_FAIL(TS_EUSAGE,
+                   "reproducible: matrix products of %s with %s have other last digits when ranks share the rows; it "
+                   "takes AVX-512 for f32 and avx512bf16 or amx for bf16",
+                   ts_dtype_name(operands), ts_kernels_cpu_instruction_set());
+}
+
 // Brings the videos of every rank of the data axis to all of them.
 static int gather(ts_comm *data, int64_t n, int64_t numbers, float *latents) {
     const int size = ts_comm_size(data);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3,4 timeout=120
 // The shipped model samples on every kind of mesh: the same noise to the bit, latents after 20 steps that differ by at
-// most 1e-4 of the largest, the same pixels from the same latents; and the bytes of the cfg axis are those of the
-// formula.
+// most 1e-4 of the largest, or by nothing where that is asked for, the same pixels from the same latents; and the bytes
+// of the cfg axis are those of the formula.
 #include <xxhash.h>
 
 #include "core/comm/mesh.h"
@@ -11,7 +11,7 @@
 #include "infer/sample.h"
 #include "tests/ts_test.h"
 
-enum { VIDEOS = 3, T = 5, H = 8, W = 8, STEPS = 20 };
+enum { VIDEOS = 3, T = 3, H = 8, W = 8, STEPS = 20 };
 
 static const char *const prompts[VIDEOS] = {"a red circle moves left on a black background",
                                             "a cyan square moves down on a brown background",
@@ -42,6 +42,7 @@ static const struct {
     {4, "ring=2,cfg=2"},
     {4, "data=2,cfg=2"},
     {4, "data=2,ulysses=2"},
+    {4, "data=2,tensor=2"},
 };
 
 static const ts_sample_params params = {.frames = T,
@@ -59,7 +60,7 @@ static const ts_sample_params params = {.frames = T,
 static ts_comm *world;
 static const ts_kernels *kernels;
 static int64_t numbers;  // of a video's latents
-static float *alone;     // [VIDEOS, T, H, W, C] as one rank makes them
+static float *alone;     // [VIDEOS, T, H, W, C] as one rank makes them, in f32
 
 // Whether all ranks hold the same bytes.
 static bool alike(const void *data, size_t bytes) {
@@ -69,9 +70,9 @@ static bool alike(const void *data, size_t bytes) {
     return most[0] == -most[1];
 }
 
-static float *sample(const ts_mesh *mesh) {
+static float *sample(const ts_mesh *mesh, ts_dtype precision) {
     ts_model *model = NULL;
-    CHECK_OK(ts_agree(world, ts_model_load(&model, "configs/shapes-model", mesh, TS_F32, false)));
+    CHECK_OK(ts_agree(world, ts_model_load(&model, "configs/shapes-model", mesh, precision, false)));
     numbers = T * H * W * ts_dit_get_config(model->dit)->out_channels;
     float *latents = malloc((size_t)(VIDEOS * numbers) * sizeof *latents);
     CHECK_OK(ts_sample(model, kernels, &params, prompts, VIDEOS, 5, latents));
@@ -109,6 +110,23 @@ static void compare_latents(const char *mesh, const float *latents) {
             printf("%-20s latents within %.1e of those of one rank, which reach %.1f\n", mesh, worst, largest);
         }
     }
+}
+
+// With the reproducible flag every mesh gives the bits of one rank.
+static void test_reproducible(const char *name, ts_mesh *mesh, ts_dtype precision, const float *one_rank) {
+    if (!ts_kernels_cpu_products_fixed(precision)) {
+        CHECK_FAILS(ts_sample_check_reproducible(precision), TS_EUSAGE, "reproducible");
+        return;
+    }
+    CHECK_OK(ts_sample_check_reproducible(precision));
+    mesh->reproducible = true;
+    float *latents = sample(mesh, precision);
+    const bool same = memcmp(latents, one_rank, (size_t)(VIDEOS * numbers) * sizeof *latents) == 0;
+    if (!same) {
+        fprintf(stderr, "%s: not the bits of one rank in %s\n", name, ts_dtype_name(precision));
+    }
+    CHECK(same);
+    free(latents);
 }
 
 // Each of the two ranks sends its branch once a step: n T H W C numbers for the n videos under way.
@@ -152,7 +170,8 @@ static void test_refusals(void) {
 int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
-    alone = sample(NULL);
+    alone = sample(NULL, TS_F32);
+    float *alone_bf16 = sample(NULL, TS_BF16);
     test_noise();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (cases[i].ranks == ts_comm_size(world)) {
@@ -160,16 +179,19 @@ int main(int argc, char **argv) {
             ts_mesh mesh;
             CHECK_OK(ts_degrees_read(&degree, cases[i].mesh, 4, ts_comm_size(world)));
             CHECK_OK(ts_mesh_open(&mesh, world, &degree));
-            float *latents = sample(&mesh);
+            float *latents = sample(&mesh, TS_F32);
             compare_latents(cases[i].mesh, latents);
             check_cfg_bytes(&mesh);
             free(latents);
+            test_reproducible(cases[i].mesh, &mesh, TS_F32, alone);
+            test_reproducible(cases[i].mesh, &mesh, TS_BF16, alone_bf16);
             ts_mesh_close(&mesh);
         }
     }
     test_decode();
     test_refusals();
     free(alone);
+    free(alone_bf16);
     const int failed = ts_test_end();
     ts_world_close(&world, 0);
     return failed;

@@ -264,6 +264,10 @@ typedef struct ts_kernels {
 // The CPU table, chosen once for this processor. `instruction_set` caps the choice for tests and for reproducing other
 // machines: "auto", "amx" (AMX bf16), "avx512bf16", "avx512", "avx2", "generic". TS_EUSAGE when the processor lacks it.
 int ts_kernels_cpu(const ts_kernels **out, const char *instruction_set);
+// Whether an element of a product of these operands has the same bits however many rows and columns are around it and
+// however many threads share them, where the rows of A and C follow one another without gaps: so with AVX-512 for f32
+// and with its bf16 instructions for bf16.
+bool ts_kernels_cpu_products_fixed(ts_dtype operands);
 // The name that was chosen.
 const char *ts_kernels_cpu_instruction_set(void);
 

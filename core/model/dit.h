@@ -12,8 +12,8 @@
 // group.
 //
 // Bits: the velocity on ulysses ranks is that of one rank. Ring and tensor ranks add in another order, unless the mesh
-// is reproducible (ts_mesh.reproducible): then it has the bits of one rank on every mesh, with equal thread counts; in
-// f32 also given two tokens or more on every rank, as oneDNN adds a single row's products in another order.
+// is reproducible (ts_mesh.reproducible): then it has the bits of one rank on every mesh, where products are fixed
+// (ts_kernels_cpu_products_fixed).
 #ifndef TS_MODEL_DIT_H
 #define TS_MODEL_DIT_H
 

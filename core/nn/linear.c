@@ -211,27 +211,47 @@ static int linear_backward(ts_tape *tape, void *call) {
     return c->x->needs_grad ? input_gradient(tape, c, d_y) : 0;
 }
 
-// y = x W^T + b, columns of it for each piece; `before_gelu` as in ts_gemm.
+// One piece of y = x W^T + b, its rows `row` elements apart; `before_gelu` as in ts_gemm.
+static int product(ts_tape *tape, const ts_linear *linear, const ts_linear_piece *piece, const ts_var *x, void *y,
+                   int64_t row, ts_dtype dtype_y, bool gelu, void *before_gelu) {
+    const ts_gemm gemm = {.m = ts_var_rows(x),
+                          .n = piece->out,
+                          .k = linear->in,
+                          .a = x->value.data,
+                          .lda = linear->in,
+                          .b = weight_of(linear, piece),
+                          .ldb = linear->in,
+                          .transpose_b = true,
+                          .c = y,
+                          .ldc = row,
+                          .dtype_ab = x->value.dtype,
+                          .dtype_c = dtype_y,
+                          .bias = piece->bias ? piece->bias->value : NULL,
+                          .gelu = gelu,
+                          .before_gelu = before_gelu};
+    return TS_KERNEL(tape, gemm, &gemm);
+}
+
+// y = x W^T + b. Several pieces are made one by one and put into their columns: products that leave gaps between the
+// rows of C take another path in oneDNN, whose bits depend on the number of rows (ts_kernels_cpu_products_fixed).
 static int products(ts_tape *tape, const ts_linear *linear, const ts_var *x, void *y, ts_dtype dtype_y, bool gelu,
                     void *before_gelu) {
+    if (linear->pieces == 1) {
+        return product(tape, linear, &linear->piece[0], x, y, linear->out, dtype_y, gelu, before_gelu);
+    }
+    TS_ASSERT(!gelu);
+    const int64_t element = (int64_t)ts_dtype_bytes(dtype_y), rows = ts_var_rows(x);
     for (int i = 0; i < linear->pieces; i++) {
         const ts_linear_piece *piece = &linear->piece[i];
-        const ts_gemm gemm = {.m = ts_var_rows(x),
-                              .n = piece->out,
-                              .k = linear->in,
-                              .a = x->value.data,
-                              .lda = linear->in,
-                              .b = weight_of(linear, piece),
-                              .ldb = linear->in,
-                              .transpose_b = true,
-                              .c = columns_at(y, piece->first, dtype_y),
-                              .ldc = linear->out,
-                              .dtype_ab = x->value.dtype,
-                              .dtype_c = dtype_y,
-                              .bias = piece->bias ? piece->bias->value : NULL,
-                              .gelu = gelu,
-                              .before_gelu = columns_at(before_gelu, piece->first, dtype_y)};
-        TS_TRY(TS_KERNEL(tape, gemm, &gemm));
+        const size_t bytes = (size_t)(rows * piece->out * element);
+        void *columns = ts_pool_take(tape, bytes);
+        if (!columns) {
+            return TS_ERESOURCE;
+        }
+        TS_TRY(product(tape, linear, piece, x, columns, piece->out, dtype_y, false, NULL));
+        TS_TRY(TS_KERNEL(tape, copy_rows, columns, piece->out * element, columns_at(y, piece->first, dtype_y),
+                         linear->out * element, rows, piece->out * element));
+        ts_pool_give(tape, columns, bytes);
     }
     return 0;
 }

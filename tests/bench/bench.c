@@ -49,6 +49,10 @@ static const ts_option options[] = {
      .offset = FIELD(mesh),
      .help = "ranks along each axis that train and infer time together, as tensor=2,ulysses=2; the ranks that are left "
              "go to data"},
+    {.name = "reproducible",
+     .type = TS_OPTION_BOOL,
+     .offset = FIELD(reproducible),
+     .help = "with --mesh: forward passes give the bits of one rank, for more messages"},
     {.name = "max-bytes",
      .type = TS_OPTION_INT,
      .offset = FIELD(max_bytes),

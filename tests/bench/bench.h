@@ -19,6 +19,7 @@ typedef struct ts_bench_params {
     const char *instruction_set;
     const char *config;          // sizes of `train` and `infer`
     const char *mesh;            // of `train` and `infer`; NULL: every rank measures for itself
+    bool reproducible;           // that mesh gives the bits of one rank
     int64_t max_bytes;           // largest size of `comm`
     const char *plan;            // training configuration whose kernel calls `kernels` measures, or NULL
     int64_t devices;             // of that plan; 0: the ranks

@@ -273,6 +273,7 @@ static int over_mesh(ts_comm *world, const ts_bench_params *params, const ts_ben
     }
     TS_TRY(ts_sample_check(&degree, 3.0));
     TS_TRY(ts_mesh_open(&mesh, world, &degree));
+    mesh.reproducible = params->reproducible;
     const bench_work first = train ? TRAIN : degree.cfg > 1 ? GUIDE : INFER;
     const int status = time_works(params, peak, shape, first, train ? TRAIN : GUIDE, &mesh, report);
     ts_mesh_close(&mesh);

@@ -50,6 +50,12 @@ const ts_kernels *ts_cpu_table(void) {
     return k;
 }
 
+// Measured, and held by tests/test_products_fixed.c: below AVX-512 oneDNN cuts k by the sizes of the other dimensions,
+// and products of one row or column take another path.
+bool ts_kernels_cpu_products_fixed(ts_dtype operands) {
+    return ts_cpu_isa() >= (operands == TS_BF16 ? TS_ISA_AVX512BF16 : TS_ISA_AVX512);
+}
+
 int ts_kernels_cpu(const ts_kernels **out, const char *instruction_set) {
     ts_isa level;
     TS_TRY(parse(instruction_set, &level));
