@@ -23,6 +23,7 @@ typedef enum {
     TS_MEMORY_KERNELS,      // working memory of kernels
     TS_MEMORY_DATA,         // batches read ahead, validation clips, tables of positions
     TS_MEMORY_PROCESS,      // program, libraries, index of the data set
+    TS_MEMORY_OPENING,      // what opening a run takes at its peak beyond all that
     TS_MEMORY_PARTS
 } ts_memory_part;
 
