@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
+# TEST: timeout=600
 # SPDX-License-Identifier: Apache-2.0
-# TEST: timeout=240
 # Memory as planned against the largest resident size of real runs, within 5 %; runs that cannot fit are refused.
 . tests/lib.sh
 
