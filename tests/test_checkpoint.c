@@ -15,6 +15,7 @@
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/base/split.h"
+#include "core/store/checkpoint_check.h"
 #include "ts_test.h"
 
 enum { ROWS = 30, COLUMNS = 100, LENGTH = ROWS * COLUMNS, SMALL = 5, KILLS = 20, DAMAGES = 200 };
@@ -344,6 +345,19 @@ static void test_refusals(void) {
     CHECK_FAILS(ts_checkpoint_restore(folder, &s.content, accept_step, &accept, world, &step), TS_EUSAGE, "1 groups");
 }
 
+static int check_command(const char *place) {
+    char argument[4096], name[] = "checkpoint", json[] = "--json";
+    snprintf(argument, sizeof argument, "%s", place);
+    return ts_command_check_checkpoint(world, 3, (char *[]){name, argument, json, NULL});
+}
+
+static void test_check(void) {
+    CHECK_OK(check_command(folder));
+    CHECK_OK(check_command(in_folder("step-00000055")));
+    CHECK_FAILS(check_command(in_folder("nowhere")), TS_EINPUT, "is not a folder");
+    CHECK_FAILS(check_command("/"), TS_EINPUT, "holds no checkpoint");
+}
+
 // ---- damage
 
 static void read_bytes(const char *path, char **bytes, size_t *size) {
@@ -424,6 +438,8 @@ static void test_damage(void) {  // on one rank: 55 and 60 are there
     CHECK(strstr(ts_error_text(), "and 1 more") && json_array_size(list) == 2);
     CHECK(!strcmp(json_string_value(json_array_get(list, 1)), "moment1.safetensors: tensor \"b\""));
     json_decref(list);
+    CHECK_FAILS(check_command(folder), TS_EINPUT, "1 of 2 checkpoints is damaged");
+    CHECK_FAILS(check_command(in_folder("step-00000060/")), TS_EINPUT, "1 of 1 checkpoints is damaged");
     expect_newest(55);
     make_state(60);
     CHECK_OK(save(folder, 60, 3));  // a damaged one gives way
@@ -535,6 +551,7 @@ int main(int argc, char **argv) {
     test_lone_failures();
     test_retention();
     test_refusals();
+    test_check();
     if (ts_comm_size(world) == 1) {
         test_damages();
         test_damage();
