@@ -36,7 +36,9 @@ static int compare_sums(const ts_stored *stored, int64_t *sum, ts_comm *world, j
         return TS_OK;
     }
     char more[64] = "";
-    snprintf(more, sizeof more, wrong > 1 ? ", and %" PRId64 " more" : "", wrong - 1);
+    if (wrong > 1) {
+        snprintf(more, sizeof more, ", and %" PRId64 " more", wrong - 1);
+    }
     return TS_FAIL(TS_EINPUT, "%s: tensor \"%s\" is damaged: its numbers are not those that were written%s",
                    first->file.path, first->name, more);
 }

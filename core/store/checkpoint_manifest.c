@@ -80,7 +80,10 @@ static int check_version(const json_t *root, const char *path) {
     int64_t version;
     TS_TRY(ts_json_int(root, "version", path, INT64_MIN, INT64_MAX, &version));
     if (version != VERSION) {
-        return TS_FAIL(TS_EINPUT, "%s: has version %" PRId64 ", this program reads version %d", path, version, VERSION);
+        return TS_FAIL(TS_EINPUT,
+                       "%s: has version %" PRId64
+                       ", this program reads version %d; go on with the program that wrote it",
+                       path, version, VERSION);
     }
     return TS_OK;
 }

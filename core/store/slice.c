@@ -128,10 +128,11 @@ static int read_run(const ts_slice_file *file, float *data, int64_t first, int64
     return TS_OK;
 }
 
-// Short runs that lie close are picked out of a block that covers many of them: one call to the system for all.
+// Runs a page apart or less are picked out of a block that covers many of them: reading what lies between costs less
+// than a call to the system for each.
 static bool worth_sieving(const ts_piece *piece) {
-    enum { SHORT = 4096, MOST_READ = 16 };  // elements; bytes read for a byte that is wanted
-    return piece->runs > 1 && piece->length <= SHORT && piece->stride <= MOST_READ * piece->length;
+    enum { NEAR = 1024 };  // elements
+    return piece->runs > 1 && piece->stride <= NEAR;
 }
 
 static int sieve(const ts_slice_file *file, const ts_piece *piece, float *data, float *block, uint64_t *sum) {
