@@ -95,13 +95,14 @@ static void test_noise(void) {
     free(x);
 }
 
-static void compare_latents(const char *mesh, const float *latents) {
+// Where nothing is added up over ranks, the bits are those of one rank; elsewhere the last digits differ.
+static void compare_latents(const char *mesh, const float *latents, bool adds_up) {
     double worst = 0.0, largest = 0.0;
     for (int64_t i = 0; i < VIDEOS * numbers; i++) {
         largest = fmax(largest, fabs((double)alone[i]));
         worst = fmax(worst, fabs((double)latents[i] - (double)alone[i]));
     }
-    CHECK(worst <= 1e-4 * largest);
+    CHECK(worst <= (adds_up || !ts_kernels_cpu_products_fixed(TS_F32) ? 1e-4 * largest : 0.0));
     CHECK(alike(latents, (size_t)(VIDEOS * numbers) * sizeof *latents));
     if (ts_comm_rank(world) == 0) {
         if (memcmp(latents, alone, (size_t)(VIDEOS * numbers) * sizeof *latents) == 0) {
@@ -180,10 +181,13 @@ int main(int argc, char **argv) {
             CHECK_OK(ts_degrees_read(&degree, cases[i].mesh, 4, ts_comm_size(world)));
             CHECK_OK(ts_mesh_open(&mesh, world, &degree));
             float *latents = sample(&mesh, TS_F32);
-            compare_latents(cases[i].mesh, latents);
+            const bool adds_up = degree.tensor > 1 || degree.ring > 1;
+            compare_latents(cases[i].mesh, latents, adds_up);
             check_cfg_bytes(&mesh);
             free(latents);
-            test_reproducible(cases[i].mesh, &mesh, TS_F32, alone);
+            if (adds_up) {
+                test_reproducible(cases[i].mesh, &mesh, TS_F32, alone);
+            }
             test_reproducible(cases[i].mesh, &mesh, TS_BF16, alone_bf16);
             ts_mesh_close(&mesh);
         }

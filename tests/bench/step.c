@@ -241,7 +241,7 @@ static int time_precision(const ts_bench_params *params, const ts_bench_peak *pe
 static int time_works(const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
                       bench_work first, bench_work last, const ts_mesh *mesh, json_t *report) {
     for (int precision = 0; precision < 2; precision++) {
-        for (int work = first; work <= (int)last; work++) {
+        for (int work = (int)first; work <= (int)last; work++) {
             if (!params->filter || strstr(precisions[precision].name, params->filter)) {
                 TS_TRY(time_precision(params, peak, shape, precision, (bench_work)work, mesh, report));
             }
