@@ -285,6 +285,36 @@ static void test_recompute(ts_dtype dtype) {
     ts_params_close(&params);
 }
 
+// silu(x W^T): the last value of the block is made again, what it is made of is kept
+static ts_var *unkept_block(ts_tape *tape, const void *context, ts_var *const *inputs) {
+    return ts_nn_silu(tape, ts_nn_linear(tape, context, inputs[0], TS_F32));
+}
+
+// What counting finds is what a step takes, whichever values outlive a block.
+static void test_counted_room(void) {
+    ts_params *params;
+    ts_linear linear;
+    ts_tape_room room[2];
+    float data[ROWS * D] = {0}, d_out[ROWS * D] = {0};
+    CHECK_OK(ts_params_open(&params));
+    CHECK_OK(ts_linear_open(&linear, params, "", "w", D, D, false));
+    CHECK_OK(ts_params_allocate(params, TS_F32, true));
+    for (ts_recompute recompute = TS_RECOMPUTE_NONE; recompute <= TS_RECOMPUTE_BLOCK; recompute++) {
+        for (int counting = 0; counting < 2; counting++) {
+            ts_tape *tape = open_tape(counting ? TS_TAPE_COUNT : TS_TAPE_RECORD, TS_F32);
+            ts_var *x = ts_tape_input(tape, rows_of(data), true);
+            for (int i = 0; i < 3; i++) {
+                x = ts_tape_scope(tape, unkept_block, &linear, &x, 1, recompute);
+            }
+            CHECK_OK(ts_tape_backward(tape, x, d_out));
+            room[counting] = ts_tape_get_room(tape);
+            ts_tape_close(&tape);
+        }
+        CHECK(!memcmp(&room[0], &room[1], sizeof room[0]));
+    }
+    ts_params_close(&params);
+}
+
 static void test_scopes(void) {
     float data[ROWS * D], other[ROWS * D], d_out[ROWS * D], kept[2][ROWS * D];
     ts_rng_normal_fill(data, ROWS * D, 1, TS_RNG_TEST, 1, 0);
@@ -363,6 +393,7 @@ int main(void) {
     test_frozen();
     test_missing_kernel();
     test_scopes();
+    test_counted_room();
     test_recompute(TS_F32);
     test_recompute(TS_BF16);
     test_run_memory();

@@ -23,6 +23,13 @@ static int append_keep(ts_tape *tape, tape_block block) {
     return 0;
 }
 
+// A block of the kept arena, beside the list. Where nothing is computed addresses are offsets, of which every arena has
+// the same ones: a bit of its own keeps those of this arena apart, for is_kept.
+static void *take_kept(ts_tape *tape, size_t bytes) {
+    char *data = ts_arena_alloc(tape->kept, bytes);
+    return data && !ts_tape_computes(tape) ? (void *)((uintptr_t)data | (uintptr_t)1 << 62) : data;
+}
+
 void *ts_tape_alloc_kept(ts_tape *tape, size_t bytes, bool *ready) {
     *ready = tape->pass == PASS_AGAIN;
     if (tape->pass == PASS_PLAIN) {
@@ -32,7 +39,7 @@ void *ts_tape_alloc_kept(ts_tape *tape, size_t bytes, bool *ready) {
         TS_ASSERT(tape->keep_next < tape->keep_count && tape->keep[tape->keep_next].bytes == bytes);
         return tape->keep[tape->keep_next++].data;
     }
-    void *data = ts_arena_alloc(tape->kept, bytes);
+    void *data = take_kept(tape, bytes);
     return ts_tape_try(tape, data ? append_keep(tape, (tape_block){data, bytes}) : TS_ERESOURCE) ? NULL : data;
 }
 
@@ -173,7 +180,7 @@ static int run_first(ts_tape *tape, const scope_call *c, ts_var *const *inputs, 
     out->value = made->value;
     if (!is_kept(tape, c->keep_first, made->value.data)) {
         const size_t bytes = ts_tensor_bytes(&made->value);
-        out->value.data = ts_arena_alloc(tape->kept, bytes);
+        out->value.data = take_kept(tape, bytes);
         if (!out->value.data) {
             return ts_tape_try(tape, TS_ERESOURCE);
         }
