@@ -270,8 +270,8 @@ static int backward_tour(ts_tape *tape, const ring_call *c, const backward_buffe
     TS_TRY(copy_columns(tape, c, ts_columns_data(c->q), ts_var_width(c->q.var), b->q, width_of(c)));
     for (int stop = 0; stop < ranks; stop++) {
         ts_request *hop;
-        TS_TRY(start_hop(tape, c, stop, b->block, &hop));
-        int status = backward_stop(tape, c, stop, b);
+        int status = start_hop(tape, c, stop, b->block, &hop);
+        status = status ? status : backward_stop(tape, c, stop, b);
         if (stop > 0 && !status) {
             status = pass_sum_on(tape, c, stop, b, &sum_hop);
         }
