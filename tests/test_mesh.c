@@ -69,6 +69,7 @@ static void test_imagined(void) {
     CHECK_FAILS(ts_reduce_scatter_v(comm, data, out, counts, TS_F32), TS_EINTERNAL, "imagined");
     CHECK_FAILS(ts_all_to_all_v(comm, data, counts, out, counts, TS_F32), TS_EINTERNAL, "imagined");
     CHECK_FAILS(ts_barrier(comm), TS_EINTERNAL, "barrier");
+    CHECK_FAILS(ts_agree(comm, TS_OK), TS_EINTERNAL, "agreement over 3 imagined ranks");
     CHECK_FAILS(ts_reduce_scatter_v_start(comm, data, out, counts, TS_F32, &request), TS_EINTERNAL, "imagined");
     CHECK_FAILS(ts_all_gather_v_start(comm, data, out, counts, TS_F32, &request), TS_EINTERNAL, "imagined");
     CHECK_FAILS(ts_ring_start(comm, data, 1, out, 1, TS_F32, &request), TS_EINTERNAL, "ring over 3");

@@ -41,6 +41,9 @@ int ts_agree(ts_comm *comm, int status) {
     if (ts_comm_size(comm) == 1) {
         return status;
     }
+    if (ts_comm_is_imagined(comm)) {
+        return TS_FAIL(TS_EINTERNAL, "agreement over %d imagined ranks: they serve for counting only", comm->size);
+    }
     ts_watch_begin(comm, TS_WATCH_AGREE, NULL, TS_U8, 0);
     status = share(comm, status);
     ts_watch_end();
@@ -52,6 +55,7 @@ bool ts_agree_any(ts_comm *comm, bool flag) {
         return flag;
     }
     int any = flag;
+    TS_ASSERT(!ts_comm_is_imagined(comm));
     ts_watch_begin(comm, TS_WATCH_AGREE, NULL, TS_U8, 1);
     const int status = ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, &any, 1, MPI_INT, MPI_MAX, comm->mpi), "MPI_Allreduce");
     ts_watch_end();

@@ -33,7 +33,7 @@ typedef enum {
     TS_REDUCE_SCATTER,
     TS_ALL_TO_ALL,
     TS_RING,
-    TS_BARRIER,  // and agreements
+    TS_BARRIER,
     TS_COLLECTIVE_COUNT
 } ts_collective;
 
@@ -41,7 +41,7 @@ typedef enum {
 //   all-reduce      2 (n-1)/n of the data       broadcast       (n-1)/n of the data, whoever is root
 //   all-gather      (n-1) times its own part    reduce-scatter  the parts of the others
 //   all-to-all      what goes to the others     ring            what goes to the next rank
-//   barrier, agree  0
+//   barrier         0                           agreements      not counted
 // With even parts, all-gather and reduce-scatter are (n-1)/n of the whole.
 typedef struct ts_comm_counters {
     uint64_t calls, bytes_sent;
@@ -91,8 +91,9 @@ int ts_barrier(ts_comm *comm);
 // ---- asynchronous forms: the buffers, and the counts' arrays, must not be touched until ts_wait
 // Any number may be under way. Waits may come in any order among themselves, and in another one on each rank; waits and
 // blocking calls keep one order on all ranks. Messages move, and sums are made, inside the calls of this file. A
-// reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB; the memory of requests is
-// kept for the next ones: a step of training allocates nothing after the first.
+// reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB or, where that is more, 128 KiB
+// for each other rank; the memory of requests is kept for the next ones: a step of training allocates nothing after the
+// first.
 int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                               ts_request **out);
 int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
@@ -109,7 +110,7 @@ int64_t ts_reduce_scatter_scratch(const ts_comm *comm, const int64_t *counts, ts
 // ---- errors across ranks
 
 // Collective. When any rank gives a non-zero status, all ranks return the status of the lowest failing rank with its
-// text ("rank 3: ...") as last error. Returns 0 when all are 0.
+// text ("rank 3: ...") as last error. Returns 0 when all are 0. TS_EINTERNAL over imagined ranks, as all collectives.
 int ts_agree(ts_comm *comm, int status);
 // Collective. True on all ranks when true on one: for a signal that may reach ranks at different times.
 bool ts_agree_any(ts_comm *comm, bool flag);
