@@ -44,7 +44,7 @@ static struct {
     int wire_count, wire_room, missing;
     ts_watch_entry *entries;
     bool *stuck;
-    double last_round;
+    double last_round, awake;  // awake: when this thread last went on after a stop
 } watch = {.wake = -1, .listening = {-1, -1}};
 
 // ---- the end of the job
@@ -128,12 +128,13 @@ static bool rest(double until, int sockets) {
 }
 
 // Called once a beat. A thread that was itself stopped, with the whole job or its machine, must not take that for the
-// silence of others.
+// silence of others, nor for a wait of theirs.
 static void begin_beat(double now) {
     const double slept = now - watch.last_round - watch.interval;
     for (int i = 0; i < watch.size && slept > 3 * watch.interval; i++) {
         watch.heard[i] += slept;
     }
+    watch.awake = slept > watch.timeout / 2 ? now : watch.awake;
     watch.last_round = now;
     const double at = atomic_load(&watch.abort_at);
     if (at > 0 && now > at) {
@@ -225,6 +226,9 @@ static bool take_message(ts_watch_wire *wire, double now) {
         }
         return true;
     }
+    if (frame->type == TS_WATCH_OVER) {
+        _exit(ts_exit_code(TS_EPEER));  // this rank was silent, goes on, and another has said so
+    }
     if (frame->type == TS_WATCH_LEAVE && watch.chosen[wire->rank] == wire) {
         note_leave(wire->rank);
     }
@@ -268,7 +272,9 @@ static void hear_all(double now) {
 static void judge(double now) {
     char text[900];
     for (int rank = 0; rank < watch.size; rank++) {
-        watch.peers[rank].silent = rank > 0 ? now - watch.heard[rank] : 0;
+        ts_watch_peer *const peer = &watch.peers[rank];
+        peer->silent = rank > 0 ? now - watch.heard[rank] : 0;
+        peer->pulse.inside = fmin(peer->pulse.inside, now - watch.awake);
     }
     const ts_watch_judge court = {watch.peers, watch.size, watch.timeout, watch.entries, watch.stuck};
     if (ts_watch_find_fault(&court, text, sizeof text)) {
@@ -482,7 +488,7 @@ int ts_watch_open(ts_comm *world, const ts_watch_params *params) {
     watch.timeout = params->timeout;
     watch.interval = params->interval > 0 ? params->interval : tenth < 1 ? tenth : 1;
     watch.own = (ts_watch_pulse){.rank = watch.rank, .step = -1, .inside = -1};
-    watch.last_round = ts_clock_seconds();
+    watch.last_round = watch.awake = ts_clock_seconds();
     atomic_store(&watch.stop, false);
     gethostname(watch.host, sizeof watch.host - 1);
     int status = TS_OK;
