@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -51,7 +53,7 @@ char *ts_shared_buffer(const ts_comm *comm, int rank) {
     return comm->shared->base + marks_bytes(comm->size) + index * TS_SHARED_BUFFER;
 }
 
-// Memory is reserved here, each rank's near to it, so that a full file system is an error and not a signal later.
+// Memory is reserved here, each rank's near to it, so that the lack of it is an error and not a signal later.
 static int map_segment(ts_comm *comm, int file) {
     ts_shared *s = comm->shared;
     const size_t own = marks_bytes(comm->size) + 2 * (size_t)comm->rank * TS_SHARED_BUFFER;
@@ -68,9 +70,34 @@ static int map_segment(ts_comm *comm, int file) {
     return TS_OK;
 }
 
-static int open_file(const char *name, int flags, int *file) {
-    *file = shm_open(name, flags, 0600);
-    return *file < 0 ? TS_FAIL(TS_ERESOURCE, "cannot open shared memory %s: %s", name, strerror(errno)) : TS_OK;
+// What finds rank 0's memory again: its place among that process's open files, and what it must be there, since the
+// same process number may mean another process in another name space.
+typedef struct segment_place {
+    char path[64];
+    dev_t device;
+    ino_t number;
+} segment_place;
+
+// Memory without a name: nobody else comes upon it, and nothing of it is left when the job is killed.
+static int make_file(const ts_comm *comm, int *file, segment_place *place) {
+    struct stat about;
+    *file = memfd_create("tessera", MFD_CLOEXEC);
+    if (*file < 0 || ftruncate(*file, (off_t)comm->shared->bytes) || fstat(*file, &about)) {
+        return TS_FAIL(TS_ERESOURCE, "cannot make shared memory: %s", strerror(errno));
+    }
+    snprintf(place->path, sizeof place->path, "/proc/%d/fd/%d", (int)getpid(), *file);
+    place->device = about.st_dev;
+    place->number = about.st_ino;
+    return TS_OK;
+}
+
+static int open_file(const segment_place *place, int *file) {
+    struct stat about;
+    if (stat(place->path, &about) || about.st_dev != place->device || about.st_ino != place->number) {
+        return TS_FAIL(TS_ERESOURCE, "cannot find the shared memory of the first rank at %s", place->path);
+    }
+    *file = open(place->path, O_RDWR | O_CLOEXEC);
+    return *file < 0 ? TS_FAIL(TS_ERESOURCE, "cannot open shared memory %s: %s", place->path, strerror(errno)) : TS_OK;
 }
 
 // Same answer on all ranks: that of the lowest which failed, else 0.
@@ -80,36 +107,26 @@ static int agree(const ts_comm *comm, int status) {
     return own || !status ? status : TS_FAIL(status, "another rank cannot open shared memory");
 }
 
-// Rank 0 makes a file in memory, all map it, and its name is taken away before anything else can happen.
+// Rank 0 makes the memory, all map it, then the files are closed: it lasts as long as it is mapped.
 static int open_segment(ts_comm *comm) {
-    char name[64];
-    int file = -1, status = TS_OK;
-    snprintf(name, sizeof name, "/tessera-%d-%llx", (int)getpid(), (unsigned long long)(uintptr_t)comm);
-    if (comm->rank == 0) {
-        status = open_file(name, O_CREAT | O_EXCL | O_RDWR, &file);
-        if (!status && ftruncate(file, (off_t)comm->shared->bytes)) {
-            status = TS_FAIL(TS_ERESOURCE, "cannot size shared memory: %s", strerror(errno));
-        }
-    }
-    TS_TRY(ts_mpi_check(MPI_Bcast(name, (int)sizeof name, MPI_CHAR, 0, comm->mpi), "MPI_Bcast"));
+    segment_place place = {0};
+    int file = -1, status = comm->rank == 0 ? make_file(comm, &file, &place) : TS_OK;
+    TS_TRY(ts_mpi_check(MPI_Bcast(&place, (int)sizeof place, MPI_BYTE, 0, comm->mpi), "MPI_Bcast"));
     if (comm->rank != 0) {
-        status = open_file(name, O_RDWR, &file);
+        status = open_file(&place, &file);
     }
     if (!status) {
         status = map_segment(comm, file);
     }
+    status = agree(comm, status);
     if (file >= 0) {
         close(file);
-    }
-    status = agree(comm, status);
-    if (comm->rank == 0) {
-        shm_unlink(name);
     }
     return status;
 }
 
-// Whether this rank may read the next one's memory, and finds there what it should: process numbers may belong to
-// different name spaces.
+// Whether this rank may read the next one's memory, and finds there what no other process holds: the same process
+// number may mean another one in another name space.
 static bool reads_next(const ts_comm *comm) {
     uint64_t token = 0;
     const int next = (comm->rank + 1) % comm->size;
@@ -125,12 +142,12 @@ static bool is_crowded(void) {
 static int allow_reading(ts_comm *comm) {
     ts_shared *s = comm->shared;
     ts_shared_mark *const mark = ts_shared_mark_of(comm, comm->rank);
-    s->token = (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)s;
+    const bool random = getrandom(&s->token, sizeof s->token, GRND_NONBLOCK) == sizeof s->token;
     mark->pid = getpid();
     mark->token = s->token;
     mark->data[0] = &s->token;
     TS_TRY(agree(comm, TS_OK));  // all have told
-    int all[2] = {ts_shared_may_read && reads_next(comm), !is_crowded()};
+    int all[2] = {ts_shared_may_read && random && reads_next(comm), !is_crowded()};
     TS_TRY(ts_mpi_check(MPI_Allreduce(MPI_IN_PLACE, all, 2, MPI_INT, MPI_MIN, comm->mpi), "MPI_Allreduce"));
     s->crowded = !all[1];
     if (all[0]) {
