@@ -90,8 +90,7 @@ typedef enum {
 // A scope: `block` is a pure function of its inputs (at most 8, some may be NULL; the first has the shape and dtype of
 // the output) and of what `context` points to, which must outlive the backward pass. When nothing is recorded, only the
 // block's output stays in memory. When recording, what `recompute` says is kept, and backward runs the block again,
-// recorded, before it goes through it; its output's value
-// is gone after that.
+// recorded, before it goes through it; the output's value is gone after that.
 typedef ts_var *(*ts_block_fn)(ts_tape *tape, const void *context, ts_var *const *inputs);
 ts_var *ts_tape_scope(ts_tape *tape, ts_block_fn block, const void *context, ts_var *const *inputs, int input_count,
                       ts_recompute recompute);
