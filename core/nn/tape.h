@@ -64,7 +64,7 @@ ts_tape_room ts_tape_get_room(const ts_tape *tape);
 // or reset.
 int ts_tape_reserve(ts_tape *tape, const ts_tape_room *room);
 uint64_t ts_tape_system_calls(const ts_tape *tape);  // how often memory was asked of the system
-ts_arena *ts_tape_arena(ts_tape *tape);  // for inputs that live as long as the step
+ts_arena *ts_tape_arena(ts_tape *tape);              // for inputs that live as long as the step
 // Zeroed host memory until reset, real in every mode: row maps, a block's context. NULL after a failure.
 void *ts_tape_object(ts_tape *tape, size_t bytes);
 const ts_kernels *ts_tape_kernels(const ts_tape *tape);

@@ -40,7 +40,7 @@ struct ts_tape {
     tape_block *keep;  // [keep_count] what of `kept` was asked for, in order
     int64_t keep_count, keep_capacity;
     uint64_t list_growths;  // of the three lists
-    int64_t keep_next;  // in PASS_AGAIN: what the next request gets
+    int64_t keep_next;      // in PASS_AGAIN: what the next request gets
     tape_pass pass;
     bool replaying;  // inside backward: a recomputed block is neither counted nor probed
     double flops;
