@@ -220,13 +220,9 @@ int ts_model_save_parts(const ts_model *model, const ts_weights_part *part, int6
 
 int ts_model_save(const ts_model *model, const float *values, const char *folder) {
     const ts_params *params = model->params;
-    ts_weights_part *part = ts_malloc((size_t)(params->count + 1) * sizeof *part);
+    ts_weights_part *part = ts_weights_all(params, values);
     if (!part) {
         return TS_ERESOURCE;
-    }
-    for (int64_t i = 0; i < params->count; i++) {
-        const ts_param *param = params->item[i];
-        part[i] = (ts_weights_part){param, 0, param->count, values + param->offset};
     }
     const int status = ts_model_save_parts(model, part, params->count, folder, NULL);
     free(part);

@@ -177,14 +177,19 @@ done:
     return status;
 }
 
-int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path) {
+ts_weights_part *ts_weights_all(const ts_params *params, const float *values) {
     ts_weights_part *part = ts_malloc((size_t)(params->count + 1) * sizeof *part);
-    if (!part) {
-        return TS_ERESOURCE;
-    }
-    for (int64_t i = 0; i < params->count; i++) {
+    for (int64_t i = 0; part && i < params->count; i++) {
         const ts_param *param = params->item[i];
         part[i] = (ts_weights_part){param, 0, param->count, values + param->offset};
+    }
+    return part;
+}
+
+int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path) {
+    ts_weights_part *part = ts_weights_all(params, values);
+    if (!part) {
+        return TS_ERESOURCE;
     }
     const int status = ts_weights_save_parts(params, part, params->count, prefix, path, NULL);
     free(part);

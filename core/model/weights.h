@@ -24,7 +24,10 @@ typedef struct ts_weights_part {
 // error: it belongs into a temporary folder. Collective over `world`.
 int ts_weights_save_parts(const ts_params *params, const ts_weights_part *part, int64_t parts, const char *prefix,
                           const char *path, ts_comm *world);
-// The same of one rank that holds all; `values` is laid out as params->value.
+// The parts of one rank that holds all, in a new array of params->count that the caller frees; `values` is laid out as
+// params->value. NULL when memory is exhausted.
+ts_weights_part *ts_weights_all(const ts_params *params, const float *values);
+// Writes all of them, by one rank.
 int ts_weights_save(const ts_params *params, const float *values, const char *prefix, const char *path);
 
 #endif
