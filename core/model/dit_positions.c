@@ -42,6 +42,13 @@ static void fill_features(dit_positions *p) {
     }
 }
 
+static void free_tables(dit_positions *p) {
+    free(p->features);
+    free(p->sine);
+    free(p->cosine);
+    p->features = p->sine = p->cosine = NULL;
+}
+
 static int make_tables(dit_positions *p, const ts_dit_config *c) {
     const int64_t pairs = c->head_dim / 2;
     p->cosine = ts_aligned_alloc((size_t)(p->tokens * pairs) * sizeof(float));
@@ -49,6 +56,7 @@ static int make_tables(dit_positions *p, const ts_dit_config *c) {
     p->features =
         c->absolute_positions ? ts_aligned_alloc((size_t)(p->tokens * DIT_POSITION_FEATURES) * sizeof(float)) : NULL;
     if (!p->cosine || !p->sine || (c->absolute_positions && !p->features)) {
+        free_tables(p);
         return TS_ERESOURCE;
     }
     fill_rope(p, c->head_dim);
@@ -90,9 +98,7 @@ int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape vid
 void dit_positions_free(dit_positions *list) {
     while (list) {
         dit_positions *next = list->next;
-        free(list->features);
-        free(list->sine);
-        free(list->cosine);
+        free_tables(list);
         free(list);
         list = next;
     }
