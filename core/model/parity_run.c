@@ -217,9 +217,8 @@ static int load_transformer(ts_parity *p, ts_params *params) {
     return 0;
 }
 
-// What fails inside the tape may fail on one rank, for which the others would wait.
-static void end_alone(const ts_parity *p, const ts_tape *tape) {
-    const int status = ts_tape_status(tape);
+// What fails in the middle of a pass may fail on one rank, for which the others would wait.
+static void end_alone(const ts_parity *p, int status) {
     if (ts_comm_size(p->world) > 1 && (status == TS_ERESOURCE || status == TS_EINTERNAL)) {
         ts_comm_abort(p->world, status);
     }
@@ -243,7 +242,7 @@ static int check_transformer(ts_parity *p, ts_tape *tape, ts_params *params, con
     status = ts_agree(p->world, status);
     if (!status) {
         status = run_transformer(p, tape, dit, params, &io);
-        end_alone(p, tape);
+        end_alone(p, status);
     }
     free_transformer_io(&io);
     ts_dit_close(&dit);
@@ -351,7 +350,7 @@ int ts_parity_run(ts_parity *p) {
     json_t *json = NULL;
     ts_tape *tape = NULL;
     ts_params *params = NULL;
-    TS_TRY(ts_json_read(path, MAX_CONFIG_BYTES, &json));
+    TS_TRY(ts_agree(p->world, ts_json_read(path, MAX_CONFIG_BYTES, &json)));
     const int status = open_and_check(p, &tape, &params, json, path);
     ts_params_close(&params);
     ts_tape_close(&tape);
