@@ -167,14 +167,18 @@ void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_
 
 // ---- entering and leaving
 
-// Without shared memory there still is MPI, unless it was asked for.
+// Without shared memory there still is MPI, unless it was asked for. One line says so, not one for each axis and rank.
 static int open_shared(ts_comm *comm) {
+    static bool told;
     const int status = ts_shared_open(comm);
     if (status && ts_transport_wanted == TS_TRANSPORT_SHARED) {
         return status;
     }
     if (status) {
-        TS_WARN("%s; going on over MPI", ts_error_text());
+        if (comm->rank == 0 && !told) {
+            TS_WARN("%s; going on over MPI", ts_error_text());
+        }
+        told = true;
         comm->transport = &ts_mpi_transport;
     }
     return TS_OK;

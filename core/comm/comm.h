@@ -5,7 +5,8 @@
 //
 // All calls are collective over the communicator and must be made in the same order on every rank of it.
 // Errors inside a step abort the job (ts_comm_abort); at the rare collective points ts_agree makes every rank return
-// the same error.
+// the same error. Calls return TS_EPEER when MPI, another rank's memory or its order of calls fails, TS_ERESOURCE
+// without memory for messages, TS_EINTERNAL for a dtype that cannot be reduced and over imagined ranks.
 //
 // Sums are taken in the order of the ranks, 0 + 1 + 2 .., whatever the transport: the same bits on all of them, and on
 // every run.
@@ -91,9 +92,9 @@ int ts_barrier(ts_comm *comm);
 // ---- asynchronous forms: the buffers, and the counts' arrays, must not be touched until ts_wait
 // Any number may be under way. Waits may come in any order among themselves, and in another one on each rank; waits and
 // blocking calls keep one order on all ranks. Messages move, and sums are made, inside the calls of this file. A
-// reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB or, where that is more, 128 KiB
-// for each other rank; the memory of requests is kept for the next ones: a step of training allocates nothing after the
-// first.
+// reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB or, where that is more, 128
+// KiB for each other rank; the memory of requests is kept for the next ones: a step of training allocates nothing after
+// the first.
 int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                               ts_request **out);
 int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,

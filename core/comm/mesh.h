@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The mesh: a grid over the world's ranks. What was sent along its axes is gathered and printed by traffic.h.
 //
-// The tensor axis is fastest, then ulysses, ring, cfg, data: ranks that talk most are
-// neighbours.
+// The tensor axis is fastest, then ulysses, ring, cfg, data: ranks that talk most are neighbours.
 //
 //   tensor    heads and widths of the layers are split; between pairs of layers, tokens
 //   ulysses   tokens are split; attention exchanges them for heads

@@ -31,6 +31,10 @@ int ts_mpi_check(int code, const char *call) {
     return TS_FAIL(TS_EPEER, "%.*s failed: %s", (int)strcspn(call, "("), call, text);
 }
 
+int ts_mpi_next_chunk(int64_t left) {
+    return (int)(left < ts_mpi_chunk ? left : ts_mpi_chunk);
+}
+
 MPI_Datatype ts_mpi_type(ts_dtype dtype) {
     switch (ts_dtype_bytes(dtype)) {
     case 1:
@@ -42,11 +46,6 @@ MPI_Datatype ts_mpi_type(ts_dtype dtype) {
     default:
         return MPI_UINT64_T;
     }
-}
-
-// Elements of the next MPI call when `left` are to go.
-static int next_chunk(int64_t left) {
-    return (int)(left < ts_mpi_chunk ? left : ts_mpi_chunk);
 }
 
 static int64_t sum_of(const int64_t *counts, int n) {
@@ -74,7 +73,7 @@ static bool fill_counts(ts_comm *comm, const int64_t *counts) {
 static int broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
     char *at = data;
     for (int64_t left = bytes; left > 0;) {
-        const int n = next_chunk(left);
+        const int n = ts_mpi_next_chunk(left);
         TRY_MPI(MPI_Bcast(at, n, MPI_BYTE, root, comm->mpi));
         at += n;
         left -= n;

@@ -158,14 +158,10 @@ int64_t ts_request_messages(int64_t count) {
     return (count + ts_mpi_chunk - 1) / ts_mpi_chunk;
 }
 
-static int next_chunk(int64_t left) {
-    return (int)(left < ts_mpi_chunk ? left : ts_mpi_chunk);
-}
-
 int ts_request_send(ts_request *r, const void *data, int64_t count, ts_dtype dtype, int to) {
     const char *at = data;
     while (count > 0) {
-        const int n = next_chunk(count);
+        const int n = ts_mpi_next_chunk(count);
         TS_ASSERT(r->used < r->messages);
         TS_TRY(ts_mpi_check(MPI_Isend(at, n, ts_mpi_type(dtype), to, r->tag, r->comm->mpi, &r->message[r->used++]),
                             "MPI_Isend"));
@@ -178,7 +174,7 @@ int ts_request_send(ts_request *r, const void *data, int64_t count, ts_dtype dty
 int ts_request_receive(ts_request *r, void *data, int64_t count, ts_dtype dtype, int from) {
     char *at = data;
     while (count > 0) {
-        const int n = next_chunk(count);
+        const int n = ts_mpi_next_chunk(count);
         TS_ASSERT(r->used < r->messages);
         TS_TRY(ts_mpi_check(MPI_Irecv(at, n, ts_mpi_type(dtype), from, r->tag, r->comm->mpi, &r->message[r->used++]),
                             "MPI_Irecv"));

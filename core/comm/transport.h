@@ -75,6 +75,7 @@ extern int64_t ts_shared_chunk;
 extern bool ts_shared_may_read;
 // Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
 extern int64_t ts_mpi_chunk;
+int ts_mpi_next_chunk(int64_t left);  // elements of the next call when `left` are to go
 
 // An MPI type of the same size, for moving only.
 MPI_Datatype ts_mpi_type(ts_dtype dtype);
