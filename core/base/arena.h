@@ -2,8 +2,7 @@
 // Arenas: memory with one lifetime, freed at once.
 //
 // An arena grows by chunks and keeps them on reset, merged into one. One whose need was counted before reserves it, and
-// never grows. All blocks are 64-byte aligned (a cache line, and what AVX-512
-// and AMX loads like best).
+// never grows. All blocks are 64-byte aligned (a cache line, and what AVX-512 and AMX loads like best).
 #ifndef TS_BASE_ARENA_H
 #define TS_BASE_ARENA_H
 

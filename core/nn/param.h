@@ -111,8 +111,8 @@ int64_t ts_params_shared_grad_count(const ts_params *params);
 // Where elements [first, first + count) of this rank's part lie in the whole tensor. Returns the number of pieces.
 int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piece piece[TS_MAX_PIECES]);
 
-// value = std * normal, keyed by (seed, TS_RNG_INIT, hash of the name) and the place in the whole
-// tensor: the same on any rank, mesh and declaration order.
+// value = std * normal, keyed by (seed, TS_RNG_INIT, hash of the name) and the place in the whole tensor: the same on
+// any rank, mesh and declaration order.
 void ts_param_init_normal(ts_param *param, uint64_t seed, float std);
 void ts_param_init_constant(ts_param *param, float value);
 

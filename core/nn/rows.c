@@ -26,7 +26,7 @@ int ts_rows_sum(ts_tape *tape, ts_rows rows, const void *all, void *own, int64_t
 }
 
 // Columns of the cut dimension that a rank has.
-static ts_part columns_of(const ts_rows rows, const ts_param *cut, int rank) {
+static ts_part columns_of(ts_rows rows, const ts_param *cut, int rank) {
     const ts_part part = ts_split(cut->whole.dim[cut->cut] / cut->unit, ts_comm_size(rows.comm), rank);
     return (ts_part){part.first * cut->unit, part.count * cut->unit};
 }
