@@ -19,13 +19,13 @@ static int say_damaged(json_t *damaged, const char *text) {
 }
 
 // Adds the ranks' sums and compares them; names the first damaged tensor as the error, all of them in `damaged`.
-static int compare_sums(const ts_stored *stored, int64_t *sum, ts_comm *world, json_t *damaged) {
+static int compare_sums(const ts_stored *stored, uint64_t *sum, ts_comm *world, json_t *damaged) {
     const ts_stored_tensor *first = NULL;
     int64_t wrong = 0;
-    TS_TRY(ts_all_reduce(world, sum, stored->tensors, TS_I64, TS_SUM));
+    TS_TRY(ts_checkpoint_add_sums(sum, stored->tensors, world));
     for (int64_t i = 0; i < stored->tensors; i++) {
         const ts_stored_tensor *tensor = &stored->tensor[i];
-        if ((uint64_t)sum[i] != tensor->sum) {
+        if (sum[i] != tensor->sum) {
             char text[512];
             snprintf(text, sizeof text, "%s: tensor \"%s\"", ts_path_base(tensor->file.path), tensor->name);
             TS_TRY(say_damaged(damaged, text));
@@ -44,7 +44,7 @@ static int compare_sums(const ts_stored *stored, int64_t *sum, ts_comm *world, j
 }
 
 static int verify_stored(const ts_stored *stored, ts_comm *world, json_t *damaged) {
-    int64_t *sum = ts_calloc((size_t)stored->tensors + 1, sizeof *sum);
+    uint64_t *sum = ts_calloc((size_t)stored->tensors + 1, sizeof *sum);
     int status =
         sum ? ts_stored_sum_share(stored->tensor, stored->tensors, ts_comm_rank(world), ts_comm_size(world), sum)
             : TS_ERESOURCE;
@@ -160,7 +160,7 @@ static int match(const ts_stored *stored, const ts_checkpoint_content *content, 
 }
 
 static int read_parts(const ts_stored *stored, const ts_checkpoint_content *content, const int64_t *tensor_of,
-                      int64_t *sum) {
+                      uint64_t *sum) {
     for (int64_t p = 0; p < content->parts; p++) {
         const ts_checkpoint_part *part = &content->part[p];
         int64_t item = part->item;
@@ -168,15 +168,13 @@ static int read_parts(const ts_stored *stored, const ts_checkpoint_content *cont
             item += content->group[g].count;
         }
         const int64_t t = tensor_of[item];
-        uint64_t of_part = 0;
-        TS_TRY(ts_slice_read(&stored->tensor[t].file, &part->slice, &of_part));
-        sum[t] = (int64_t)((uint64_t)sum[t] + of_part);
+        TS_TRY(ts_slice_read(&stored->tensor[t].file, &part->slice, &sum[t]));
     }
     return TS_OK;
 }
 
 static int fill(const restoring *r, const ts_stored *stored, const int64_t *tensor_of) {
-    int64_t *sum = ts_calloc((size_t)stored->tensors + 1, sizeof *sum);
+    uint64_t *sum = ts_calloc((size_t)stored->tensors + 1, sizeof *sum);
     int status = sum ? read_parts(stored, r->content, tensor_of, sum) : TS_ERESOURCE;
     status = ts_agree(r->world, status);
     status = status ? status : compare_sums(stored, sum, r->world, NULL);

@@ -234,7 +234,7 @@ void ts_stored_close(ts_stored **stored) {
     }
 }
 
-int ts_stored_sum_share(const ts_stored_tensor *tensor, int64_t tensors, int part, int parts, int64_t *sum) {
+int ts_stored_sum_share(const ts_stored_tensor *tensor, int64_t tensors, int part, int parts, uint64_t *sum) {
     enum { BLOCK = 1 << 16 };
     int64_t total = 0, before = 0;
     for (int64_t i = 0; i < tensors; i++) {
@@ -250,13 +250,30 @@ int ts_stored_sum_share(const ts_stored_tensor *tensor, int64_t tensors, int par
         for (int64_t first = from; first < to && !status; first += BLOCK) {
             const int64_t n = to - first < BLOCK ? to - first : BLOCK;
             const ts_slice slice = {.data = block, .pieces = 1, .piece = {{first, 1, n, n}}};
-            uint64_t of_block = 0;
-            status = ts_slice_read(&tensor[i].file, &slice, &of_block);
-            sum[i] = (int64_t)((uint64_t)sum[i] + of_block);
+            status = ts_slice_read(&tensor[i].file, &slice, &sum[i]);
         }
     }
     free(block);
     return status;
+}
+
+// In halves, whose sums over any number of ranks fit into signed integers.
+int ts_checkpoint_add_sums(uint64_t *sum, int64_t count, ts_comm *world) {
+    enum { AT_ONCE = 4096 };
+    int64_t half[2 * AT_ONCE];
+    for (int64_t done = 0; done < count; done += AT_ONCE) {
+        uint64_t *const part = sum + done;
+        const int64_t n = count - done < AT_ONCE ? count - done : AT_ONCE;
+        for (int64_t i = 0; i < n; i++) {
+            half[2 * i] = (int64_t)(part[i] & UINT32_MAX);
+            half[2 * i + 1] = (int64_t)(part[i] >> 32);
+        }
+        TS_TRY(ts_all_reduce(world, half, 2 * n, TS_I64, TS_SUM));
+        for (int64_t i = 0; i < n; i++) {
+            part[i] = (uint64_t)half[2 * i] + ((uint64_t)half[2 * i + 1] << 32);
+        }
+    }
+    return TS_OK;
 }
 
 int ts_checkpoint_same_files(const char *path, const char *other, bool *same) {

@@ -49,7 +49,10 @@ typedef struct ts_stored {
 int ts_stored_open(ts_stored **out, const char *path);
 void ts_stored_close(ts_stored **stored);
 // Adds the element sums of share `part` of `parts` of all numbers to sum [tensors].
-int ts_stored_sum_share(const ts_stored_tensor *tensor, int64_t tensors, int part, int parts, int64_t *sum);
+int ts_stored_sum_share(const ts_stored_tensor *tensor, int64_t tensors, int part, int parts, uint64_t *sum);
+
+// Adds up the sums of all ranks, modulo 2^64, for each of them. Collective.
+int ts_checkpoint_add_sums(uint64_t *sum, int64_t count, ts_comm *world);
 
 // What the manifest says of one file.
 typedef struct ts_manifest_file {

@@ -43,8 +43,8 @@ struct ts_checkpoint_save {
     group_file *file;          // [content.groups]
     ts_stored_tensor *tensor;  // [tensors] of all groups, in the order of the items
     int64_t tensors;
-    int64_t *sum;  // [tensors] element sums; after them counts [tensors]: reduced together
-    bool made;     // the temporary folder, by this rank
+    uint64_t *sum;  // [2 * tensors] element sums, then counts: added up together
+    bool made;      // the temporary folder, by this rank
 
     phase phase;
     bool running;  // there is a thread to join
@@ -70,14 +70,12 @@ static int write_parts(ts_checkpoint_save *s) {
     for (int64_t p = 0; p < s->content.parts; p++) {
         const ts_checkpoint_part *part = &s->content.part[p];
         const int64_t t = s->file[part->group].first + part->item;
-        uint64_t sum = 0;
         int64_t wrong;
-        const int status = ts_slice_write(&s->tensor[t].file, &part->slice, &sum, &wrong);
+        const int status = ts_slice_write(&s->tensor[t].file, &part->slice, &s->sum[t], &wrong);
         if (status) {
             return wrong >= 0 ? describe_wrong(s, part, wrong) : status;
         }
-        s->sum[t] = (int64_t)((uint64_t)s->sum[t] + sum);
-        s->sum[s->tensors + t] += ts_slice_count(&part->slice);
+        s->sum[s->tensors + t] += (uint64_t)ts_slice_count(&part->slice);
     }
     return TS_OK;
 }
@@ -366,11 +364,11 @@ void ts_checkpoint_save_close(ts_checkpoint_save **save) {
 
 // The sums of what all ranks have written are those of the tensors, if every number was written once.
 static int take_sums(ts_checkpoint_save *s) {
-    TS_TRY(ts_all_reduce(s->params.world, s->sum, 2 * s->tensors, TS_I64, TS_SUM));
+    TS_TRY(ts_checkpoint_add_sums(s->sum, 2 * s->tensors, s->params.world));
     for (int64_t i = 0; i < s->tensors; i++) {
-        s->tensor[i].sum = (uint64_t)s->sum[i];
-        if (s->sum[s->tensors + i] != s->tensor[i].count) {
-            return TS_FAIL(TS_EINTERNAL, "%s: \"%s\": the ranks wrote %" PRId64 " numbers of %" PRId64,
+        s->tensor[i].sum = s->sum[i];
+        if (s->sum[s->tensors + i] != (uint64_t)s->tensor[i].count) {
+            return TS_FAIL(TS_EINTERNAL, "%s: \"%s\": the ranks wrote %" PRIu64 " numbers of %" PRId64,
                            s->tensor[i].file.path, s->tensor[i].name, s->sum[s->tensors + i], s->tensor[i].count);
         }
     }
@@ -378,9 +376,9 @@ static int take_sums(ts_checkpoint_save *s) {
 }
 
 static int compare_sums(ts_checkpoint_save *s) {
-    TS_TRY(ts_all_reduce(s->params.world, s->sum, s->tensors, TS_I64, TS_SUM));
+    TS_TRY(ts_checkpoint_add_sums(s->sum, s->tensors, s->params.world));
     for (int64_t i = 0; i < s->tensors; i++) {
-        if ((uint64_t)s->sum[i] != s->tensor[i].sum) {
+        if (s->sum[i] != s->tensor[i].sum) {
             return TS_FAIL(TS_ERESOURCE,
                            "%s: \"%s\": reads back other numbers than were written; look for a faulty disk",
                            s->tensor[i].file.path, s->tensor[i].name);
