@@ -91,7 +91,10 @@ int ts_plan_predict(ts_plan_time *out, const ts_hardware *hardware, const ts_pla
         TS_TRY(ts_hardware_call(hardware, &step->call[i].cost, &seconds));
         *(is_update(&step->call[i].cost) ? &out->optimizer : &out->compute) += step->call[i].times * seconds;
     }
-    out->total = out->compute + out->optimizer;
+    if (placement(&step->degree, TS_AXIS_WORLD).size > 1) {
+        out->waiting = hardware->wait_share * (out->compute + out->optimizer);
+    }
+    out->total = out->compute + out->waiting + out->optimizer;
     return predict_messages(out, hardware, step);
 }
 

@@ -2,7 +2,8 @@
 // Planning: which mesh trains a model soonest on N devices. Every mesh of N ranks is counted (train/plan_step.h), its
 // step's time foretold from a hardware file (train/plan_hardware.h), and the quickest one that fits is recommended.
 //
-//   step = kernel calls + messages - share of the gradients' reduce-scatter that hides under the backward pass
+//   step = kernel calls + waiting + messages - share of the gradients' reduce-scatter that hides under the backward
+//   pass
 //
 // of rank 0, which has no fewer samples, tokens, heads and parameters than any other: the others wait for it.
 #ifndef TS_TRAIN_PLAN_H
@@ -14,6 +15,7 @@
 // Where the time of a step goes, seconds.
 typedef struct ts_plan_time {
     double compute;    // forward and backward passes
+    double waiting;    // of the ranks for each other, at messages
     double optimizer;  // clearing, norm, update
     double message[TS_AXIS_COUNT];
     double hidden;  // of the messages

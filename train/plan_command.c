@@ -109,7 +109,7 @@ static void print_item(const ts_plan_item *item, double limit_gib) {
     const ts_plan_step *s = &item->step;
     const ts_plan_time *t = &item->time;
     char mesh[96], note[64] = "";
-    double messages = -t->hidden;
+    double messages = t->waiting - t->hidden;
     for (int axis = 0; axis < TS_AXIS_COUNT; axis++) {
         messages += t->message[axis];
     }
@@ -175,12 +175,13 @@ static json_t *messages_json(const ts_plan_item *item) {
 static json_t *item_json(const ts_plan_item *item) {
     const ts_plan_step *s = &item->step;
     const ts_plan_time *t = &item->time;
-    return json_pack("{s:{s:i, s:i, s:i, s:i}, s:s, s:I, s:I, s:b, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:f}}", "mesh",
-                     "data", s->degree.data, "ring", s->degree.ring, "ulysses", s->degree.ulysses, "tensor",
+    return json_pack("{s:{s:i, s:i, s:i, s:i}, s:s, s:I, s:I, s:b, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:f, s:f}}",
+                     "mesh", "data", s->degree.data, "ring", s->degree.ring, "ulysses", s->degree.ulysses, "tensor",
                      s->degree.tensor, "recompute", RECOMPUTES[s->recompute], "micro_batch", (json_int_t)s->micro_batch,
                      "micro_batches", (json_int_t)s->micro_batches, "fits", item->fits, "memory_bytes", s->memory,
                      "parameters", s->parameters, "flops", s->flops, "messages", messages_json(item), "seconds",
-                     "compute", t->compute, "optimizer", t->optimizer, "hidden", t->hidden, "total", t->total);
+                     "compute", t->compute, "waiting", t->waiting, "optimizer", t->optimizer, "hidden", t->hidden,
+                     "total", t->total);
 }
 
 static int print_json(const ts_plan *plan, const ts_plan_run *run, const ts_hardware *hardware) {

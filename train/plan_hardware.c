@@ -42,6 +42,8 @@ const ts_option ts_hardware_options[] = {
     REAL("f32_attention_gflops", f32_attention_gflops, "0", 0, 1e9, "GFLOP/s of f32 attention; 0: as products"),
     REAL("memory_gb_per_s", memory_gb_per_s, "0", 0, 1e9, "memory bandwidth of a device, 1e9 bytes a second"),
     REAL("overhead_us", overhead_us, "0", 0, 1e6, "microseconds that a kernel call takes beside its work"),
+    REAL("wait_share", wait_share, "0", 0, 10,
+         "share that computing takes longer since ranks wait for the slowest of them, moment by moment"),
     REAL("hidden_share", hidden_share, "0", 0, 1,
          "share of the gradients' messages that hides under the backward pass"),
     {.name = "comm.ranks",
@@ -187,8 +189,13 @@ int ts_hardware_write(const ts_hardware *hardware, const char *comment, const ch
 
 // ---- kernel calls
 
+static bool is_attention(const ts_cost *cost) {
+    return !strcmp(cost->entry, "attention_forward") || !strcmp(cost->entry, "attention_backward");
+}
+
+// None in a product with an empty side.
 double ts_hardware_work(const ts_cost *cost) {
-    return cost->flops > 0 ? cost->flops : cost->bytes;
+    return is_attention(cost) || !strcmp(cost->entry, "gemm") ? cost->flops : cost->bytes;
 }
 
 // How far sides and work are apart, as sum of |log ratio|.
@@ -220,7 +227,7 @@ static double rate_of(const ts_hardware *h, const ts_cost *cost) {
     const bool bf16 = cost->dtype == TS_BF16;
     const double products = bf16 ? h->bf16_gflops : h->f32_gflops;
     const double attention = bf16 ? h->bf16_attention_gflops : h->f32_attention_gflops;
-    return 1e9 * (!strncmp(cost->entry, "attention", 9) && attention > 0 ? attention : products);
+    return 1e9 * (is_attention(cost) && attention > 0 ? attention : products);
 }
 
 int ts_hardware_call(const ts_hardware *h, const ts_cost *cost, double *seconds) {

@@ -54,6 +54,7 @@ typedef struct ts_hardware {
     double bf16_attention_gflops, f32_attention_gflops;  // of attention; 0: as products
     double memory_gb_per_s;                              // read or written
     double overhead_us;                                  // of a kernel call
+    double wait_share;                                   // that kernels take longer since ranks wait for each other
     double hidden_share;                                 // of the gradients' messages, under the backward pass
     int64_t comm_ranks;                                  // that the lines below were measured with, on one host
     ts_hardware_line comm[TS_LINE_COUNT];                // of a collective over comm_ranks ranks

@@ -16,7 +16,7 @@
 #include "core/comm/threads.h"
 #include "train/plan.h"
 
-enum { BLOCKS = 2, MAX_CALLS = 4096 };
+enum { BLOCKS = 3, MAX_CALLS = 4096 };
 static const double SECONDS = 25;  // for all rehearsals together; meshes that come later are left to their neighbours
 
 typedef struct calibration {
@@ -30,6 +30,7 @@ typedef struct calibration {
     double *places;         // [count]
     int64_t count, capacity;
     double begun, beside, calls;  // seconds between calls, and how many these were
+    double own, slowest;          // seconds of all calls, of a rank and of the slowest one each time
     int meshes, skipped;
 } calibration;
 
@@ -71,98 +72,6 @@ static bool is_measured(const calibration *c, const ts_cost *cost) {
         }
     }
     return false;
-}
-
-// ---- rehearsals
-
-// The calls of one pass in order, each with the least of its times and of the time between it and the one before.
-typedef struct timed_call {
-    ts_cost cost;
-    double beside;
-} timed_call;
-
-typedef struct trace {
-    timed_call *call;  // [count]
-    int64_t count, capacity, next;
-    double heard;  // when the call before had been heard of
-    int status;
-} trace;
-
-static double least_of(double a, double b) {
-    return a < b ? a : b;
-}
-
-static void hear(void *user, const ts_cost *cost) {
-    trace *t = user;
-    const double beside = ts_clock_seconds() - t->heard - cost->seconds;
-    if (t->next == t->capacity) {
-        const int64_t capacity = 2 * t->capacity + 256;
-        timed_call *call = realloc(t->call, (size_t)capacity * sizeof *call);
-        if (!call) {
-            t->status = TS_FAIL(TS_ERESOURCE, "out of memory for a trace of %" PRId64 " calls", capacity);
-            return;
-        }
-        t->call = call;
-        t->capacity = capacity;
-    }
-    timed_call *e = &t->call[t->next];
-    if (t->next == t->count) {
-        *e = (timed_call){*cost, beside};
-        t->count++;
-    }
-    e->cost.seconds = least_of(e->cost.seconds, cost->seconds);
-    e->beside = least_of(e->beside, beside);
-    t->next++;
-    t->heard = ts_clock_seconds();
-}
-
-// Mean over the ranks of the least times; the same on all.
-static int share(const calibration *c, trace *t) {
-    double *seconds = ts_malloc((size_t)(2 * t->count + 1) * sizeof *seconds);
-    if (!seconds) {
-        return TS_ERESOURCE;
-    }
-    for (int64_t i = 0; i < t->count; i++) {
-        seconds[2 * i] = t->call[i].cost.seconds;
-        seconds[2 * i + 1] = t->call[i].beside;
-    }
-    const int status = ts_all_reduce(c->world, seconds, 2 * t->count, TS_F64, TS_SUM);
-    for (int64_t i = 0; i < t->count && !status; i++) {
-        t->call[i].cost.seconds = seconds[2 * i] / ts_comm_size(c->world);
-        t->call[i].beside = seconds[2 * i + 1] / ts_comm_size(c->world);
-    }
-    free(seconds);
-    return status;
-}
-
-// Passes, all ranks at once; the first one finds its memory.
-static int trace_passes(calibration *c, ts_plan_rehearsal *rehearsal, trace *t) {
-    for (int64_t run = -1; run < c->params->runs; run++) {
-        t->count = run <= 0 ? 0 : t->count;
-        t->next = 0;
-        TS_TRY(ts_barrier(c->world));
-        t->heard = ts_clock_seconds();
-        TS_TRY(ts_plan_rehearse(rehearsal, hear, t));
-        TS_TRY(t->status);
-    }
-    TS_TRY(share(c, t));
-    for (int64_t i = 0; i < t->count; i++) {
-        TS_TRY(add_measured(c, &t->call[i].cost, t->call[i].cost.seconds));
-        c->beside += t->call[i].beside;
-        c->calls++;
-    }
-    return TS_OK;
-}
-
-static int rehearse(calibration *c, const ts_degrees *degree, ts_recompute recompute) {
-    ts_plan_rehearsal *rehearsal = NULL;
-    trace t = {0};
-    int status = ts_plan_rehearsal_open(&rehearsal, &c->run, degree, recompute, BLOCKS, c->params->kernels);
-    status = ts_agree(c->world, status);
-    status = status ? status : trace_passes(c, rehearsal, &t);
-    free(t.call);
-    ts_plan_rehearsal_close(&rehearsal);
-    return status;
 }
 
 // ---- what stands outside the passes
@@ -242,22 +151,131 @@ static bool is_stream(const char *entry) {
     return false;
 }
 
+// ---- rehearsals
+
+// A call that was heard of, and the time between it and the one before.
+typedef struct timed_call {
+    ts_cost cost;
+    double beside;
+} timed_call;
+
+// The calls of passes, which all make the same ones in the same order, one pass after another.
+typedef struct trace {
+    timed_call *call;  // [count]
+    int64_t count, capacity;
+    double heard;  // when the call before had been heard of
+    int status;
+} trace;
+
+static void hear(void *user, const ts_cost *cost) {
+    trace *t = user;
+    const double beside = ts_clock_seconds() - t->heard - cost->seconds;
+    if (t->count == t->capacity) {
+        const int64_t capacity = 2 * t->capacity + 4096;
+        timed_call *call = realloc(t->call, (size_t)capacity * sizeof *call);
+        if (!call) {
+            t->status = TS_FAIL(TS_ERESOURCE, "out of memory for a trace of %" PRId64 " calls", capacity);
+            return;
+        }
+        t->call = call;
+        t->capacity = capacity;
+    }
+    t->call[t->count++] = (timed_call){*cost, beside};
+    t->heard = ts_clock_seconds();
+}
+
+static int compare(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *sample, int64_t count) {
+    qsort(sample, (size_t)count, sizeof *sample, compare);
+    return sample[count / 2];
+}
+
+// Medians over the passes: a run is made of ordinary calls, not of the best ones. Of the ranks' own times, whose mean
+// is what a call takes, and of the slowest rank's each time, which is what it takes ranks that wait for each other.
+static int summarise(calibration *c, const trace *t, const double *slowest) {
+    enum { MAX_RUNS = 1000 };
+    const int64_t runs = c->params->runs, calls = t->count / runs;
+    double sample[3][MAX_RUNS];
+    for (int64_t i = 0; i < calls; i++) {
+        for (int64_t run = 0; run < runs; run++) {
+            const int64_t at = run * calls + i;
+            sample[0][run] = t->call[at].cost.seconds;
+            sample[1][run] = t->call[at].beside;
+            sample[2][run] = slowest[at];
+        }
+        double own[] = {median(sample[0], runs), median(sample[1], runs)};
+        TS_TRY(ts_all_reduce(c->world, own, 2, TS_F64, TS_SUM));
+        TS_TRY(add_measured(c, &t->call[i].cost, own[0] / ts_comm_size(c->world)));
+        c->own += (own[0] + own[1]) / ts_comm_size(c->world);
+        c->slowest += median(sample[2], runs);
+        c->beside += own[1] / ts_comm_size(c->world);
+        c->calls++;
+    }
+    return TS_OK;
+}
+
+static int share(calibration *c, const trace *t) {
+    double *slowest = ts_malloc((size_t)(t->count + 1) * sizeof *slowest);
+    if (!slowest) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < t->count; i++) {
+        slowest[i] = t->call[i].cost.seconds + t->call[i].beside;
+    }
+    int status = ts_all_reduce(c->world, slowest, t->count, TS_F64, TS_MAX);
+    status = status ? status : summarise(c, t, slowest);
+    free(slowest);
+    return status;
+}
+
+// Passes, all ranks at once, each after an update, which leaves the caches cold; the first two find their memory.
+static int trace_passes(calibration *c, ts_plan_rehearsal *rehearsal, stream *update, trace *t) {
+    enum { UPDATED = 1 << 22 };
+    for (int64_t run = -2; run < c->params->runs; run++) {
+        t->count = run <= 0 ? 0 : t->count;
+        TS_TRY(call_stream(update, "adamw", UPDATED));
+        TS_TRY(ts_barrier(c->world));
+        t->heard = ts_clock_seconds();
+        TS_TRY(ts_plan_rehearse(rehearsal, hear, t));
+        TS_TRY(t->status);
+    }
+    return share(c, t);
+}
+
+static int rehearse(calibration *c, const ts_degrees *degree, ts_recompute recompute, stream *update) {
+    ts_plan_rehearsal *rehearsal = NULL;
+    trace t = {0};
+    int status = ts_plan_rehearsal_open(&rehearsal, &c->run, degree, recompute, BLOCKS, c->params->kernels);
+    status = ts_agree(c->world, status);
+    status = status ? status : trace_passes(c, rehearsal, update, &t);
+    free(t.call);
+    ts_plan_rehearsal_close(&rehearsal);
+    return status;
+}
+
+// ---- measuring those
+
 // One call, cold: walks through arrays that no cache holds.
 static int measure_stream(calibration *c, stream *s, const ts_cost *cost) {
-    double least = 1e30;
+    enum { RUNS = 9 };
+    double sample[RUNS];
     const int64_t n = cost->dim[1] < s->elements ? cost->dim[1] : s->elements;
-    for (int64_t run = 0; run < c->params->runs; run++) {
+    for (int run = 0; run < RUNS; run++) {
         TS_TRY(ts_barrier(c->world));
         const double begin = ts_clock_seconds();
         TS_TRY(call_stream(s, cost->entry, n));
-        const double seconds = ts_clock_seconds() - begin;
-        least = seconds < least ? seconds : least;
+        sample[run] = ts_clock_seconds() - begin;
     }
-    TS_TRY(ts_all_reduce(c->world, &least, 1, TS_F64, TS_SUM));
+    double seconds = median(sample, RUNS);
+    TS_TRY(ts_all_reduce(c->world, &seconds, 1, TS_F64, TS_SUM));
     ts_cost measured = *cost;
     measured.dim[1] = n;
     measured.bytes *= (double)n / (double)cost->dim[1];
-    return add_measured(c, &measured, least / ts_comm_size(c->world));
+    return add_measured(c, &measured, seconds / ts_comm_size(c->world));
 }
 
 static int measure_streams(calibration *c, const ts_plan_step *step, stream *s) {
@@ -292,8 +310,8 @@ static int calibrate_mesh(calibration *c, const ts_degrees *degree, stream *s) {
         return TS_OK;
     }
     c->meshes++;
-    TS_TRY(rehearse(c, degree, TS_RECOMPUTE_NONE));
-    return rehearse(c, degree, TS_RECOMPUTE_ELEMENTWISE);
+    TS_TRY(rehearse(c, degree, TS_RECOMPUTE_NONE, s));
+    return rehearse(c, degree, TS_RECOMPUTE_ELEMENTWISE, s);
 }
 
 static int calibrate_meshes(calibration *c) {
@@ -353,6 +371,7 @@ static int fill_hardware(calibration *c, const ts_bench_peak *peak) {
     h->f32_gflops = 1e-9 * peak->f32;
     h->memory_gb_per_s = 1e-9 * peak->triad;
     h->overhead_us = overhead_us(c);
+    h->wait_share = c->own > 0 && ts_comm_size(c->world) > 1 ? c->slowest / c->own - 1 : h->wait_share;
     h->measured = c->measured;
     h->measured_count = c->count;
     return TS_OK;
@@ -379,8 +398,10 @@ static void tell(const calibration *c, json_t *report) {
     json_object_set_new(report, "measured", calls);
     json_object_set_new(report, "overhead_us", json_real(overhead_us(c)));
     if (c->params->prints) {
-        printf("%" PRId64 " different kernel calls of %d meshes in %.1f s; %.2f us beside a call\n", c->count,
-               c->meshes, ts_clock_seconds() - c->begun, overhead_us(c));
+        printf("%" PRId64 " different kernel calls of %d meshes in %.1f s; %.2f us beside a call; the slowest rank "
+               "takes %.1f %% longer\n",
+               c->count, c->meshes, ts_clock_seconds() - c->begun, overhead_us(c),
+               c->own > 0 ? 100 * (c->slowest / c->own - 1) : 0);
         if (c->skipped) {
             printf("%d meshes were left out for time: the plan takes their calls from the nearest measured ones\n",
                    c->skipped);
