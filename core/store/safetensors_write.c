@@ -138,7 +138,11 @@ void ts_safetensors_plan_free(ts_safetensors_plan *plan) {
 
 // Takes the room from the disk now; a file system that cannot gives it as it is written.
 static int make_room(int fd, int64_t bytes, const char *path) {
-    if (fallocate(fd, 0, 0, bytes) == 0) {
+    int failed;
+    do {
+        failed = fallocate(fd, 0, 0, bytes);
+    } while (failed && errno == EINTR);  // a polite signal to the run is no reason to lose a checkpoint
+    if (!failed) {
         return TS_OK;
     }
     if (errno != EOPNOTSUPP && errno != ENOSYS) {
