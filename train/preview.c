@@ -86,6 +86,7 @@ int ts_preview(ts_trainer *t, const char *folder, ts_report *report) {
     };
     float *latents = ts_malloc((size_t)(count * ts_shape_count(shape)) * sizeof *latents);
     TS_TRY(ts_agree(t->world, latents ? TS_OK : TS_ERESOURCE));
+    ts_checkpoint_save_settle(t->saving);
     int status = ts_optimizer_swap_average(t->optimizer);
     status = status ? status : ts_sample(t->model, t->kernels, &params, prompts, count, 0, latents);
     status = status ? status : ts_optimizer_swap_average(t->optimizer);
