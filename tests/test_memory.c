@@ -36,7 +36,6 @@ static ts_memory_run make_run(const ts_train_config *config, const ts_mesh *mesh
                            .latent = &latent,
                            .latents = 1,
                            .clips = 1000,
-                           .threads = 1,
                            .process = 40 << 20};
 }
 

@@ -175,6 +175,35 @@ static void check_narrow(ts_train_config config, ts_comm *world, ts_comm *solo, 
     }
 }
 
+// ---- memory
+
+// What is recomputed is sent again: ranks whose processes are not of one size must still choose alike.
+static void check_recompute_alike(ts_train_config config, ts_comm *world) {
+    enum { MIB = 1 << 20, OTHER = 20 * MIB };
+    ts_trainer *trainer = NULL;
+    config.model.layers = 64;
+    config.model.ffn_dim = 512;
+    config.train.micro_batch = config.train.batch;
+    config.train.memory_gib = 64;
+    CHECK_OK(ts_trainer_open(&trainer, &config, world));
+    CHECK(trainer && trainer->memory.recompute == TS_RECOMPUTE_NONE);
+    int64_t need = trainer ? trainer->memory.total : 0;
+    ts_trainer_close(&trainer);
+    CHECK_OK(ts_all_reduce(world, &need, 1, TS_I64, TS_MAX));
+
+    char *other = NULL;  // fills the last rank's memory beyond the limit
+    if (ts_comm_rank(world) == ts_comm_size(world) - 1) {
+        other = malloc(OTHER);
+        memset(other, 1, OTHER);
+    }
+    config.train.memory_gib = (double)(need + OTHER / 2) / (1 << 30);
+    CHECK_OK(ts_trainer_open(&trainer, &config, world));
+    CHECK(trainer && trainer->memory.recompute == TS_RECOMPUTE_ELEMENTWISE);
+    CHECK(!other || other[OTHER - 1] == 1);
+    ts_trainer_close(&trainer);
+    free(other);
+}
+
 int main(int argc, char **argv) {
     ts_comm *world = NULL;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
@@ -195,6 +224,7 @@ int main(int argc, char **argv) {
     check_narrow(config, world, solo, MESHES[ts_comm_size(world)][ts_comm_size(world) > 1]);
     check_stop(&config, world);
     check_not_finite(config, world);
+    check_recompute_alike(config, world);
 
     CHECK_OK(ts_barrier(world));
     if (ts_comm_rank(world) == 0) {

@@ -101,12 +101,28 @@ static void test_sizes(void) {
     CHECK(text.vocabulary == 300 && text.width == 48);
 }
 
+static void test_degrees(void) {
+    ts_train_config config = fresh();
+    ts_degrees degree;
+    config.mesh.tensor = 2, config.mesh.ring = 3;
+    CHECK_OK(ts_train_config_degrees(&config, 12, &degree));
+    CHECK(degree.data == 2 && degree.ring == 3 && degree.ulysses == 1 && degree.tensor == 2);
+    CHECK_FAILS(ts_train_config_degrees(&config, 8, &degree), TS_EUSAGE,
+                "sequence 3 x tensor 2 are asked for, 8 ranks");
+    config.mesh.sequence = 4;
+    CHECK_FAILS(ts_train_config_degrees(&config, 24, &degree), TS_EUSAGE, "mesh.sequence=4 is not");
+    // The largest degrees that can be written: their product is beyond 64 bits.
+    config.mesh.data = config.mesh.tensor = config.mesh.ring = config.mesh.ulysses = 1 << 20, config.mesh.sequence = 0;
+    CHECK_FAILS(ts_train_config_degrees(&config, 4, &degree), TS_EUSAGE, "sequence 1099511627776 x tensor 1048576");
+}
+
 int main(void) {
     CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
     test_finish();
     test_same_run();
     test_round_trip();
     test_sizes();
+    test_degrees();
     ts_arena_close(&arena);
     return ts_test_end();
 }

@@ -12,7 +12,7 @@
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
-static const char *const RECOMPUTES[] = {"none", "elementwise", "block", "auto", NULL};
+const char *const ts_recompute_names[] = {"none", "elementwise", "block", "auto", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 
@@ -99,7 +99,7 @@ const ts_option ts_train_options[] = {
     INT("train.ema_warmup", train.ema_warmup, "10", 0, 1e9, "the average's decay at step t is at most t / (t + this)"),
     REAL("train.text_dropout", train.text_dropout, "0.1", 0, 1,
          "probability of training a sample without its caption, for guidance"),
-    CHOICE("train.recompute", train.recompute, "auto", RECOMPUTES,
+    CHOICE("train.recompute", train.recompute, "auto", ts_recompute_names,
            "what the backward pass computes a second time. elementwise: all of a block that is cheap, a third of the "
            "memory of none; block: everything, least memory, a third more work; auto: the fastest that fits. All give "
            "the same bits"),
@@ -249,12 +249,11 @@ int ts_train_config_degrees(const ts_train_config *config, int ranks, ts_degrees
     TS_TRY(sequence_degrees(config, out));
     const int64_t others = (int64_t)out->ring * out->ulysses * out->tensor;
     const int64_t data = config->mesh.data ? config->mesh.data : ranks / others;
-    if (data * others != ranks) {
+    if (others > ranks || data * others != ranks) {
         return TS_FAIL(TS_EUSAGE,
-                       "mesh: data %" PRId64
-                       " x sequence %d x tensor %d are asked for, %d ranks run; start as many, or "
-                       "set mesh.data=0",
-                       config->mesh.data, out->ring * out->ulysses, out->tensor, ranks);
+                       "mesh: data %" PRId64 " x sequence %" PRId64
+                       " x tensor %d are asked for, %d ranks run; start as many, or set mesh.data=0",
+                       config->mesh.data, others / out->tensor, out->tensor, ranks);
     }
     out->data = (int)data;
     return TS_OK;
@@ -271,6 +270,10 @@ ts_optimizer_params ts_train_config_optimizer(const ts_train_config *config) {
                                  .muon = config->train.optimizer == TS_OPTIMIZER_MUON,
                                  .muon_lr_scale = config->train.muon_lr,
                                  .muon_momentum = config->train.muon_momentum};
+}
+
+ts_dtype ts_train_config_operands(const ts_train_config *config) {
+    return config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
 }
 
 ts_dtype ts_train_config_gradients(const ts_train_config *config) {

@@ -16,6 +16,7 @@ typedef enum { TS_GRADIENTS_F32, TS_GRADIENTS_BF16 } ts_gradients;
 typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
 
 enum { TS_RECOMPUTE_AUTO = TS_RECOMPUTE_BLOCK + 1 };  // the fastest kind of ts_recompute that fits the memory
+extern const char *const ts_recompute_names[];        // as train.recompute spells them; NULL ends them
 
 typedef struct ts_train_config {
     const char *name, *out, *data, *init;
@@ -80,8 +81,9 @@ int ts_train_config_finish(ts_train_config *config, ts_arena *arena);
 // and ring (ts_degrees_sequence). TS_EUSAGE when they do not fit.
 int ts_train_config_degrees(const ts_train_config *config, int ranks, ts_degrees *out);
 
-// What the optimizer is told, and the type that gradients are kept in.
+// What the optimizer is told, and the types of matrices that kernels read and of gradients as they are kept.
 ts_optimizer_params ts_train_config_optimizer(const ts_train_config *config);
+ts_dtype ts_train_config_operands(const ts_train_config *config);
 ts_dtype ts_train_config_gradients(const ts_train_config *config);
 
 // The sizes of the two networks, given what the data set brings.

@@ -122,8 +122,7 @@ static int open_run(run *r) {
     TS_TRY(ts_trainer_open(&r->trainer, r->config, r->world));
     TS_TRY(ts_state_restore(r->trainer, r->checkpoints, r->config_json, &restored));
     r->saved_step = restored ? r->trainer->step : -1;
-    TS_TRY(ts_peak_measure(r->trainer->kernels, r->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16, r->world,
-                           &peak));
+    TS_TRY(ts_peak_measure(r->trainer->kernels, ts_train_config_operands(r->config), r->world, &peak));
     TS_TRY(ts_agree(r->world, open_folder(r)));
     TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_on_first_rank(r, peak) : TS_OK));
     const ts_params *params = r->trainer->model->params;

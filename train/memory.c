@@ -48,10 +48,6 @@ static int64_t pages(int64_t bytes) {
     return bytes >= 2 * page ? (bytes + page - 1) / page * page : bytes;
 }
 
-static ts_dtype operand_dtype(const ts_memory_run *run) {
-    return run->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
-}
-
 // ---- activations
 
 static int64_t tokens_of(const ts_memory_run *run, const ts_shape *latent) {
@@ -157,7 +153,7 @@ static int count_activations(ts_memory_plan *out, const ts_memory_run *run, cons
     ts_tape *tape = NULL;
     int status = TS_OK;
     int64_t forward = 0;
-    TS_TRY(ts_tape_open(&tape, NULL, TS_TAPE_COUNT, operand_dtype(run)));
+    TS_TRY(ts_tape_open(&tape, NULL, TS_TAPE_COUNT, ts_train_config_operands(run->config)));
     ts_tape_set_meter(tape, meter_kernels, &out->bytes[TS_MEMORY_KERNELS]);
     TS_TRY_GOTO(status, count_training(tape, run, model, out->recompute, samples, &forward), done);
     ts_tape_reset(tape);
@@ -180,7 +176,7 @@ static int count_state(ts_memory_plan *out, const ts_memory_run *run, const decl
     const ts_dtype gradients = ts_train_config_gradients(run->config);
     const ts_optimizer_params optimizer = ts_train_config_optimizer(run->config);
     TS_TRY(ts_params_place(model->params));
-    TS_TRY(ts_optimizer_count(model->params, operand_dtype(run), gradients, &optimizer, &state));
+    TS_TRY(ts_optimizer_count(model->params, ts_train_config_operands(run->config), gradients, &optimizer, &state));
     TS_TRY(ts_zero_open(&zero, model->params, optimizer.muon));
     out->bytes[TS_MEMORY_EXCHANGE] = ts_zero_exchange_bytes(zero, gradients);
     ts_zero_close(&zero);
@@ -243,8 +239,6 @@ int ts_memory_count(ts_memory_plan *out, const ts_memory_run *run, ts_recompute 
 
 // ---- the decision
 
-static const char *const KINDS[] = {"none", "elementwise", "block"};
-
 static double gib(int64_t bytes) {
     return (double)bytes / (1 << 30);
 }
@@ -256,8 +250,8 @@ static int refuse(const ts_memory_plan *plan, const ts_memory_run *run, int64_t 
     for (ts_recompute kind = plan->recompute + 1; kind <= TS_RECOMPUTE_BLOCK; kind++) {
         ts_memory_plan other;
         TS_TRY(ts_memory_count(&other, run, kind));
-        used += (size_t)snprintf(others + used, sizeof others - used, "train.recompute=%s (%.2f GiB), ", KINDS[kind],
-                                 gib(other.total));
+        used += (size_t)snprintf(others + used, sizeof others - used, "train.recompute=%s (%.2f GiB), ",
+                                 ts_recompute_names[kind], gib(other.total));
     }
     const int64_t *bytes = plan->bytes;
     int64_t state = 0;
@@ -286,13 +280,15 @@ int ts_memory_plan_make(ts_memory_plan *out, const ts_memory_run *run, int64_t a
     return refuse(out, run, available);
 }
 
-int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available) {
+int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available, int64_t *process) {
     int64_t ranks = 1;
     TS_TRY(ts_ranks_on_host(world, &ranks));
-    const int64_t free_bytes = ts_memory_available(), resident = ts_memory_resident();
+    const int64_t free_bytes = ts_memory_available();
+    *process = ts_memory_resident();
     *available = config->train.memory_gib > 0 ? (int64_t)(config->train.memory_gib * (1 << 30))
                  : free_bytes < 0             ? INT64_MAX
-                                              : free_bytes / ranks + (resident > 0 ? resident : 0);
+                                              : free_bytes / ranks + (*process > 0 ? *process : 0);
+    TS_TRY(ts_all_reduce(world, process, 1, TS_I64, TS_MAX));
     return ts_all_reduce(world, available, 1, TS_I64, TS_MIN);
 }
 
@@ -300,7 +296,7 @@ void ts_memory_print(const ts_memory_plan *plan, int64_t available) {
     static const char *const NAMES[TS_MEMORY_PARTS] = {
         "weights",  "master weights", "gradients", "moments", "moving average", "update", "activations",
         "backward", "exchange",       "kernels",   "data",    "program",        "opening"};
-    TS_INFO("memory of a rank, recompute %s:", KINDS[plan->recompute]);
+    TS_INFO("memory of a rank, recompute %s:", ts_recompute_names[plan->recompute]);
     for (int i = 0; i < TS_MEMORY_PARTS; i++) {
         if (plan->bytes[i]) {
             TS_INFO("  %-16s %10.1f MiB", NAMES[i], (double)plan->bytes[i] / (1 << 20));

@@ -36,7 +36,6 @@ typedef struct ts_memory_run {
     const ts_shape *latent;  // [latents] shapes [T, H, W, C] of the samples
     int latents;
     int64_t clips;    // of the data set
-    int threads;      // of a rank
     int64_t process;  // bytes of program and libraries, as found
 } ts_memory_run;
 
@@ -59,8 +58,8 @@ void ts_memory_print(const ts_memory_plan *plan, int64_t available);
 int ts_memory_report(ts_comm *world, const ts_memory_plan *plan);
 
 // What a rank may use: train.memory_gib, or this rank's share of what its machine has free, the least over all ranks,
-// with what the process has already. Collective.
-int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available);
+// with what the process has already; and what the largest process has. The same on all ranks. Collective.
+int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available, int64_t *process);
 
 // How many of a rank's `samples`, each of `tokens` tokens, are computed at once. Unless told, the share is cut into
 // equal parts of about 384 tokens on a rank: their activations stay in the caches (80 tokens a sample, width 128, batch

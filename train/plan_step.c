@@ -21,10 +21,6 @@ typedef struct model {
     ts_tape *tape;
 } model;
 
-static ts_dtype operand_dtype(const ts_plan_run *run) {
-    return run->config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
-}
-
 static int open_model(model *m, const ts_plan_run *run, const ts_degrees *degree, int64_t layers,
                       const ts_kernels *kernels) {
     ts_dit_config dit = run->dit;
@@ -35,7 +31,8 @@ static int open_model(model *m, const ts_plan_run *run, const ts_degrees *degree
     m->params->mesh = &m->mesh;
     TS_TRY(ts_dit_open(&m->dit, &dit, m->params, "transformer."));
     TS_TRY(ts_text_open(&m->text, &run->text, m->params, "text_encoder."));
-    return ts_tape_open(&m->tape, kernels, kernels ? TS_TAPE_RECORD : TS_TAPE_COUNT, operand_dtype(run));
+    return ts_tape_open(&m->tape, kernels, kernels ? TS_TAPE_RECORD : TS_TAPE_COUNT,
+                        ts_train_config_operands(run->config));
 }
 
 static void close_model(model *m) {
@@ -193,12 +190,14 @@ static int add_muon(ts_plan_step *step, const ts_params *params, const ts_shard 
 
 // Bytes of a parameter that AdamW reads and writes: weight, two moments, gradient, the kernels' copy, the average.
 static double update_bytes(const ts_plan_run *run) {
-    return 8 + 16 + 4 + (operand_dtype(run) == TS_BF16 ? 2 : 0) + (run->config->train.ema_decay > 0 ? 8 : 0);
+    return 8 + 16 + 4 + (ts_train_config_operands(run->config) == TS_BF16 ? 2 : 0) +
+           (run->config->train.ema_decay > 0 ? 8 : 0);
 }
 
 static void add_shard_messages(ts_plan_step *step, const ts_plan_run *run, const ts_shard *shard) {
     const ts_axis axis = shard->span->cut ? TS_AXIS_REPLICA : TS_AXIS_WORLD;
-    const ts_dtype weight = operand_dtype(run) == TS_BF16 && shard->span->is_operand ? TS_BF16 : TS_F32;
+    const ts_dtype weight =
+        ts_train_config_operands(run->config) == TS_BF16 && shard->span->is_operand ? TS_BF16 : TS_F32;
     if (ts_comm_size(shard->comm) == 1) {
         return;
     }
@@ -221,12 +220,12 @@ static int count_optimizer(ts_plan_step *step, const ts_plan_run *run, model *m)
         add_shard_messages(step, run, shard);
         status = add_stream(step, "sum_squares", shard->count, 4);
         status = status ? status : add_stream(step, "adamw", shard->count, update_bytes(run));
-        status = status || !muon ? status : add_muon(step, m->params, shard, operand_dtype(run));
+        status = status || !muon ? status : add_muon(step, m->params, shard, ts_train_config_operands(run->config));
     }
     ts_zero_close(&zero);
-    // Norm, loss and wishes to stop.
+    // Norm, loss, two wishes to stop and how far a checkpoint is (train/trainer.c).
     ts_comm *world = m->mesh.axis[TS_AXIS_WORLD];
-    ts_comm_count(world, TS_ALL_REDUCE, (const int64_t[]){4}, TS_F64);
+    ts_comm_count(world, TS_ALL_REDUCE, (const int64_t[]){5}, TS_F64);
     add_messages(step, &m->mesh, 1);
     return status;
 }
@@ -239,8 +238,7 @@ static int count_memory(ts_plan_step *step, const ts_plan_run *run, const model 
                             .text = run->text,
                             .mesh = &m->mesh,
                             .latent = &run->latent,
-                            .latents = 1,
-                            .threads = 1};
+                            .latents = 1};
     memory.dit.layers = layers;
     TS_TRY(ts_memory_count(&plan, &memory, step->recompute));
     step->memory = (double)plan.total;
@@ -362,7 +360,7 @@ int ts_plan_rehearsal_open(ts_plan_rehearsal **out, const ts_plan_run *run, cons
     r->run = run;
     r->recompute = recompute;
     int status = open_model(&r->model, run, degree, layers < run->dit.layers ? layers : run->dit.layers, kernels);
-    status = status ? status : ts_params_allocate(r->model.params, operand_dtype(run), true);
+    status = status ? status : ts_params_allocate(r->model.params, ts_train_config_operands(run->config), true);
     if (status) {
         ts_plan_rehearsal_close(&r);
         return status;

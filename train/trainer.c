@@ -2,7 +2,6 @@
 #include "train/trainer.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,10 +10,6 @@
 #include "core/base/memory.h"
 #include "core/base/status.h"
 #include "train/token_loss.h"
-
-static ts_dtype operand_dtype(const ts_train_config *config) {
-    return config->precision == TS_PRECISION_F32 ? TS_F32 : TS_BF16;
-}
 
 // ---- opening
 
@@ -60,8 +55,8 @@ static int check_buckets(const ts_trainer *t, const ts_dit_config *dit) {
     return TS_OK;
 }
 
-// The largest need of any rank decides: that of rank 0, whose parts are never smaller than another's. So all decide
-// alike, and each then counts its own.
+// The largest need of any rank decides: that of rank 0, whose parts are never smaller than another's, in the process
+// that is the largest already. So all recompute alike, and send alike; then each counts its own.
 static int plan_memory(ts_trainer *t, const ts_dit_config *dit, const ts_text_config *text) {
     const int buckets = ts_dataset_buckets(t->dataset);
     ts_shape *latent = ts_calloc((size_t)buckets, sizeof *latent);
@@ -77,13 +72,13 @@ static int plan_memory(ts_trainer *t, const ts_dit_config *dit, const ts_text_co
                          .latent = latent,
                          .latents = buckets,
                          .clips = ts_dataset_clips(t->dataset),
-                         .threads = omp_get_max_threads(),
-                         .process = ts_memory_resident()};
+                         .process = t->memory_process};
     if (!status) {
         status = ts_memory_plan_make(&t->memory, &run, t->memory_available);
     }
     if (!status) {
         run.mesh = &t->mesh;
+        run.process = ts_memory_resident();
         status = ts_memory_count(&t->memory, &run, t->memory.recompute);
     }
     ts_mesh_close(&first);
@@ -127,7 +122,7 @@ static int new_model(ts_trainer *t) {
         .text = ts_train_config_text(t->config, ts_tokenizer_vocabulary(tokenizer)),
         .defaults = model_defaults(t, codec),
         .mesh = &t->mesh,
-        .operand_dtype = operand_dtype(t->config),
+        .operand_dtype = ts_train_config_operands(t->config),
         .seed = (uint64_t)t->config->seed,
     };
     TS_TRY_GOTO(status, check_buckets(t, &params.dit), failed);
@@ -149,7 +144,7 @@ static int load_model(ts_trainer *t) {
     TS_TRY(ts_model_describe(&params, t->config->init));
     TS_TRY(check_buckets(t, &params.dit));
     TS_TRY(plan_memory(t, &params.dit, &params.text));
-    TS_TRY(ts_model_load(&t->model, t->config->init, &t->mesh, operand_dtype(t->config), true));
+    TS_TRY(ts_model_load(&t->model, t->config->init, &t->mesh, ts_train_config_operands(t->config), true));
     if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
                        t->config->init, t->config->data);
@@ -181,20 +176,23 @@ static int open_loader(ts_trainer *t) {
     return status ? ts_fail_context(status, "%s", c->data) : TS_OK;
 }
 
-// Everything that needs no other rank.
+// This and the next need no other rank.
+static int open_data(ts_trainer *t) {
+    TS_TRY(ts_kernels_cpu(&t->kernels, "auto"));
+    TS_TRY(ts_dataset_open(&t->dataset, t->config->data, false));
+    if (ts_dataset_clips(t->dataset) == 0) {
+        return TS_FAIL(TS_EINPUT, "%s: holds no clips; ingest a corpus first", t->config->data);
+    }
+    return open_loader(t);
+}
+
 static int open_parts(ts_trainer *t) {
     const ts_train_config *c = t->config;
-    TS_TRY(ts_kernels_cpu(&t->kernels, "auto"));
-    TS_TRY(ts_dataset_open(&t->dataset, c->data, false));
-    if (ts_dataset_clips(t->dataset) == 0) {
-        return TS_FAIL(TS_EINPUT, "%s: holds no clips; ingest a corpus first", c->data);
-    }
-    TS_TRY(open_loader(t));
     TS_TRY(open_model(t));
     const ts_optimizer_params optimizer = ts_train_config_optimizer(c);
     TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels, &optimizer));
     TS_TRY(ts_params_allocate_grad(t->model->params, ts_train_config_gradients(c)));
-    TS_TRY(ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, operand_dtype(c)));
+    TS_TRY(ts_tape_open(&t->tape, t->kernels, TS_TAPE_RECORD, ts_train_config_operands(c)));
     return ts_tape_reserve(t->tape, &t->memory.room);
 }
 
@@ -222,7 +220,8 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
                                    .constant = config->train.schedule == TS_DECAY_CONSTANT};
     int status = TS_OK;
     TS_TRY_GOTO(status, open_mesh(t), failed);
-    TS_TRY_GOTO(status, ts_memory_share(world, config, &t->memory_available), failed);
+    TS_TRY_GOTO(status, ts_agree(world, open_data(t)), failed);
+    TS_TRY_GOTO(status, ts_memory_share(world, config, &t->memory_available, &t->memory_process), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_parts(t)), failed);
     TS_TRY_GOTO(status, open_validation(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, ts_trainer_seek(t)), failed);
@@ -364,6 +363,7 @@ int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
 }
 
 int ts_trainer_validate(ts_trainer *t, ts_validation_result *out) {
+    ts_checkpoint_save_settle(t->saving);
     TS_TRY(ts_optimizer_swap_average(t->optimizer));
     TS_TRY(ts_validation_run(t->validation, t->model, t->tape, out));
     return ts_optimizer_swap_average(t->optimizer);
