@@ -117,6 +117,17 @@ static void test_imagined(void) {
     }
 }
 
+// Long videos are validated one by one, however many short ones go together.
+static void test_validation_batch(void) {
+    ts_train_config config = make_config(16, 128, 16);
+    config.train.micro_batch = 0;
+    CHECK(ts_validation_batch(&config, NULL, 80) == 16);
+    CHECK(ts_validation_batch(&config, NULL, 512) == 4);
+    CHECK(ts_validation_batch(&config, NULL, 32760) == 1);
+    config.train.micro_batch = 3;
+    CHECK(ts_validation_batch(&config, NULL, 32760) == 3);
+}
+
 static void test_choice(void) {
     ts_train_config config = make_config(8, 64, 8);
     const ts_memory_run run = make_run(&config, NULL);
@@ -141,6 +152,7 @@ int main(void) {
     test_activations();
     test_state();
     test_imagined();
+    test_validation_batch();
     test_choice();
     ts_arena_close(&arena);
     return ts_test_end();

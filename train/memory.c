@@ -65,10 +65,13 @@ int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, int64
     return parts ? (samples + parts - 1) / parts : 0;
 }
 
-int64_t ts_validation_batch(const ts_train_config *config) {
-    enum { MOST = 64, USUAL = 16 };
-    const int64_t batch = config->train.micro_batch ? config->train.micro_batch : USUAL;
-    return batch < MOST ? batch : MOST;
+int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t tokens) {
+    enum { MOST = 64, USUAL = 16, TOKENS = 2048 };
+    if (config->train.micro_batch) {
+        return config->train.micro_batch < MOST ? config->train.micro_batch : MOST;
+    }
+    const int64_t fitting = TOKENS * ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE)) / tokens;
+    return fitting < 1 ? 1 : fitting < USUAL ? fitting : USUAL;
 }
 
 // The context that prompts of full length give.
@@ -124,7 +127,12 @@ static int count_training(ts_tape *tape, const ts_memory_run *run, const declare
 }
 
 static int count_validation(ts_tape *tape, const ts_memory_run *run, const declared *model, int64_t clips) {
-    const int64_t most = ts_validation_batch(run->config), n = clips < most ? clips : most;
+    int64_t tokens = 0;
+    for (int i = 0; i < run->latents; i++) {
+        const int64_t count = tokens_of(run, &run->latent[i]);
+        tokens = count > tokens ? count : tokens;
+    }
+    const int64_t most = ts_validation_batch(run->config, run->mesh, tokens), n = clips < most ? clips : most;
     for (int i = 0; i < run->latents && n > 0; i++) {
         ts_validation_arrays arrays;
         ts_tape_reset(tape);

@@ -65,7 +65,8 @@ int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *avai
 // equal parts of about 384 tokens on a rank: their activations stay in the caches (80 tokens a sample, width 128, batch
 // 32: a fifth less time than all at once).
 int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t samples, int64_t tokens);
-// The same of validation clips.
-int64_t ts_validation_batch(const ts_train_config *config);
+// The same of validation clips, which need no memory for a backward pass: 16, or about 2048 tokens on a rank. `tokens`:
+// those of the largest clip.
+int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t tokens);
 
 #endif

@@ -196,12 +196,22 @@ static int open_parts(ts_trainer *t) {
     return ts_tape_reserve(t->tape, &t->memory.room);
 }
 
+static int64_t tokens_of(const ts_trainer *t, ts_shape latent) {
+    const int64_t *patch = ts_dit_get_config(t->model->dit)->patch, *dim = latent.dim;
+    return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
+}
+
 static int open_validation(ts_trainer *t) {
     const ts_train_config *c = t->config;
+    int64_t largest = 0;
+    for (int i = 0; i < ts_dataset_buckets(t->dataset); i++) {
+        const int64_t tokens = tokens_of(t, ts_dataset_bucket_shape(t->dataset, i));
+        largest = tokens > largest ? tokens : largest;
+    }
     ts_validation_params params = {
         .levels = c->validate.levels,
         .seed = (uint64_t)c->seed,
-        .batch = ts_validation_batch(c),
+        .batch = ts_validation_batch(c, &t->mesh, largest),
     };
     params.count = ts_loader_validation(t->loader, &params.clips);
     return params.count ? ts_validation_open(&t->validation, t->dataset, &params, &t->mesh) : TS_OK;
@@ -287,11 +297,6 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
     return ts_zero_group_done(t->optimizer->zero, 0, t->last_micro_batch);
 }
 
-static int64_t tokens_of_sample(const ts_trainer *t, const ts_batch *batch) {
-    const int64_t *patch = ts_dit_get_config(t->model->dit)->patch, *dim = batch->shape.dim;
-    return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
-}
-
 // Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
 // sum over the world is the gradient of the global mean.
 static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
@@ -299,7 +304,7 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const int64_t loss_frames =
         ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
-    const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of_sample(t, batch));
+    const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of(t, batch->shape));
     *loss = 0;
     ts_zero_begin(t->optimizer->zero);
     for (int64_t first = 0, count; first < batch->count; first += count) {
@@ -338,7 +343,7 @@ static int update(ts_trainer *t, int64_t step, ts_step_result *out) {
 static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_result *out) {
     const int64_t *dim = batch->shape.dim;
     out->samples = batch->global_count;
-    out->tokens = batch->global_count * tokens_of_sample(t, batch);
+    out->tokens = batch->global_count * tokens_of(t, batch->shape);
     // The backward pass of a matrix product is two of them; recomputed work is not counted.
     out->flops =
         3.0 * (double)batch->global_count * ts_dit_flops(ts_dit_get_config(t->model->dit), dim[0], dim[1], dim[2]);
