@@ -230,20 +230,25 @@ static int count_optimizer(ts_plan_step *step, const ts_plan_run *run, model *m)
     return status;
 }
 
-// What the rank holds, and what it needs besides (train/memory.h); without the program itself.
-static int count_memory(ts_plan_step *step, const ts_plan_run *run, const model *m, int64_t layers) {
+// What the rank holds, and what it needs besides (train/memory.h); without the program itself. Of all layers: training
+// and validation share memory, and the larger of two lines is no line.
+static int count_memory(ts_plan_step *step, const ts_plan_run *run) {
     ts_memory_plan plan;
-    ts_memory_run memory = {.config = run->config,
-                            .dit = run->dit,
-                            .text = run->text,
-                            .mesh = &m->mesh,
-                            .latent = &run->latent,
-                            .latents = 1};
-    memory.dit.layers = layers;
-    TS_TRY(ts_memory_count(&plan, &memory, step->recompute));
-    step->memory = (double)plan.total;
-    step->parameters = (double)plan.parameters;
-    return TS_OK;
+    ts_mesh mesh;
+    const ts_memory_run memory = {.config = run->config,
+                                  .dit = run->dit,
+                                  .text = run->text,
+                                  .mesh = &mesh,
+                                  .latent = &run->latent,
+                                  .latents = 1};
+    TS_TRY(ts_mesh_imagine(&mesh, &step->degree, 0));
+    const int status = ts_memory_count(&plan, &memory, step->recompute);
+    ts_mesh_close(&mesh);
+    if (!status) {
+        step->memory = (double)plan.total;
+        step->parameters = (double)plan.parameters;
+    }
+    return status;
 }
 
 // ---- the step
@@ -287,7 +292,6 @@ static int count_layers(ts_plan_step *out, const ts_plan_run *run, const ts_plan
     }
     status = status ? status : count_noise(out, run);
     status = status ? status : count_optimizer(out, run, &m);
-    status = status ? status : count_memory(out, run, &m, layers);
     close_model(&m);
     return status;
 }
@@ -308,8 +312,6 @@ static int extend(ts_plan_step *step, const ts_plan_step *three, int64_t layers)
         const ts_plan_message *b = &three->message[0][0] + i;
         *a = (ts_plan_message){further(a->calls, b->calls, layers), further(a->bytes, b->bytes, layers)};
     }
-    step->parameters = further(step->parameters, three->parameters, layers);
-    step->memory = further(step->memory, three->memory, layers);
     return TS_OK;
 }
 
@@ -323,6 +325,7 @@ int ts_plan_step_count(ts_plan_step *out, const ts_plan_run *run, const ts_degre
         status = status ? status : extend(out, &three, layers);
     }
     ts_plan_step_free(&three);
+    status = status ? status : count_memory(out, run);
     if (status) {
         ts_plan_step_free(out);
         return status;
