@@ -39,9 +39,10 @@ assert plan["recommended"] == plan["meshes"][0]
 END
 
 # ---- refusals
-printf 'devices_per_host: 8\nmemory_gib: 0.0001\nbf16_gflops: 1\nf32_gflops: 1\nmemory_gb_per_s: 1\nlink: {latency_us: 1}\n' \
+printf 'devices_per_host: 8\nmemory_gib: 0.0001\nbf16_gflops: 1\nf32_gflops: 1\nmemory_gb_per_s: 1\nlink: {latency_us: 1, gb_per_s: 1}\n' \
     >"$scratch/small.yaml"
-printf 'devices_per_host: 8\nbf16_gflops: 1\nf32_gflops: 1\nmemory_gb_per_s: 1\n' >"$scratch/unlinked.yaml"
+printf 'devices_per_host: 8\nbf16_gflops: 1\nf32_gflops: 1\nmemory_gb_per_s: 1\nlink: {latency_us: 1}\n' \
+    >"$scratch/unlinked.yaml"
 expect_fail 2 'no configuration file' "$TESSERA" plan --devices 2
 expect_fail 2 'devices' "${plan[@]}" "${latent[@]}"
 expect_fail 2 'latent' "${plan[@]}" --devices 2
@@ -49,7 +50,7 @@ expect_fail 2 'latent' "${plan[@]}" --devices 2 --latent 3x8x8
 expect_fail 3 'nowhere.yaml' "${plan[@]}" "${latent[@]}" --devices 2 --hardware nowhere.yaml
 expect_fail 4 'no mesh of 2 devices fits' "${plan[@]}" "${latent[@]}" --devices 2 --hardware "$scratch/small.yaml"
 expect_fail 2 'neither comm.' "${plan[@]}" "${latent[@]}" --devices 2 --hardware "$scratch/unlinked.yaml"
-expect_fail 2 'are more than samples x heads x tokens' "${plan[@]}" "${latent[@]}" --devices 9973
+expect_fail 2 '9973 devices have no mesh' "${plan[@]}" "${latent[@]}" --devices 9973
 
 # ---- one file from both benches
 ranks() {

@@ -210,7 +210,8 @@ static int refuse(const ts_plan *plan, const ts_hardware *hardware) {
     }
     if (!least) {
         return TS_FAIL(TS_EUSAGE,
-                       "%d devices are more than samples x heads x tokens can use; raise train.batch, or take fewer",
+                       "%d devices have no mesh that gives each of them samples, tokens and heads; take another number "
+                       "of devices, or raise train.batch",
                        plan->devices);
     }
     return TS_FAIL(TS_ERESOURCE,

@@ -265,7 +265,7 @@ static pace pace_of(ts_hardware_line line, int peers) {
 }
 
 static bool is_said(ts_hardware_line line) {
-    return line.latency_us > 0 || line.gb_per_s > 0;
+    return line.gb_per_s > 0;
 }
 
 static int inside(const ts_hardware *h, ts_line_kind kind, pace *out) {
