@@ -113,6 +113,15 @@ static int open_on_first_rank(run *r, double peak) {
     return open_report(r, peak);
 }
 
+// Of the model, whatever the part of it that this rank holds.
+static int64_t count_parameters(const ts_params *params) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < params->count; i++) {
+        count += ts_shape_count(params->item[i]->whole);
+    }
+    return count;
+}
+
 // The folder is touched last, so that a run that cannot start leaves nothing behind.
 static int open_run(run *r) {
     bool restored = false;
@@ -125,10 +134,11 @@ static int open_run(run *r) {
     TS_TRY(ts_peak_measure(r->trainer->kernels, ts_train_config_operands(r->config), r->world, &peak));
     TS_TRY(ts_agree(r->world, open_folder(r)));
     TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_on_first_rank(r, peak) : TS_OK));
-    const ts_params *params = r->trainer->model->params;
-    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d ranks",
-            r->config->out, 1e-6 * (double)params->total, ts_dataset_clips(r->trainer->dataset), r->config->train.steps,
-            r->config->train.batch, ts_comm_size(r->world));
+    const int ranks = ts_comm_size(r->world);
+    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d rank%s",
+            r->config->out, 1e-6 * (double)count_parameters(r->trainer->model->params),
+            ts_dataset_clips(r->trainer->dataset), r->config->train.steps, r->config->train.batch, ranks,
+            ranks == 1 ? "" : "s");
     ts_memory_print(&r->trainer->memory, r->trainer->memory_available);
     if (restored) {
         TS_INFO("resumed after step %" PRId64, r->trainer->step);
