@@ -77,6 +77,8 @@ expect_fail 2 'model.head_dim is odd' "$TESSERA" train "$scratch/train.yaml" --m
 expect_fail 2 'every weight is 0' "$TESSERA" train "$scratch/train.yaml" --patterns.all=0 --out="$out"
 expect_fail 2 'bucket "32x32x10"' "$TESSERA" ingest "$scratch/corpus/ingest.yaml" --buckets=32x32x10 --out="$out"
 expect_fail 2 'ranks are asked for, 1 run' "$TESSERA" train "$scratch/train.yaml" --mesh.data=3 --out="$out"
+expect_fail 2 'or a multiple of that, 1 run' "$TESSERA" train "$scratch/train.yaml" --mesh.tensor=3 --out="$out"
+expect_fail 2 'a watch of 0.5 s' "$TESSERA" train "$scratch/train.yaml" --watch.timeout=0.5 --out="$out"
 
 # ---- videos
 

@@ -139,6 +139,7 @@ static void test_degrees(void) {
     CHECK_FAILS(ts_degrees_parse(&d, &sequence, "tensor=2x"), TS_EUSAGE, "whole number from 1");
     CHECK_FAILS(ts_degrees_parse(&d, &sequence, "pipeline=2"), TS_EUSAGE, "axis=degree");
     CHECK_FAILS(ts_degrees_parse(&d, &sequence, "sequence=4,ring=2"), TS_EUSAGE, "give sequence");
+    CHECK_FAILS(ts_degrees_parse(&d, &sequence, "tensor=2,ring=2,tensor=4"), TS_EUSAGE, "tensor is given twice");
 }
 
 int main(int argc, char **argv) {

@@ -108,7 +108,10 @@ static void test_degrees(void) {
     CHECK_OK(ts_train_config_degrees(&config, 12, &degree));
     CHECK(degree.data == 2 && degree.ring == 3 && degree.ulysses == 1 && degree.tensor == 2);
     CHECK_FAILS(ts_train_config_degrees(&config, 8, &degree), TS_EUSAGE,
-                "sequence 3 x tensor 2 are asked for, 8 ranks");
+                "sequence 3 x tensor 2 ranks are asked for, or a multiple of that, 8 run");
+    config.mesh.data = 2;
+    CHECK_FAILS(ts_train_config_degrees(&config, 8, &degree), TS_EUSAGE,
+                "data 2 x sequence 3 x tensor 2 ranks are asked for, 8 run");
     config.mesh.sequence = 4;
     CHECK_FAILS(ts_train_config_degrees(&config, 24, &degree), TS_EUSAGE, "mesh.sequence=4 is not");
     // The largest degrees that can be written: their product is beyond 64 bits.

@@ -250,10 +250,16 @@ int ts_train_config_degrees(const ts_train_config *config, int ranks, ts_degrees
     const int64_t others = (int64_t)out->ring * out->ulysses * out->tensor;
     const int64_t data = config->mesh.data ? config->mesh.data : ranks / others;
     if (others > ranks || data * others != ranks) {
-        return TS_FAIL(TS_EUSAGE,
-                       "mesh: data %" PRId64 " x sequence %" PRId64
-                       " x tensor %d are asked for, %d ranks run; start as many, or set mesh.data=0",
-                       config->mesh.data, others / out->tensor, out->tensor, ranks);
+        return config->mesh.data
+                   ? TS_FAIL(TS_EUSAGE,
+                             "mesh: data %" PRId64 " x sequence %" PRId64
+                             " x tensor %d ranks are asked for, %d run; start as many, or set mesh.data=0",
+                             data, others / out->tensor, out->tensor, ranks)
+                   : TS_FAIL(TS_EUSAGE,
+                             "mesh: sequence %" PRId64
+                             " x tensor %d ranks are asked for, or a multiple of that, %d run; start as "
+                             "many, or change the mesh",
+                             others / out->tensor, out->tensor, ranks);
     }
     out->data = (int)data;
     return TS_OK;

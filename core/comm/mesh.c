@@ -139,7 +139,8 @@ void ts_mesh_close(ts_mesh *mesh) {
 
 // ---- text
 
-static int parse_item(const char *item, size_t length, ts_degrees *out, int *sequence) {
+// `said`: a bit for each axis that came before.
+static int parse_item(const char *item, size_t length, ts_degrees *out, int *sequence, unsigned *said) {
     int *const slot[] = {&out->data, &out->cfg, &out->ring, &out->ulysses, &out->tensor, sequence};
     for (int i = 0; i <= TS_AXIS_GRID; i++) {
         const char *const name = NAMES[i];  // the sequence group follows the axes
@@ -150,6 +151,10 @@ static int parse_item(const char *item, size_t length, ts_degrees *out, int *seq
             if (end != item + length || end == item + n + 1 || value < 1 || value > 1 << 20) {
                 return TS_FAIL(TS_EUSAGE, "mesh '%.*s': the degree must be a whole number from 1", (int)length, item);
             }
+            if (*said & 1U << i) {
+                return TS_FAIL(TS_EUSAGE, "mesh '%.*s': %s is given twice", (int)length, item, name);
+            }
+            *said |= 1U << i;
             *slot[i] = (int)value;
             return TS_OK;
         }
@@ -163,9 +168,10 @@ static int parse_item(const char *item, size_t length, ts_degrees *out, int *seq
 int ts_degrees_parse(ts_degrees *out, int *sequence, const char *text) {
     *out = (ts_degrees){1, 1, 1, 1, 1};
     *sequence = 0;
+    unsigned said = 0;
     for (const char *at = text; *at;) {
         const size_t length = strcspn(at, ",");
-        TS_TRY(parse_item(at, length, out, sequence));
+        TS_TRY(parse_item(at, length, out, sequence, &said));
         at += length + (at[length] == ',');
     }
     if (*sequence && (out->ring > 1 || out->ulysses > 1)) {

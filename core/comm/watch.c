@@ -475,6 +475,10 @@ static int open_other(const ts_watch_invitation *invitation, const char *first_h
 }
 
 int ts_watch_open(ts_comm *world, const ts_watch_params *params) {
+    if (params->timeout > 0 && params->timeout < 1) {
+        return TS_FAIL(TS_EUSAGE, "a watch of %g s ends sound jobs, too: give 1 s at least, or 0 for none",
+                       params->timeout);
+    }
     if (world->size == 1 || params->timeout <= 0 || watch.running) {
         return TS_OK;
     }

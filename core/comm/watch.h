@@ -20,7 +20,7 @@
 #include "core/comm/comm.h"
 
 typedef struct ts_watch_params {
-    double timeout;   // seconds of silence, or of waiting for each other, that end the job; 0: no watch
+    double timeout;   // seconds of silence, or of waiting for each other, that end the job; from 1, or 0: no watch
     double interval;  // seconds between heartbeats; 0: a tenth of the time-out, at most 1
     // Where rank 0 listens: the name of an interface ("ib0") or one of the host's addresses. NULL or "": at all of
     // them; each rank takes the first that answers.
