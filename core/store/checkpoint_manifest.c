@@ -167,9 +167,13 @@ static int open_file(ts_stored *stored, ts_stored_file *file, const char *folder
     }
     strcpy(file->name, name);
     TS_TRY(ts_path_join(path, sizeof path, folder, name));
-    if (ts_path_bytes(path) != bytes) {
+    const int64_t found = ts_path_bytes(path);
+    if (found < 0) {
+        return TS_FAIL(TS_EINPUT, "%s: is missing; the checkpoint is damaged", path);
+    }
+    if (found != bytes) {
         return TS_FAIL(TS_EINPUT, "%s: has %lld bytes, the manifest says %lld; the checkpoint is damaged", path,
-                       (long long)ts_path_bytes(path), (long long)bytes);
+                       (long long)found, (long long)bytes);
     }
     TS_TRY(ts_safetensors_open(&file->content, path));
     const int64_t tensors = ts_safetensors_count(file->content);
