@@ -356,7 +356,8 @@ static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o) {
     TS_TRY(ts_agree(world, ts_model_describe(&model, o->model)));
     TS_TRY(ts_degrees_read(&degree, o->mesh ? o->mesh : "", model.dit.heads, ts_comm_size(world)));
     TS_TRY(ts_sample_check(&degree, o->guidance < 0 ? model.defaults.guidance : o->guidance));
-    TS_TRY(o->reproducible ? ts_sample_check_reproducible(precision_dtypes[o->precision]) : TS_OK);
+    // The one answer that may differ between hosts.
+    TS_TRY(ts_agree(world, o->reproducible ? ts_sample_check_reproducible(precision_dtypes[o->precision]) : TS_OK));
     TS_TRY(ts_mesh_open(mesh, world, &degree));
     mesh->reproducible = o->reproducible;
     if (ts_comm_size(world) > 1) {
