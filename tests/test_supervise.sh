@@ -85,7 +85,7 @@ tiny_train_config "$scratch/corpus/data" "$scratch/run" >"$scratch/train.yaml"
 cat >>"$scratch/train.yaml" <<'EOF2'
 checkpoint: {every: 10, keep: 0}
 EOF2
-train=("${MPIRUN[@]}" -n 2 "$TESSERA" train "$scratch/train.yaml" --train.steps=300)
+train=("${MPIRUN[@]}" -n 2 "$TESSERA" train "$scratch/train.yaml" --train.steps=600)
 
 # lines FILE PATTERN
 lines() {
@@ -123,7 +123,7 @@ says 2 'exit code 137 (killed by SIGKILL); restart [12] in 0 s, from step-'
 says 1 'done after'
 check 'the events are in the log file' test "$(lines "$scratch/events" ' supervise: ')" = 3
 check 'an undisturbed run' "${train[@]}" --out="$scratch/alone"
-check 'ends in the same bits' same_state "$scratch/run/checkpoints/step-00000300" "$scratch/alone/checkpoints/step-00000300"
+check 'ends in the same bits' same_state "$scratch/run/checkpoints/step-00000600" "$scratch/alone/checkpoints/step-00000600"
 
 # ---- a signal
 
