@@ -16,7 +16,7 @@ for transport in mpi shared; do
     rm "$scratch/hardware.yaml"
 done
 expect_fail 2 "nothing to measure with one rank" "$TESSERA" bench comm
-expect_fail 4 "cannot write" "${MPIRUN[@]}" -n 2 "$TESSERA" bench comm --runs 1 --max-bytes 1024 --filter barrier \
+expect_fail 3 "cannot create" "${MPIRUN[@]}" -n 2 "$TESSERA" bench comm --runs 1 --max-bytes 1024 --filter barrier \
     --write-hardware "$scratch/nowhere/hardware.yaml"
 check "three ranks over MPI alone" env TESSERA_TRANSPORT=mpi "${MPIRUN[@]}" -n 3 "$TESSERA" bench comm --runs 1 \
     --max-bytes 1024 --filter all_reduce

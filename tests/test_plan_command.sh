@@ -53,12 +53,11 @@ expect_fail 2 'neither comm.' "${plan[@]}" "${latent[@]}" --devices 2 --hardware
 expect_fail 2 '9973 devices have no mesh' "${plan[@]}" "${latent[@]}" --devices 9973
 
 # ---- one file from both benches
-ranks() {
-    mpirun --allow-run-as-root --oversubscribe --bind-to none -n "$@"
-}
 hardware=$scratch/hardware.yaml
 check 'messages measured' ranks 2 "$TESSERA" bench comm --runs 1 --max-bytes 4096 --write-hardware "$hardware"
 check 'kernels measured' ranks 2 "$TESSERA" bench kernels --runs 1 --plan "$scratch/train.yaml" "${latent[@]}" \
+    --write-hardware "$hardware"
+check 'one kind of message again' ranks 2 "$TESSERA" bench comm --runs 1 --max-bytes 1024 --filter barrier \
     --write-hardware "$hardware"
 check 'a line of each bench' grep -q -e 'all_to_all' "$hardware"
 check 'a measured product' grep -q -e '- gemm BF16' "$hardware"

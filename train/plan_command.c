@@ -66,8 +66,6 @@ static ts_option *make_table(ts_arena *arena) {
 
 // ---- one mesh
 
-static const char *const RECOMPUTES[] = {"none", "elementwise", "block"};
-
 static double gib(double bytes) {
     return bytes / (1 << 30);
 }
@@ -117,7 +115,7 @@ static void print_item(const ts_plan_item *item, double limit_gib) {
         snprintf(note, sizeof note, "  does not fit %.1f GiB", limit_gib);
     }
     printf("%-40s %-11s %6" PRId64 " %8.2f %10.4g %9.4f %9.4f %9.4f %10.2f %10.2f %10.2f%s\n",
-           mesh_text(&s->degree, mesh, sizeof mesh), RECOMPUTES[s->recompute], s->micro_batch, gib(s->memory),
+           mesh_text(&s->degree, mesh, sizeof mesh), ts_recompute_names[s->recompute], s->micro_batch, gib(s->memory),
            1e-12 * s->flops, 1e-9 * sent(s, TS_AXIS_TENSOR, TS_AXIS_TENSOR, TS_AXIS_TENSOR),
            1e-9 * sent(s, TS_AXIS_RING, TS_AXIS_ULYSSES, TS_AXIS_MODEL),
            1e-9 * sent(s, TS_AXIS_DATA, TS_AXIS_REPLICA, TS_AXIS_WORLD), 1e3 * (t->compute + t->optimizer),
@@ -147,7 +145,7 @@ static void print_plan(const ts_plan *plan, const ts_plan_run *run, const ts_har
     }
     const ts_plan_step *best = &plan->item[0].step;
     printf("\nRecommended, for the training configuration:\n  mesh: %s\n  train.recompute: %s\n",
-           mesh_text(&best->degree, mesh, sizeof mesh), RECOMPUTES[best->recompute]);
+           mesh_text(&best->degree, mesh, sizeof mesh), ts_recompute_names[best->recompute]);
 }
 
 // ---- JSON
@@ -177,11 +175,11 @@ static json_t *item_json(const ts_plan_item *item) {
     const ts_plan_time *t = &item->time;
     return json_pack("{s:{s:i, s:i, s:i, s:i}, s:s, s:I, s:I, s:b, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:f, s:f}}",
                      "mesh", "data", s->degree.data, "ring", s->degree.ring, "ulysses", s->degree.ulysses, "tensor",
-                     s->degree.tensor, "recompute", RECOMPUTES[s->recompute], "micro_batch", (json_int_t)s->micro_batch,
-                     "micro_batches", (json_int_t)s->micro_batches, "fits", item->fits, "memory_bytes", s->memory,
-                     "parameters", s->parameters, "flops", s->flops, "messages", messages_json(item), "seconds",
-                     "compute", t->compute, "waiting", t->waiting, "optimizer", t->optimizer, "hidden", t->hidden,
-                     "total", t->total);
+                     s->degree.tensor, "recompute", ts_recompute_names[s->recompute], "micro_batch",
+                     (json_int_t)s->micro_batch, "micro_batches", (json_int_t)s->micro_batches, "fits", item->fits,
+                     "memory_bytes", s->memory, "parameters", s->parameters, "flops", s->flops, "messages",
+                     messages_json(item), "seconds", "compute", t->compute, "waiting", t->waiting, "optimizer",
+                     t->optimizer, "hidden", t->hidden, "total", t->total);
 }
 
 static int print_json(const ts_plan *plan, const ts_plan_run *run, const ts_hardware *hardware) {
@@ -218,7 +216,7 @@ static int refuse(const ts_plan *plan, const ts_hardware *hardware) {
                    "no mesh of %d devices fits %.1f GiB: the least, mesh: %s with train.recompute=%s, needs %.1f GiB a "
                    "device; try more devices, train.gradients=bf16, train.micro_batch=1, or a smaller model",
                    plan->devices, hardware->memory_gib, mesh_text(&least->degree, mesh, sizeof mesh),
-                   RECOMPUTES[least->recompute], gib(least->memory));
+                   ts_recompute_names[least->recompute], gib(least->memory));
 }
 
 static int plan(const plan_options *o, ts_arena *arena) {

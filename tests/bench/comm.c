@@ -4,7 +4,6 @@
 // Sizes are those of nccl-tests: the data of an all-reduce or a broadcast, all parts of an all-gather or a
 // reduce-scatter together, what a rank gives to an all-to-all or to its neighbour. So are the factors of the bus
 // bandwidth, which tells how well the wires are used whatever the number of ranks.
-#include <errno.h>
 #include <math.h>
 #include <mpi.h>
 #include <stddef.h>
@@ -13,10 +12,12 @@
 #include <string.h>
 
 #include "core/base/arena.h"
+#include "core/base/file.h"
 #include "core/base/split.h"
 #include "core/base/status.h"
-#include "core/config/option.h"
+#include "core/comm/threads.h"
 #include "tests/bench/bench.h"
+#include "train/plan_hardware.h"
 
 enum { LEAST_BYTES = 1024, REWRITE_BYTES = 16 * 1024, MAX_SIZES = 16, MAX_RUNS = 1000 };
 
@@ -93,22 +94,23 @@ static int mpi_barrier(const task *t) {
 }
 
 typedef struct item {
-    const char *name, *key;  // key: in YAML and JSON
+    const char *name;
+    ts_line_kind line;
     ts_collective kind;
     int (*ours)(const task *t);
     int (*mpi)(const task *t);
 } item;
 
 static const item ITEMS[] = {
-    {"all-reduce", "all_reduce", TS_ALL_REDUCE, our_all_reduce, mpi_all_reduce},
-    {"reduce-scatter", "reduce_scatter", TS_REDUCE_SCATTER, our_reduce_scatter, mpi_reduce_scatter},
-    {"  started", "reduce_scatter_started", TS_REDUCE_SCATTER, our_reduce_scatter_start, mpi_reduce_scatter},
-    {"all-gather", "all_gather", TS_ALL_GATHER, our_all_gather, mpi_all_gather},
-    {"  started", "all_gather_started", TS_ALL_GATHER, our_all_gather_start, mpi_all_gather},
-    {"all-to-all", "all_to_all", TS_ALL_TO_ALL, our_all_to_all, mpi_all_to_all},
-    {"ring", "ring", TS_RING, our_ring, mpi_ring},
-    {"broadcast", "broadcast", TS_BROADCAST, our_broadcast, mpi_broadcast},
-    {"barrier", "barrier", TS_BARRIER, our_barrier, mpi_barrier},
+    {"all-reduce", TS_LINE_ALL_REDUCE, TS_ALL_REDUCE, our_all_reduce, mpi_all_reduce},
+    {"reduce-scatter", TS_LINE_REDUCE_SCATTER, TS_REDUCE_SCATTER, our_reduce_scatter, mpi_reduce_scatter},
+    {"  started", TS_LINE_REDUCE_SCATTER_STARTED, TS_REDUCE_SCATTER, our_reduce_scatter_start, mpi_reduce_scatter},
+    {"all-gather", TS_LINE_ALL_GATHER, TS_ALL_GATHER, our_all_gather, mpi_all_gather},
+    {"  started", TS_LINE_ALL_GATHER_STARTED, TS_ALL_GATHER, our_all_gather_start, mpi_all_gather},
+    {"all-to-all", TS_LINE_ALL_TO_ALL, TS_ALL_TO_ALL, our_all_to_all, mpi_all_to_all},
+    {"ring", TS_LINE_RING, TS_RING, our_ring, mpi_ring},
+    {"broadcast", TS_LINE_BROADCAST, TS_BROADCAST, our_broadcast, mpi_broadcast},
+    {"barrier", TS_LINE_BARRIER, TS_BARRIER, our_barrier, mpi_barrier},
 };
 enum { ITEM_COUNT = sizeof ITEMS / sizeof *ITEMS };
 
@@ -240,12 +242,12 @@ static void report_result(const ts_bench_params *params, const task *t, const it
         printf("%-15s %10.0f %12.2f %12.2f %8.2f %8.2f %6.2f\n", it->name, r->bytes, 1e6 * r->ours.least,
                1e6 * r->mpi.least, bus / r->ours.least, bus / r->mpi.least, r->mpi.least / r->ours.least);
     }
-    json_array_append_new(rows, json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "collective", it->key,
-                                          "bytes", r->bytes, "bytes_sent", r->bytes_sent, "median_us",
-                                          1e6 * r->ours.median, "least_us", 1e6 * r->ours.least, "mpi_median_us",
-                                          1e6 * r->mpi.median, "mpi_least_us", 1e6 * r->mpi.least, "bus_gb_per_s",
-                                          bus / r->ours.least, "mpi_bus_gb_per_s", bus / r->mpi.least, "times_faster",
-                                          r->mpi.least / r->ours.least));
+    json_array_append_new(rows, json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "collective",
+                                          ts_line_name(it->line), "bytes", r->bytes, "bytes_sent", r->bytes_sent,
+                                          "median_us", 1e6 * r->ours.median, "least_us", 1e6 * r->ours.least,
+                                          "mpi_median_us", 1e6 * r->mpi.median, "mpi_least_us", 1e6 * r->mpi.least,
+                                          "bus_gb_per_s", bus / r->ours.least, "mpi_bus_gb_per_s", bus / r->mpi.least,
+                                          "times_faster", r->mpi.least / r->ours.least));
 }
 
 static void report_lines(const ts_bench_params *params, const task *t, const line *lines, json_t *report) {
@@ -259,10 +261,10 @@ static void report_lines(const ts_bench_params *params, const task *t, const lin
             continue;  // filtered out
         }
         if (params->prints) {
-            printf("%-23s %10.2f us %9.2f GB/s   at most %.0f %% off\n", ITEMS[i].key, 1e6 * lines[i].latency,
-                   bandwidth, 100 * lines[i].worst);
+            printf("%-23s %10.2f us %9.2f GB/s   at most %.0f %% off\n", ts_line_name(ITEMS[i].line),
+                   1e6 * lines[i].latency, bandwidth, 100 * lines[i].worst);
         }
-        json_object_set_new(fits, ITEMS[i].key,
+        json_object_set_new(fits, ts_line_name(ITEMS[i].line),
                             json_pack("{s:f, s:f, s:f}", "latency_us", 1e6 * lines[i].latency, "gb_per_s", bandwidth,
                                       "worst_relative_error", lines[i].worst));
     }
@@ -270,25 +272,28 @@ static void report_lines(const ts_bench_params *params, const task *t, const lin
     json_object_set_new(report, "fit", fits);
 }
 
-// The `comm` map of a hardware file: for each collective latency_us and gb_per_s, of the line above; 0 GB/s where
-// nothing is sent.
-static int write_hardware(const char *path, const task *t, const line *lines) {
-    FILE *out = fopen(path, "w");
-    if (!out) {
-        return TS_FAIL(TS_ERESOURCE, "%s: cannot write: %s", path, strerror(errno));
+// The `comm` map of a hardware file; what else is in it stays, but for lines of other numbers of ranks.
+static int write_hardware(const char *path, ts_arena *arena, const task *t, int64_t on_host, const line *lines) {
+    ts_hardware hardware = {0};
+    char comment[160];
+    TS_TRY(ts_path_exists(path) ? ts_hardware_read(&hardware, arena, path)
+                                : ts_options_default(ts_hardware_options, &hardware, arena));
+    if (hardware.comm_ranks != t->size) {
+        memset(hardware.comm, 0, sizeof hardware.comm);
     }
-    fprintf(out,
-            "# Written by tessera bench comm. Seconds of a call = latency + bytes a rank sends / bandwidth.\n"
-            "comm:\n  ranks: %d\n",
-            t->size);
+    hardware.comm_ranks = t->size;
+    hardware.devices_per_host = hardware.devices_per_host ? hardware.devices_per_host : on_host;
     for (int i = 0; i < ITEM_COUNT; i++) {
         if (lines[i].worst >= 0) {
-            fprintf(out, "  %s:\n    latency_us: %.4g\n    gb_per_s: %.4g\n", ITEMS[i].key, 1e6 * lines[i].latency,
-                    lines[i].per_byte > 0 ? 1e-9 / lines[i].per_byte : 0);
+            hardware.comm[ITEMS[i].line] = (ts_hardware_line){
+                .latency_us = 1e6 * lines[i].latency, .gb_per_s = lines[i].per_byte > 0 ? 1e-9 / lines[i].per_byte : 0};
         }
     }
-    const bool failed = ferror(out);
-    return fclose(out) || failed ? TS_FAIL(TS_ERESOURCE, "%s: cannot write: %s", path, strerror(errno)) : TS_OK;
+    snprintf(
+        comment, sizeof comment,
+        "# Seconds of a call = latency + bytes a rank sends / bandwidth; `comm` by tessera bench comm, %d ranks.\n",
+        t->size);
+    return ts_hardware_write(&hardware, comment, path);
 }
 
 // ---- the target
@@ -297,7 +302,7 @@ static int run_item(const ts_bench_params *params, task *t, const item *it, json
     result results[MAX_SIZES];
     int n = 0;
     *out = (line){.worst = -1};
-    if (params->filter && !strstr(it->key, params->filter)) {
+    if (params->filter && !strstr(ts_line_name(it->line), params->filter)) {
         return TS_OK;
     }
     for (int64_t bytes = LEAST_BYTES; bytes <= params->max_bytes && n < MAX_SIZES; bytes *= 4, n++) {
@@ -340,16 +345,20 @@ int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_
     (void)peak;
     task t;
     line lines[ITEM_COUNT];
+    ts_arena *arena = NULL;
+    int64_t on_host = 1;
     json_t *rows = json_array();
     json_object_set_new(report, "collectives", rows);
     if (ts_comm_size(world) == 1) {
         return TS_FAIL(TS_EUSAGE, "bench comm: nothing to measure with one rank; start it with mpirun -n 2 or more");
     }
-    int status = ts_agree(world, open_task(&t, world, params->max_bytes));
+    int status = ts_arena_open(&arena, "bench comm", 1 << 16, false);
+    status = ts_agree(world, open_task(&t, world, params->max_bytes) || status ? TS_ERESOURCE : TS_OK);
     if (!status && params->prints) {
         printf("%-15s %10s %12s %12s %8s %8s %6s\n", "", "", "us a call", "us a call", "bus GB/s", "bus GB/s", "times");
         printf("%-15s %10s %12s %12s %8s %8s %6s\n", "collective", "bytes", "ours", "MPI", "ours", "MPI", "faster");
     }
+    status = status ? status : ts_ranks_on_host(world, &on_host);
     for (int i = 0; i < ITEM_COUNT && !status; i++) {
         status = run_item(params, &t, &ITEMS[i], rows, &lines[i]);
     }
@@ -357,8 +366,9 @@ int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_
         report_lines(params, &t, lines, report);
     }
     if (!status && params->write_hardware && t.rank == 0) {
-        status = write_hardware(params->write_hardware, &t, lines);
+        status = write_hardware(params->write_hardware, arena, &t, on_host, lines);
     }
+    ts_arena_close(&arena);
     close_task(&t);
     return status;
 }
