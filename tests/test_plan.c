@@ -11,6 +11,7 @@
 #include "core/base/file.h"
 #include "core/nn/tape.h"
 #include "tests/ts_test.h"
+#include "train/memory.h"
 
 static ts_arena *arena;
 static char folder[64];
@@ -176,33 +177,34 @@ static double bytes_of(const ts_plan_step *step, ts_axis axis, ts_collective kin
     return step->message[axis][kind].bytes;
 }
 
-// The volumes of core/comm/README.md, of two blocks: 75 tokens, width 48, 6 heads, 2 bytes an operand.
+// The volumes of core/comm/README.md, of five blocks: 75 tokens, width 48, 6 heads, 2 bytes an operand.
 static void test_volumes(void) {
+    enum { BLOCKS = 5 };
     ts_train_config config;
     ts_plan_run run;
     ts_plan_step step;
-    make_run(&run, &config, 2, 1);
+    make_run(&run, &config, BLOCKS, 1);
     CHECK(ts_plan_tokens(&run) == 75);
     CHECK_OK(ts_plan_step_count(&step, &run, &(ts_degrees){1, 1, 1, 1, 2}, TS_RECOMPUTE_NONE));
     const double own = 38, all = 75;  // tensor rank 0 has the larger part
-    CHECK(bytes_of(&step, TS_AXIS_TENSOR, TS_ALL_GATHER) == 2 * 2 * 3 * own * 48 * 2);
-    CHECK(bytes_of(&step, TS_AXIS_TENSOR, TS_REDUCE_SCATTER) == 2 * 2 * 3 * (all - own) * 48 * 2);
+    CHECK(bytes_of(&step, TS_AXIS_TENSOR, TS_ALL_GATHER) == BLOCKS * 2 * 3 * own * 48 * 2);
+    CHECK(bytes_of(&step, TS_AXIS_TENSOR, TS_REDUCE_SCATTER) == BLOCKS * 2 * 3 * (all - own) * 48 * 2);
     ts_plan_step_free(&step);
     CHECK_OK(ts_plan_step_count(&step, &run, &(ts_degrees){1, 1, 1, 2, 1}, TS_RECOMPUTE_NONE));
     const double forward = 2 * 8 * (3 * 38 * 3 + 37 * 3), backward = 2 * 8 * (38 * 3 + 3 * 37 * 3);
-    CHECK(bytes_of(&step, TS_AXIS_ULYSSES, TS_ALL_TO_ALL) == 2 * (forward + backward));
-    CHECK(step.message[TS_AXIS_ULYSSES][TS_ALL_TO_ALL].calls == 8);
+    CHECK(bytes_of(&step, TS_AXIS_ULYSSES, TS_ALL_TO_ALL) == BLOCKS * (forward + backward));
+    CHECK(step.message[TS_AXIS_ULYSSES][TS_ALL_TO_ALL].calls == 4 * BLOCKS);
     ts_plan_step_free(&step);
     CHECK_OK(ts_plan_step_count(&step, &run, &(ts_degrees){1, 1, 2, 1, 1}, TS_RECOMPUTE_NONE));
     CHECK(bytes_of(&step, TS_AXIS_RING, TS_RING) ==
-          2 * (2.0 * 8 * 6 * 2 * (75 - 37) + 2.0 * 8 * 6 * (2 * (75 - 37) + 4 * (75 - 38))));
+          BLOCKS * (2.0 * 8 * 6 * 2 * (75 - 37) + 2.0 * 8 * 6 * (2 * (75 - 37) + 4 * (75 - 38))));
     ts_plan_step_free(&step);
     // ZeRO-1: f32 gradients and bf16 weights of half of each span, but for what is kept in f32.
     CHECK_OK(ts_plan_step_count(&step, &run, &(ts_degrees){1, 1, 1, 1, 1}, TS_RECOMPUTE_NONE));
     CHECK(bytes_of(&step, TS_AXIS_WORLD, TS_REDUCE_SCATTER) == 0);
     const double parameters = step.parameters;
     ts_plan_step_free(&step);
-    make_run(&run, &config, 2, 2);
+    make_run(&run, &config, BLOCKS, 2);
     CHECK_OK(ts_plan_step_count(&step, &run, &(ts_degrees){2, 1, 1, 1, 1}, TS_RECOMPUTE_NONE));
     CHECK_NEAR(bytes_of(&step, TS_AXIS_WORLD, TS_REDUCE_SCATTER) / (2 * parameters), 1, 0.02);
     CHECK(bytes_of(&step, TS_AXIS_WORLD, TS_ALL_GATHER) < bytes_of(&step, TS_AXIS_WORLD, TS_REDUCE_SCATTER));
@@ -210,38 +212,26 @@ static void test_volumes(void) {
     ts_plan_step_free(&step);
 }
 
-static double times_of(const ts_plan_step *step, const ts_cost *cost) {
-    for (int64_t i = 0; i < step->calls; i++) {
-        if (ts_plan_same_call(&step->call[i].cost, cost)) {
-            return step->call[i].times;
-        }
-    }
-    return 0;
-}
-
-// Blocks are counted one for all: five by two and three are six by two and three, less one.
-static void test_layers(void) {
+// Of all blocks, as a training run counts it.
+static void test_memory(void) {
     static const ts_degrees meshes[] = {{1, 1, 1, 1, 1}, {2, 1, 1, 1, 1}, {1, 1, 2, 1, 2}, {1, 1, 1, 3, 2}};
-    ts_train_config config[3];
-    ts_plan_run run[3];
-    for (int i = 0; i < 3; i++) {
-        make_run(&run[i], &config[i], i == 0 ? 3 : i == 1 ? 2 : 6, 5);
-    }
-    for (size_t mesh = 0; mesh < sizeof meshes / sizeof *meshes; mesh++) {
+    ts_train_config config;
+    ts_plan_run run;
+    make_run(&run, &config, 6, 5);
+    for (size_t i = 0; i < sizeof meshes / sizeof *meshes; i++) {
         for (int kind = TS_RECOMPUTE_NONE; kind <= TS_RECOMPUTE_BLOCK; kind++) {
-            ts_plan_step three, two, six;
-            CHECK_OK(ts_plan_step_count(&three, &run[0], &meshes[mesh], (ts_recompute)kind));
-            CHECK_OK(ts_plan_step_count(&two, &run[1], &meshes[mesh], (ts_recompute)kind));
-            CHECK_OK(ts_plan_step_count(&six, &run[2], &meshes[mesh], (ts_recompute)kind));
-            CHECK_NEAR(six.flops, two.flops + 4 * (three.flops - two.flops), 1e-9 * six.flops);
-            CHECK_NEAR(six.parameters, two.parameters + 4 * (three.parameters - two.parameters), 0.5);
-            for (int64_t i = 0; i < three.calls; i++) {
-                const double a = times_of(&two, &three.call[i].cost), b = three.call[i].times;
-                CHECK_NEAR(times_of(&six, &three.call[i].cost), a + 4 * (b - a), 1e-9);
-            }
-            ts_plan_step_free(&three);
-            ts_plan_step_free(&two);
-            ts_plan_step_free(&six);
+            ts_mesh mesh;
+            ts_plan_step step;
+            ts_memory_plan plan;
+            ts_memory_run memory = {.config = &config, .dit = run.dit, .text = run.text, .mesh = &mesh};
+            memory.latent = &run.latent;
+            memory.latents = 1;
+            CHECK_OK(ts_mesh_imagine(&mesh, &meshes[i], 0));
+            CHECK_OK(ts_memory_count(&plan, &memory, (ts_recompute)kind));
+            CHECK_OK(ts_plan_step_count(&step, &run, &meshes[i], (ts_recompute)kind));
+            CHECK(step.memory == (double)plan.total && step.parameters == (double)plan.parameters);
+            ts_plan_step_free(&step);
+            ts_mesh_close(&mesh);
         }
     }
 }
@@ -265,7 +255,7 @@ static void test_deep_memory(void) {
     CHECK_NEAR(memory[1][1] / memory[1][0], 1, 0.02);
 }
 
-// A rehearsed pass makes the calls of the counted one.
+// A rehearsed pass of six blocks makes the calls of the counted one, which takes them from models of two and three.
 static void count_heard(void *user, const ts_cost *cost) {
     double *heard = user;
     heard[0] += 1;
@@ -278,14 +268,14 @@ static void test_rehearsal(void) {
     const ts_kernels *kernels;
     ts_train_config config;
     ts_plan_run run;
-    make_run(&run, &config, 2, 1);
+    make_run(&run, &config, 6, 1);
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     for (size_t mesh = 0; mesh < sizeof meshes / sizeof *meshes; mesh++) {
         for (int kind = TS_RECOMPUTE_NONE; kind <= TS_RECOMPUTE_BLOCK; kind++) {
             ts_plan_rehearsal *rehearsal;
             ts_plan_step step;
             double heard[2] = {0}, counted = 0;
-            CHECK_OK(ts_plan_rehearsal_open(&rehearsal, &run, &meshes[mesh], (ts_recompute)kind, 2, kernels));
+            CHECK_OK(ts_plan_rehearsal_open(&rehearsal, &run, &meshes[mesh], (ts_recompute)kind, 6, kernels));
             CHECK_OK(ts_plan_rehearse(rehearsal, count_heard, heard));
             ts_plan_rehearsal_close(&rehearsal);
             CHECK_OK(ts_plan_step_count(&step, &run, &meshes[mesh], (ts_recompute)kind));
@@ -392,8 +382,8 @@ int main(void) {
     test_write_hardware();
     test_shipped_hardware();
     test_volumes();
-    test_layers();
     test_deep_memory();
+    test_memory();
     test_rehearsal();
     test_meshes();
     test_prediction();
