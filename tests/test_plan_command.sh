@@ -47,6 +47,8 @@ expect_fail 2 'no configuration file' "$TESSERA" plan --devices 2
 expect_fail 2 'devices' "${plan[@]}" "${latent[@]}"
 expect_fail 2 'latent' "${plan[@]}" --devices 2
 expect_fail 2 'latent' "${plan[@]}" --devices 2 --latent 3x8x8
+expect_fail 2 'at most 1073741824 are planned' "${plan[@]}" --devices 2 --latent 65536x65536x65536x65536 \
+    --model.rope_max_positions=65536
 expect_fail 3 'nowhere.yaml' "${plan[@]}" "${latent[@]}" --devices 2 --hardware nowhere.yaml
 expect_fail 4 'no mesh of 2 devices fits' "${plan[@]}" "${latent[@]}" --devices 2 --hardware "$scratch/small.yaml"
 expect_fail 2 'neither comm.' "${plan[@]}" "${latent[@]}" --devices 2 --hardware "$scratch/unlinked.yaml"

@@ -74,17 +74,6 @@ int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, 
     return fitting < 1 ? 1 : fitting < USUAL ? fitting : USUAL;
 }
 
-// The context that prompts of full length give.
-static ts_var *count_text(ts_tape *tape, const ts_memory_run *run, const ts_text *text, int64_t n) {
-    const int64_t rows = run->dit.text_rows;
-    int32_t *ids = ts_tape_object(tape, (size_t)(n * rows) * sizeof *ids);
-    int32_t *counts = ts_tape_object(tape, (size_t)n * sizeof *counts);
-    for (int64_t i = 0; counts && i < n; i++) {
-        counts[i] = (int32_t)rows;
-    }
-    return ids && counts ? ts_text_forward(tape, text, ids, counts, n, rows, true) : NULL;
-}
-
 static int no_mark(void *user, int group) {
     (void)user, (void)group;
     return 0;
@@ -96,7 +85,7 @@ static int count_model(ts_tape *tape, const ts_memory_run *run, const declared *
     const ts_shape shape = TS_SHAPE(n, latent.dim[0], latent.dim[1], latent.dim[2], latent.dim[3]);
     const ts_dit_input input = {
         .latent = ts_tape_input(tape, (ts_tensor){TS_F32, shape, x}, false),
-        .context = count_text(tape, run, model->text, n),
+        .context = ts_text_forward_full(tape, model->text, n, run->dit.text_rows),
         .timesteps_per_sample = latent.dim[0],
         .recompute = recompute,
         .grad_ready = no_mark,

@@ -232,6 +232,7 @@ done:
 }
 
 static int check_latent(const ts_plan_run *run) {
+    enum { MOST_TOKENS = 1 << 30 };
     const int64_t *patch = run->dit.patch, *dim = run->latent.dim;
     for (int i = 0; i < 3; i++) {
         if (dim[i] % patch[i] || dim[i] / patch[i] > run->dit.rope_max_positions) {
@@ -242,6 +243,10 @@ static int check_latent(const ts_plan_run *run) {
                            ts_shape_text(run->latent, text, sizeof text), patch[0], patch[1], patch[2],
                            run->dit.rope_max_positions);
         }
+    }
+    if (ts_plan_tokens(run) > MOST_TOKENS) {
+        return TS_FAIL(TS_EUSAGE, "latents of %" PRId64 " tokens a sample; at most %d are planned for",
+                       ts_plan_tokens(run), MOST_TOKENS);
     }
     return TS_OK;
 }

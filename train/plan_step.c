@@ -45,16 +45,6 @@ static void close_model(model *m) {
 
 // ---- a pass forward and backward
 
-// Prompts of full length.
-static ts_var *encode_text(model *m, int64_t rows, int64_t n) {
-    int32_t *ids = ts_tape_object(m->tape, (size_t)(n * rows) * sizeof *ids);
-    int32_t *counts = ts_tape_object(m->tape, (size_t)n * sizeof *counts);
-    for (int64_t i = 0; counts && i < n; i++) {
-        counts[i] = (int32_t)rows;
-    }
-    return ids && counts ? ts_text_forward(m->tape, m->text, ids, counts, n, rows, true) : NULL;
-}
-
 // Noise levels: one a sample where only the pattern `all` is drawn, else one a frame.
 static float *make_levels(model *m, const ts_plan_run *run, int64_t n, int64_t frames) {
     const ts_train_config *c = run->config;
@@ -84,7 +74,7 @@ static int pass(model *m, const ts_plan_run *run, ts_recompute recompute, int64_
     float *target = make_numbers(m, ts_shape_count(shape), 2);
     const ts_dit_input input = {
         .latent = ts_tape_input(m->tape, (ts_tensor){TS_F32, shape, x}, false),
-        .context = encode_text(m, run->dit.text_rows, n),
+        .context = ts_text_forward_full(m->tape, m->text, n, run->dit.text_rows),
         .timestep = make_levels(m, run, n, l.dim[0]),
         .timesteps_per_sample = l.dim[0],
         .recompute = recompute,
@@ -235,12 +225,8 @@ static int count_optimizer(ts_plan_step *step, const ts_plan_run *run, model *m)
 static int count_memory(ts_plan_step *step, const ts_plan_run *run) {
     ts_memory_plan plan;
     ts_mesh mesh;
-    const ts_memory_run memory = {.config = run->config,
-                                  .dit = run->dit,
-                                  .text = run->text,
-                                  .mesh = &mesh,
-                                  .latent = &run->latent,
-                                  .latents = 1};
+    const ts_memory_run memory = {
+        .config = run->config, .dit = run->dit, .text = run->text, .mesh = &mesh, .latent = &run->latent, .latents = 1};
     TS_TRY(ts_mesh_imagine(&mesh, &step->degree, 0));
     const int status = ts_memory_count(&plan, &memory, step->recompute);
     ts_mesh_close(&mesh);

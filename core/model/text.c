@@ -255,3 +255,12 @@ ts_var *ts_text_forward(ts_tape *tape, const ts_text *text, const int32_t *ids, 
     ts_tape_probe(tape, x, "last_hidden_state");
     return x;
 }
+
+ts_var *ts_text_forward_full(ts_tape *tape, const ts_text *text, int64_t batch, int64_t rows) {
+    int32_t *ids = ts_tape_object(tape, (size_t)(batch * rows) * sizeof *ids);
+    int32_t *counts = ts_tape_object(tape, (size_t)batch * sizeof *counts);
+    for (int64_t i = 0; counts && i < batch; i++) {
+        counts[i] = (int32_t)rows;
+    }
+    return ids && counts ? ts_text_forward(tape, text, ids, counts, batch, rows, true) : NULL;
+}

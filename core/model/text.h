@@ -29,5 +29,7 @@ void ts_text_init(ts_text *text, uint64_t seed);
 // counts[b] on are zero when zero_padding (what the transformer expects), else whatever the encoder gives.
 ts_var *ts_text_forward(ts_tape *tape, const ts_text *text, const int32_t *ids, const int32_t *counts, int64_t batch,
                         int64_t rows, bool zero_padding);
+// The same of prompts of full length, whatever they say: for counting and timing. Result [B, rows, width] f32.
+ts_var *ts_text_forward_full(ts_tape *tape, const ts_text *text, int64_t batch, int64_t rows);
 
 #endif

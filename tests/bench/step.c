@@ -223,6 +223,7 @@ static int time_precision(const ts_bench_params *params, const ts_bench_peak *pe
     ts_bench_time time;
     int status = bench_open(&b, shape, params->kernels, precisions[precision].dtype, work, mesh);
     status = ts_agree(world, status);
+    const bool opened = status == TS_OK;
     for (int warm_up = 0; warm_up < 2 && !status; warm_up++) {  // the second merges what the first allocated
         status = one_call(&context);
     }
@@ -232,6 +233,9 @@ static int time_precision(const ts_bench_params *params, const ts_bench_peak *pe
         const uint64_t growths = ts_arena_system_calls(ts_tape_arena(b.tape)) - before;
         const double top = (precisions[precision].dtype == TS_BF16 ? peak->bf16 : peak->f32) * ts_comm_size(world);
         status = status ? status : report_step(params, &b, shape, precision, time, top, growths, report);
+    }
+    if (opened && status && ts_comm_size(world) > 1) {
+        ts_comm_abort(world, status);  // the others wait for this rank inside a step
     }
     bench_close(&b);
     return status;
