@@ -34,7 +34,7 @@ int ts_mesh_traffic(const ts_mesh *mesh, ts_traffic *out) {
     return TS_OK;
 }
 
-void ts_mesh_reset_counters(ts_mesh *mesh) {
+void ts_mesh_reset_counters(const ts_mesh *mesh) {
     for (int axis = 0; axis < TS_AXIS_COUNT; axis++) {
         ts_comm_reset_counters(mesh->axis[axis]);
     }

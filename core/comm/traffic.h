@@ -26,7 +26,7 @@ typedef struct ts_traffic {
 
 // Collective over the mesh's world: all ranks get the same. What this call itself sends is not in it.
 int ts_mesh_traffic(const ts_mesh *mesh, ts_traffic *out);
-void ts_mesh_reset_counters(ts_mesh *mesh);  // of all axes; not collective
+void ts_mesh_reset_counters(const ts_mesh *mesh);  // of all axes; not collective
 
 // One line for each axis and collective that was called; "nothing was sent" for none.
 void ts_traffic_print(const ts_traffic *traffic, FILE *out);

@@ -7,6 +7,7 @@
 #include "core/base/arena.h"
 #include "core/base/rng.h"
 #include "core/base/status.h"
+#include "core/comm/traffic.h"
 #include "core/config/option.h"
 #include "core/model/dit.h"
 #include "infer/denoise.h"
@@ -193,7 +194,17 @@ static const struct {
     ts_dtype dtype;
 } precisions[] = {{"bf16", TS_BF16}, {"f32", TS_F32}};
 
-static int report_step(const ts_bench_params *params, const bench *b, const bench_shape *shape, int precision,
+// What a step sends: one more of them, outside of the timing and its own messages. Collective.
+static int count_traffic(bench *b, json_t *item) {
+    ts_traffic traffic;
+    ts_mesh_reset_counters(b->mesh);
+    TS_TRY(one_call(&b));
+    TS_TRY(ts_mesh_traffic(b->mesh, &traffic));
+    json_object_set_new(item, "traffic_of_a_step", ts_traffic_json(&traffic));
+    return TS_OK;
+}
+
+static int report_step(const ts_bench_params *params, bench *b, const bench_shape *shape, int precision,
                        ts_bench_time time, double peak, uint64_t growths, json_t *report) {
     const double forward = ts_dit_flops(ts_dit_get_config(b->dit), shape->frames, shape->height, shape->width);
     static const double passes[] = {[TRAIN] = 3.0, [INFER] = 1.0, [GUIDE] = 2.0};
@@ -213,7 +224,7 @@ static int report_step(const ts_bench_params *params, const bench *b, const benc
                WORKS[b->work], precisions[precision].name, 1e3 * time.median, 1e3 * time.least, tokens / time.median,
                1e-9 * rate, 100.0 * rate / peak, (unsigned long long)growths);
     }
-    return TS_OK;
+    return b->mesh ? count_traffic(b, item) : TS_OK;
 }
 
 static int time_precision(const ts_bench_params *params, const ts_bench_peak *peak, const bench_shape *shape,
