@@ -18,7 +18,9 @@ done
 
 tiny_train_config "$scratch/corpus/data" "$scratch/unused" >"$scratch/train.yaml"
 for n in 1 2 4; do
-    check "train on $n ranks" ranks $n "$TESSERA" train "$scratch/train.yaml" --out="$scratch/run$n"
+    check "train on $n ranks" ranks $n "$TESSERA" train "$scratch/train.yaml" --out="$scratch/run$n" --report=comm
+    [ $n = 1 ] && sent='nothing was sent' || sent='^world *reduce-scatter  *[1-9]'
+    said "what $n ranks sent" "$sent"
     sed -n 's/.*"step":\([0-9]*\),"loss":\([^,]*\),.*/\1 \2/p' "$scratch/run$n/metrics.jsonl" >"$scratch/loss$n"
 done
 

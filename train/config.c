@@ -15,6 +15,7 @@ static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 const char *const ts_recompute_names[] = {"none", "elementwise", "block", "auto", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
+static const char *const REPORTS[] = {"none", "comm", NULL};
 
 #define AT(field) .offset = offsetof(ts_train_config, field)
 #define INT(key, field, value, low, high, text)                                                                        \
@@ -143,6 +144,8 @@ const ts_option ts_train_options[] = {
          "also write the model folder at each checkpoint, not only at the end"),
 
     INT("log.every", log.every, "50", 1, 1e12, "steps between logged lines"),
+    CHOICE("report", report, "none", REPORTS,
+           "what is printed at the end: comm, the calls and bytes of each axis and collective"),
 
     REAL("watch.timeout", watch.timeout, "300", 0, 1e6,
          "seconds after which a rank that gives no sign, or ranks that wait for each other, end the job; 0: never"),
@@ -299,6 +302,7 @@ static const char *const FREE_OPTIONS[] = {"name",
                                            "sample.",
                                            "checkpoint.",
                                            "log.",
+                                           "report",
                                            "validate.every",
                                            "validate.levels",
                                            "train.recompute",

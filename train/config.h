@@ -14,6 +14,7 @@ typedef enum { TS_PRECISION_BF16, TS_PRECISION_F32 } ts_precision;
 typedef enum { TS_OPTIMIZER_ADAMW, TS_OPTIMIZER_MUON } ts_optimizer_kind;
 typedef enum { TS_GRADIENTS_F32, TS_GRADIENTS_BF16 } ts_gradients;
 typedef enum { TS_DECAY_COSINE, TS_DECAY_CONSTANT } ts_lr_decay;
+typedef enum { TS_RUN_REPORT_NONE, TS_RUN_REPORT_COMM } ts_run_report;
 
 enum { TS_RECOMPUTE_AUTO = TS_RECOMPUTE_BLOCK + 1 };  // the fastest kind of ts_recompute that fits the memory
 extern const char *const ts_recompute_names[];        // as train.recompute spells them; NULL ends them
@@ -22,6 +23,7 @@ typedef struct ts_train_config {
     const char *name, *out, *data, *init;
     int64_t seed, threads;
     int precision;  // ts_precision
+    int report;     // ts_run_report
     struct {
         int64_t data, cfg, sequence, ulysses, ring, tensor;
     } mesh;

@@ -13,6 +13,7 @@
 #include "core/base/log.h"
 #include "core/base/signal.h"
 #include "core/base/status.h"
+#include "core/comm/traffic.h"
 #include "core/comm/watch.h"
 #include "train/peak.h"
 #include "train/preview.h"
@@ -327,6 +328,16 @@ static int train(run *r) {
     return TS_OK;
 }
 
+// What this start of the run sent, its last checkpoint and model included. Collective.
+static int report_traffic(const run *r) {
+    ts_traffic traffic;
+    TS_TRY(ts_mesh_traffic(&r->trainer->mesh, &traffic));
+    if (ts_comm_rank(r->world) == 0) {
+        ts_traffic_print(&traffic, stdout);
+    }
+    return TS_OK;
+}
+
 int ts_train_run(const ts_train_config *config, ts_arena *arena, ts_comm *world) {
     run r = {.config = config,
              .world = world,
@@ -339,7 +350,8 @@ int ts_train_run(const ts_train_config *config, ts_arena *arena, ts_comm *world)
         ts_watch_open(world, &(ts_watch_params){.timeout = config->watch.timeout, .network = config->watch.network}),
         done);
     TS_TRY_GOTO(status, open_run(&r), done);
-    status = train(&r);
+    TS_TRY_GOTO(status, train(&r), done);
+    status = config->report == TS_RUN_REPORT_COMM ? report_traffic(&r) : TS_OK;
 done:
     ts_report_close(&r.report);
     ts_trainer_close(&r.trainer);
