@@ -6,6 +6,7 @@
 #include "tests/tiny_config.h"
 #include "tests/tiny_dataset.h"
 #include "tests/ts_test.h"
+#include "train/plan_step.h"
 #include "train/trainer.h"
 
 enum { STEPS = 50 };
@@ -175,6 +176,48 @@ static void check_narrow(ts_train_config config, ts_comm *world, ts_comm *solo, 
     }
 }
 
+// ---- what a step sends
+
+// A step's shape of latents, by its tokens.
+static ts_shape latent_of(const ts_trainer *trainer, const ts_step_result *result) {
+    const int64_t *patch = ts_dit_get_config(trainer->model->dit)->patch;
+    for (int b = 0; b < ts_dataset_buckets(trainer->dataset); b++) {
+        const ts_shape shape = ts_dataset_bucket_shape(trainer->dataset, b);
+        const int64_t *dim = shape.dim;
+        if (dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]) == tokens_per_sample(result)) {
+            return shape;
+        }
+    }
+    CHECK(false);
+    return ts_dataset_bucket_shape(trainer->dataset, 0);
+}
+
+// The bytes that tessera plan foretells for rank 0 are those that it sends, on every axis and in every collective.
+static void check_foretold(ts_train_config config, ts_comm *world, const char *mesh) {
+    ts_trainer *trainer = NULL;
+    ts_step_result result;
+    ts_plan_step step;
+    set_mesh(&config, mesh);
+    CHECK_OK(ts_trainer_open(&trainer, &config, world));
+    for (int axis = 0; axis < TS_AXIS_COUNT; axis++) {
+        ts_comm_reset_counters(trainer->mesh.axis[axis]);
+    }
+    CHECK_OK(ts_trainer_step(trainer, TS_STOP_NONE, &result));
+    const ts_plan_run run = {.config = &config,
+                             .dit = *ts_dit_get_config(trainer->model->dit),
+                             .text = *ts_text_get_config(trainer->model->text),
+                             .latent = latent_of(trainer, &result)};
+    CHECK_OK(ts_plan_step_count(&step, &run, &trainer->mesh.degree, trainer->memory.recompute));
+    for (int axis = 0; axis < TS_AXIS_COUNT && ts_comm_rank(world) == 0; axis++) {
+        for (int kind = 0; kind < TS_COLLECTIVE_COUNT; kind++) {
+            const ts_comm_counters sent = ts_comm_get_counters(trainer->mesh.axis[axis], (ts_collective)kind);
+            CHECK(step.message[axis][kind].bytes == (double)sent.bytes_sent);
+        }
+    }
+    ts_plan_step_free(&step);
+    ts_trainer_close(&trainer);
+}
+
 // ---- memory
 
 // What is recomputed is sent again: ranks whose processes are not of one size must still choose alike.
@@ -224,6 +267,9 @@ int main(int argc, char **argv) {
     check_narrow(config, world, solo, MESHES[ts_comm_size(world)][ts_comm_size(world) > 1]);
     check_stop(&config, world);
     check_not_finite(config, world);
+    for (int i = 0; MESHES[ts_comm_size(world)][i]; i++) {
+        check_foretold(config, world, MESHES[ts_comm_size(world)][i]);
+    }
     check_recompute_alike(config, world);
 
     CHECK_OK(ts_barrier(world));

@@ -178,6 +178,26 @@ static int add_muon(ts_plan_step *step, const ts_params *params, const ts_shard 
     return TS_OK;
 }
 
+// Slices of cut matrices travel to the ranks that make the directions, one matrix after the other, and back
+// (train/optimizer_private.h).
+static void add_muon_messages(ts_plan_step *step, const ts_params *params, const ts_zero *zero) {
+    const ts_comm *tensor = ts_mesh_axis(params->mesh, TS_AXIS_TENSOR);
+    const int64_t ranks = ts_comm_size(tensor), rank = ts_comm_rank(tensor);
+    ts_plan_message *slices = &step->message[TS_AXIS_TENSOR][TS_ALL_TO_ALL];
+    int64_t matrices = 0;
+    for (int s = 0; s < params->spans && ranks > 1; s++) {
+        for (int64_t i = zero->shard[s].item; i < zero->shard[s].item_end; i++) {
+            const ts_param *param = params->item[i];
+            if (param->hidden && param->cut >= 0) {
+                const bool made_here = matrices++ % ranks == rank;
+                const int64_t sent = made_here ? ts_shape_count(param->whole) - param->count : param->count;
+                slices->bytes += (double)sent * sizeof(float);
+            }
+        }
+    }
+    slices->calls += 2 * (double)((matrices + ranks - 1) / ranks);
+}
+
 // Bytes of a parameter that AdamW reads and writes: weight, two moments, gradient, the kernels' copy, the average.
 static double update_bytes(const ts_plan_run *run) {
     return 8 + 16 + 4 + (ts_train_config_operands(run->config) == TS_BF16 ? 2 : 0) +
@@ -211,6 +231,9 @@ static int count_optimizer(ts_plan_step *step, const ts_plan_run *run, model *m)
         status = add_stream(step, "sum_squares", shard->count, 4);
         status = status ? status : add_stream(step, "adamw", shard->count, update_bytes(run));
         status = status || !muon ? status : add_muon(step, m->params, shard, ts_train_config_operands(run->config));
+    }
+    if (!status && muon) {
+        add_muon_messages(step, m->params, zero);
     }
     ts_zero_close(&zero);
     // Norm, loss, two wishes to stop and how far a checkpoint is (train/trainer.c).
