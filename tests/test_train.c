@@ -212,6 +212,7 @@ static void check_foretold(ts_train_config config, ts_comm *world, const char *m
         for (int kind = 0; kind < TS_COLLECTIVE_COUNT; kind++) {
             const ts_comm_counters sent = ts_comm_get_counters(trainer->mesh.axis[axis], (ts_collective)kind);
             CHECK(step.message[axis][kind].bytes == (double)sent.bytes_sent);
+            CHECK(step.message[axis][kind].calls == (double)sent.calls);
         }
     }
     ts_plan_step_free(&step);

@@ -34,6 +34,8 @@ typedef struct ts_plan {
     int64_t items, fitting;
 } ts_plan;
 
+// Seconds of a counted step. TS_EUSAGE when the file lacks a figure that it takes. Like all here but the command: not
+// collective.
 int ts_plan_predict(ts_plan_time *out, const ts_hardware *hardware, const ts_plan_step *step);
 
 // All meshes whose ranks have work: no more data ranks than samples, no more tensor x ulysses ranks than heads, no more
@@ -44,7 +46,7 @@ void ts_plan_free(ts_plan *plan);
 // A mesh of `devices` ranks after another; begin with *degree all 0. False when there are no more.
 bool ts_plan_next_mesh(const ts_plan_run *run, int devices, ts_degrees *degree);
 
-// tessera plan CONFIG.yaml --devices N
+// tessera plan CONFIG.yaml --devices N; rank 0 plans, the status is the same on all. Collective.
 int ts_command_plan(ts_comm *world, int argc, char **argv);
 
 // What is planned, from a training configuration: the data set tells the shape of latents and the vocabulary where

@@ -43,7 +43,8 @@ typedef struct ts_plan_step {
     double memory;      // bytes (train/memory.h), but for the program itself
 } ts_plan_step;
 
-// Counts a step of rank 0 of the mesh, which has no less of anything than any other rank.
+// Counts a step of rank 0 of the mesh, which has no less of anything than any other rank; *out is freed by
+// ts_plan_step_free. Errors are those of the model, and TS_ERESOURCE. Like all here: not collective.
 int ts_plan_step_count(ts_plan_step *out, const ts_plan_run *run, const ts_degrees *degree, ts_recompute recompute);
 void ts_plan_step_free(ts_plan_step *step);
 // Whether two calls are counted as one.
