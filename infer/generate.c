@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
@@ -313,7 +314,13 @@ static int generate(const ts_mesh *mesh, const options *o, const ts_model *model
     return status;
 }
 
-// Hours of sampling must not end at a folder that is not there.
+// Hours of sampling must not end at a folder that is not there or takes no files.
+static int check_writable(const char *option, const char *path, const char *folder) {
+    return access(folder, W_OK) ? TS_FAIL(TS_EINPUT, "%s %s: cannot write to %s: %s; give another place", option, path,
+                                          folder, strerror(errno))
+                                : TS_OK;
+}
+
 static int check_parent(const char *option, const char *path) {
     char folder[4096];
     const size_t length = (size_t)(ts_path_base(path) - path);
@@ -322,9 +329,10 @@ static int check_parent(const char *option, const char *path) {
     }
     memcpy(folder, path, length);
     folder[length] = '\0';
-    return length == 0 || ts_path_is_folder(folder)
-               ? TS_OK
-               : TS_FAIL(TS_EINPUT, "%s %s: there is no folder %s; make it first", option, path, folder);
+    if (length && !ts_path_is_folder(folder)) {
+        return TS_FAIL(TS_EINPUT, "%s %s: there is no folder %s; make it first", option, path, folder);
+    }
+    return check_writable(option, path, length ? folder : ".");
 }
 
 // Everything that can be refused is refused here, before the model is loaded.
@@ -345,6 +353,7 @@ static int prepare(const options *o, ts_prompts *prompts) {
 static int prepare_output(const options *o) {
     if (!ends_with(o->out, ".mp4")) {
         TS_TRY(ts_folder_make(o->out));
+        TS_TRY(check_writable("--out", o->out, o->out));
     }
     return o->sheet ? check_parent("--sheet", o->sheet) : TS_OK;  // it may lie in the folder made just now
 }
