@@ -256,7 +256,7 @@ if [ -n "${TESSERA_SHARED:-}" ]; then
     expect_fail 3 'the file is truncated or damaged' "${parity[@]}" --io "$scratch/cut.safetensors"
     expect_fail 3 'not a safetensors file' "${parity[@]}" --io "$scratch/train.yaml"
     expect_fail 3 "tensor 'hidden_states' is missing" "${parity[@]}" --io "$golden/grads.safetensors"
-    expect_fail 2 'wanted NAME=DEGREE' "${parity[@]}" --io "$golden/io.safetensors" --mesh tensor=0
+    expect_fail 2 'whole number from 1' "${parity[@]}" --io "$golden/io.safetensors" --mesh tensor=0
 fi
 
 # ---- prompts and sizes
