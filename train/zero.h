@@ -44,6 +44,7 @@ void ts_zero_close(ts_zero **zero);
 int64_t ts_zero_exchange_bytes(const ts_zero *zero, ts_dtype dtype);
 
 // ---- a step, collective over the world
+// After an error sums may be under way between ranks that do not know of it: the caller ends the job.
 // Gradients of a new step begin at 0.
 void ts_zero_begin(ts_zero *zero);
 // The gradients of a group are done: with the last micro-batch they start to travel. Groups come from the last to 0;
