@@ -18,9 +18,11 @@
 typedef struct bench_shape {
     int64_t heads, head_dim, ffn_dim, layers, freq_dim, channels, frames, height, width, text_rows, text_dim, batch;
     int recompute;  // ts_recompute
+    int gradients;  // place in GRADIENTS
 } bench_shape;
 
 static const char *const RECOMPUTES[] = {"none", "elementwise", "block", NULL};
+static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 
 #define FIELD(name) offsetof(bench_shape, name)
 // clang-format off
@@ -38,6 +40,7 @@ static const ts_option shape_options[] = {
     {"text_dim", TS_OPTION_INT, FIELD(text_dim), "512", "width of the text context", 1, 16384, NULL, false},
     {"batch", TS_OPTION_INT, FIELD(batch), "1", "samples of a step", 1, 4096, NULL, false},
     {"recompute", TS_OPTION_CHOICE, FIELD(recompute), "none", "what a training step computes twice", 0, 0, RECOMPUTES, false},
+    {"gradients", TS_OPTION_CHOICE, FIELD(gradients), "f32", "what gradients are kept and sent in by a step in bf16", 0, 0, GRADIENTS, false},
     {0},
 };
 // clang-format on
@@ -104,7 +107,7 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
     TS_TRY(ts_tape_open(&b->tape, kernels, train ? TS_TAPE_RECORD : TS_TAPE_RUN, dtype));
     if (train) {
         TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
-        TS_TRY(ts_params_allocate_grad(b->params, TS_F32));
+        TS_TRY(ts_params_allocate_grad(b->params, s->gradients && dtype == TS_BF16 ? TS_BF16 : TS_F32));
     }
     b->latent = random_numbers(b->latent_shape, 1);
     b->target = random_numbers(b->latent_shape, 2);
