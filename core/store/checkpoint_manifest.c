@@ -17,7 +17,7 @@
 #include "core/store/checkpoint_private.h"
 #include "core/store/element_sum.h"
 
-enum { VERSION = 2, MAX_MANIFEST_BYTES = 256 << 20, DIGITS = 16 };
+enum { VERSION = 2, MAX_MANIFEST_BYTES = 64 << 20, DIGITS = 16 };
 
 // How the text begins; the digits follow.
 static const char BEGIN[] = "{\n  \"sum\": \"", ZEROS[] = "0000000000000000";
