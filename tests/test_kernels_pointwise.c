@@ -148,6 +148,7 @@ static void vector_cases(const ts_kernels *k) {
         }
         CHECK_OK(k->axpy(-2.5f, x, y, n));
         CHECK(test_close("axpy", y, TS_F32, want, n, 1e-6, 1e-6));
+        got = 0;
         CHECK_OK(k->sum_squares(x, n, &got));
         CHECK_NEAR(got, squares, 1e-13 * squares);
         CHECK_OK(k->scale(3, x, n));
@@ -156,7 +157,7 @@ static void vector_cases(const ts_kernels *k) {
     }
     const int64_t n = 3 * 65536 + 77;
     float *x = test_random(TS_F32, n, 1);
-    double one, two;
+    double one = 0, two = 0;
     const int most = omp_get_max_threads();
     omp_set_num_threads(1);
     CHECK_OK(k->sum_squares(x, n, &one));

@@ -65,6 +65,12 @@ _Noreturn static inline void ts_test_skip(const char *reason) {
     exit(77);
 }
 
+// The device that this case runs on, as ts_kernels_open names it: "cpu", or "cuda" for an imitated GPU and a real one.
+static inline const char *ts_test_backend(void) {
+    const char *backend = getenv("TESSERA_BACKEND");
+    return backend && *backend && strcmp(backend, "cpu") != 0 ? "cuda" : "cpu";
+}
+
 // Folder of the golden files beside the checkout, or a SKIP when they are not there.
 static inline const char *ts_test_shared(void) {
     const char *folder = getenv("TESSERA_SHARED");

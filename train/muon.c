@@ -130,9 +130,9 @@ void ts_muon_advance(float grad_scale, float momentum, int64_t n, float *moment,
 int ts_muon_direction(ts_muon *m, int64_t rows, int64_t columns, float *u) {
     enum { STEPS = 5 };
     const int64_t n = rows * columns;
-    double squares;
+    double squares = 0;
     TS_TRY(m->kernels->sum_squares(u, n, &squares));
-    TS_TRY(m->kernels->scale((float)(1.0 / (sqrt(squares) + 1e-20)), u, n));
+    TS_TRY(m->kernels->normalize(&squares, u, n));
     for (int step = 0; step < STEPS; step++) {
         TS_TRY(newton_schulz_step(m, u, rows, columns));
     }

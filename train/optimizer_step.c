@@ -35,9 +35,7 @@ int ts_optimizer_reduce(ts_optimizer *o, double *squares) {
         const int64_t stride = stride_of(o, run);
         for (int64_t first = 0; first < run->count; first += stride) {
             const int64_t count = least(stride, run->count - first);
-            double sum;
-            TS_TRY(o->kernels->sum_squares(ts_run_gradient(o, run, first, count, o->wide), count, &sum));
-            *squares += sum;
+            TS_TRY(o->kernels->sum_squares(ts_run_gradient(o, run, first, count, o->wide), count, squares));
         }
     }
     return TS_OK;

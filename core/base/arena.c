@@ -18,7 +18,7 @@
 #define UNPOISON(from, bytes) ((void)(from), (void)(bytes))
 #endif
 
-enum { ALIGNMENT = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
+enum { ALIGNMENT = 64, DEVICE_ALIGNMENT = 256, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 
 typedef struct chunk {
     char *base;  // NULL in counting mode, where one endless chunk holds only the count
@@ -27,7 +27,8 @@ typedef struct chunk {
 
 struct ts_arena {
     const char *name;  // borrowed
-    size_t chunk_bytes;
+    const ts_device *device;
+    size_t alignment, chunk_bytes;
     bool counting;
     chunk *chunks;  // [count]; blocks are taken from chunks[current], the ones after it are empty
     size_t count, current;
@@ -40,22 +41,40 @@ static size_t round_up(size_t bytes, size_t to) {
 }
 
 int ts_arena_open(ts_arena **out, const char *name, size_t chunk_bytes, bool counting) {
+    return ts_arena_open_on(out, &ts_device_host, name, chunk_bytes, counting);
+}
+
+int ts_arena_open_on(ts_arena **out, const ts_device *device, const char *name, size_t chunk_bytes, bool counting) {
     *out = NULL;
     ts_arena *arena = ts_calloc(1, sizeof *arena);
     if (!arena) {
         return TS_ERESOURCE;
     }
-    *arena = (ts_arena){.name = name, .chunk_bytes = round_up(chunk_bytes, ALIGNMENT), .counting = counting};
+    const size_t alignment = device->is_host ? ALIGNMENT : DEVICE_ALIGNMENT;
+    *arena = (ts_arena){.name = name,
+                        .device = device,
+                        .alignment = alignment,
+                        .chunk_bytes = round_up(chunk_bytes, alignment),
+                        .counting = counting};
     *out = arena;
     return TS_OK;
 }
 
+// Memory that nobody owns must not be read: the sanitizer tells on the host, an imitated device spoils it.
+static void give_up(const ts_arena *arena, char *from, size_t bytes) {
+    if (arena->device->is_host) {
+        POISON(from, bytes);
+    } else if (arena->device->spoil && bytes) {
+        arena->device->spoil(from, bytes);
+    }
+}
+
 static void free_chunks(ts_arena *arena) {
     for (size_t i = 0; i < arena->count; i++) {
-        if (arena->chunks[i].base) {
+        if (arena->chunks[i].base && arena->device->is_host) {
             UNPOISON(arena->chunks[i].base, arena->chunks[i].bytes);
         }
-        free(arena->chunks[i].base);
+        arena->device->release(arena->chunks[i].base);
     }
     free(arena->chunks);
     arena->chunks = NULL;
@@ -79,11 +98,11 @@ static bool add_chunk(ts_arena *arena, size_t wanted) {
     arena->chunks = chunks;
     char *base = NULL;
     if (!arena->counting) {
-        base = ts_aligned_alloc(wanted);
+        base = arena->device->allocate(wanted);
         if (!base) {
             return false;
         }
-        POISON(base, wanted);
+        give_up(arena, base, wanted);
         arena->system_calls++;
     }
     // Offsets begin after one line in counting mode, so that no block is NULL.
@@ -96,7 +115,7 @@ static bool add_chunk(ts_arena *arena, size_t wanted) {
 static size_t chunk_for(const ts_arena *arena, size_t bytes) {
     size_t wanted = arena->live / 4;
     wanted = wanted > arena->chunk_bytes ? wanted : arena->chunk_bytes;
-    return round_up(wanted > bytes ? wanted : bytes, ALIGNMENT);
+    return round_up(wanted > bytes ? wanted : bytes, arena->alignment);
 }
 
 void *ts_arena_alloc(ts_arena *arena, size_t bytes) {
@@ -104,7 +123,7 @@ void *ts_arena_alloc(ts_arena *arena, size_t bytes) {
         (void)TS_FAIL(TS_ERESOURCE, "arena %s: a block of %zu bytes is beyond all memory", arena->name, bytes);
         return NULL;
     }
-    const size_t need = round_up(bytes ? bytes : 1, ALIGNMENT);
+    const size_t need = round_up(bytes ? bytes : 1, arena->alignment);
     size_t at = arena->current;
     while (at < arena->count && arena->chunks[at].bytes - arena->chunks[at].used < need) {
         at++;
@@ -123,22 +142,25 @@ void *ts_arena_alloc(ts_arena *arena, size_t bytes) {
     arena->live += need;
     arena->peak = arena->live > arena->peak ? arena->live : arena->peak;
     if (arena->counting) {
-        return (void *)(uintptr_t)(offset + ALIGNMENT);
+        return (void *)(uintptr_t)(offset + arena->alignment);
     }
-    UNPOISON(from->base + offset, bytes);
+    if (arena->device->is_host) {
+        UNPOISON(from->base + offset, bytes);
+    }
     return from->base + offset;
 }
 
 void *ts_arena_zalloc(ts_arena *arena, size_t bytes) {
     void *block = ts_arena_alloc(arena, bytes);
-    if (block && !arena->counting) {
-        memset(block, 0, bytes);
+    if (block && !arena->counting && arena->device->zero(block, bytes)) {
+        return NULL;
     }
     return block;
 }
 
 char *ts_arena_strdup(ts_arena *arena, const char *text) {
     const size_t bytes = strlen(text) + 1;
+    TS_ASSERT(arena->device->is_host);
     char *copy = ts_arena_alloc(arena, bytes);
     if (copy && !arena->counting) {
         memcpy(copy, text, bytes);
@@ -147,6 +169,7 @@ char *ts_arena_strdup(ts_arena *arena, const char *text) {
 }
 
 char *ts_arena_printf(ts_arena *arena, const char *format, ...) {
+    TS_ASSERT(arena->device->is_host);
     va_list arguments;
     va_start(arguments, format);
     const int length = vsnprintf(NULL, 0, format, arguments);
@@ -171,7 +194,7 @@ static void cut_chunk(ts_arena *arena, size_t index, size_t used) {
     TS_ASSERT(used <= c->used);
     arena->live -= c->used - used;
     if (c->base) {
-        POISON(c->base + used, c->used - used);
+        give_up(arena, c->base + used, c->used - used);
     }
     c->used = used;
 }
@@ -202,7 +225,7 @@ int ts_arena_reserve(ts_arena *arena, size_t bytes) {
         return TS_OK;
     }
     free_chunks(arena);
-    if (!add_chunk(arena, round_up(bytes, ALIGNMENT))) {
+    if (!add_chunk(arena, round_up(bytes, arena->alignment))) {
         return TS_FAIL(TS_ERESOURCE, "arena %s: no %zu MiB to reserve; use a smaller batch or model, or more ranks",
                        arena->name, (bytes + (1u << 20) - 1) >> 20);
     }

@@ -2,13 +2,16 @@
 // Arenas: memory with one lifetime, freed at once.
 //
 // An arena grows by chunks and keeps them on reset, merged into one. One whose need was counted before reserves it, and
-// never grows. All blocks are 64-byte aligned (a cache line, and what AVX-512 and AMX loads like best).
+// never grows. All blocks are 64-byte aligned (a cache line, and what AVX-512 and AMX loads like best); on a device
+// other than the host, 256-byte aligned (what its tensor cores and copy engines ask for at most).
 #ifndef TS_BASE_ARENA_H
 #define TS_BASE_ARENA_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "core/base/device.h"
 
 typedef struct ts_arena ts_arena;
 typedef struct ts_arena_mark {
@@ -18,10 +21,12 @@ typedef struct ts_arena_mark {
 // `chunk_bytes` is the smallest chunk asked of the system. In `counting` mode nothing is allocated: ts_arena_alloc
 // returns NULL-based offsets that must not be dereferenced, and ts_arena_peak tells what a real run would need.
 int ts_arena_open(ts_arena **out, const char *name, size_t chunk_bytes, bool counting);
+// The same of a device's memory; ts_arena_strdup and _printf are for the host's.
+int ts_arena_open_on(ts_arena **out, const ts_device *device, const char *name, size_t chunk_bytes, bool counting);
 void ts_arena_close(ts_arena **arena);
 
 // Uninitialised / zeroed bytes, valid until reset or release below the mark; NULL when memory is exhausted
-// (the error text is set). zero is a no-op in counting mode.
+// (the error text is set). zalloc zeroes nothing in counting mode.
 void *ts_arena_alloc(ts_arena *arena, size_t bytes);
 void *ts_arena_zalloc(ts_arena *arena, size_t bytes);
 char *ts_arena_strdup(ts_arena *arena, const char *text);

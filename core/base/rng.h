@@ -22,7 +22,8 @@ typedef enum {
     TS_RNG_WORLD = 8,       // procedural corpora; index = clip
     TS_RNG_VALIDATION = 9,  // fixed validation noise
     TS_RNG_CODEC = 10,      // sample of clips for codec fitting
-    TS_RNG_TEST = 11
+    TS_RNG_TEST = 11,
+    TS_RNG_ROUND = 12  // stochastic rounding; index = optimizer step
 } ts_rng_purpose;
 
 typedef struct ts_philox {

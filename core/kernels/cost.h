@@ -172,6 +172,12 @@ static inline ts_cost ts_cost_cast(const void *from, ts_dtype from_dtype, const 
     (void)from, (void)to;
     return ts_cost_stream("cast", to_dtype, 1, n, ts_cost_bytes_of(from_dtype) + ts_cost_bytes_of(to_dtype));
 }
+static inline ts_cost ts_cost_mix(const ts_mix *p) {
+    return ts_cost_stream("mix", TS_F32, p->rows, p->width, 16);
+}
+static inline ts_cost ts_cost_combine(const ts_combine *p) {
+    return ts_cost_stream("combine", TS_F32, 1, p->n, 4 * (1 + p->terms));
+}
 static inline ts_cost ts_cost_mse(const ts_mse *p) {
     return ts_cost_stream("mse", TS_F32, p->rows, p->width, 12);
 }

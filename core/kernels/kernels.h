@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/base/device.h"
 #include "core/tensor/tensor.h"
 
 // C = op(A) op(B) [+ C] [+ bias] [then GELU]     op(A) is [m, k], op(B) is [k, n], C is [m, n]; any side may be 0
@@ -157,6 +158,34 @@ typedef struct ts_patchify {
     ts_dtype dtype_tokens;
 } ts_patchify;
 
+// The straight path between data and noise, and its velocity (Liu et al. 2022; Lipman et al. 2022), a level for each
+// row:
+//   x = (1 - sigma[row]) x0 + sigma[row] eps;   target = eps - x0, which takes the place of eps
+typedef struct ts_mix {
+    int64_t rows, width;
+    const float *x0;       // [rows, width]
+    const float *sigma;    // [rows]
+    float *x;              // [rows, width] `=`
+    float *eps_to_target;  // [rows, width] eps in, target out
+} ts_mix;
+
+// A sum of up to six terms, in f64, in order:  out[i] = (float)(c[0] x[0][i] + c[1] x[1][i] + ..)
+// Coefficients are numbers of the call, not of the device. out may be any x[k].
+enum { TS_MAX_TERMS = 6 };
+typedef struct ts_combine {
+    int64_t n;
+    int terms;
+    double c[TS_MAX_TERMS];
+    const float *x[TS_MAX_TERMS];  // [n] each
+    float *out;                    // [n]
+} ts_combine;
+
+// How a bf16 copy of an f32 number is rounded. Stochastic: up with the probability of the part that is cut off, so that
+// the mean of many roundings is the number (Gupta et al. 2015): 16 random bits are added below the mantissa that stays.
+// Number e = first + i takes half e % 2 (the lower first) of word e % 8 / 2 of draw e / 8 of the Philox stream (seed,
+// TS_RNG_ROUND, step).
+typedef enum { TS_ROUND_NEAREST, TS_ROUND_STOCHASTIC } ts_rounding;
+
 // AdamW (Loshchilov & Hutter 2019) with bias correction and gradient scaling:
 //   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w -= lr * ( (m/(1-b1^step)) / (sqrt(v/(1-b2^step)) + eps) + weight_decay * w )
@@ -169,6 +198,9 @@ typedef struct ts_adamw {
     uint16_t *operand;  // bf16 copy or NULL
     float *ema;         // or NULL
     float ema_decay;
+    ts_rounding rounding;  // of the bf16 copy
+    uint64_t seed;         // of stochastic rounding, with the step
+    int64_t first;         // place of element 0 among the numbers that are rounded with this seed
 } ts_adamw;
 
 // Squared error of the velocity with a weight per row (held frames have weight 0):
@@ -198,7 +230,8 @@ typedef struct ts_conv3d {
 } ts_conv3d;
 
 typedef struct ts_kernels {
-    const char *name;  // "cpu", "cuda"
+    const char *name;         // "cpu", "cuda"
+    const ts_device *device;  // whose memory the pointers are
 
     int (*gemm)(const ts_gemm *p);
     // d_bias[n] += sum over m rows of d_y [m, n]
@@ -251,8 +284,18 @@ typedef struct ts_kernels {
     int (*axpy)(float alpha, const float *x, float *y, int64_t n);
     int (*scale)(float alpha, float *x, int64_t n);
     int (*cast)(const void *from, ts_dtype from_dtype, void *to, ts_dtype to_dtype, int64_t n);
-    // *sum = sum of x_i^2 in f64, in fixed chunks of 65,536 elements
+    // *sum += sum of x_i^2 in f64, in fixed chunks of 65,536 elements
     int (*sum_squares)(const float *x, int64_t n, double *sum);
+    // x *= 1 / (sqrt(*squares) + 1e-20)
+    int (*normalize)(const double *squares, float *x, int64_t n);
+    int (*combine)(const ts_combine *p);
+    int (*mix)(const ts_mix *p);
+    // kept = bf16(kept + grad); grad = 0: f32 gradients go into their bf16 sums
+    int (*fold)(float *grad, uint16_t *kept, int64_t n);
+    // Nesterov momentum (Jordan et al. 2024, "Muon"): g = u * grad_scale;  m = momentum m + g;  u = g + momentum m
+    int (*momentum)(float grad_scale, float momentum, float *m, float *u, int64_t n);
+    // square [side, side] = a I + b gram + c square: the polynomial of a Newton-Schulz step, square = gram gram before
+    int (*newton_schulz)(float a, float b, float c, const float *gram, float *square, int64_t side);
     int (*mse)(const ts_mse *p);
     int (*adamw)(const ts_adamw *p);
     // standard normals: see ts_rng_normal_fill
@@ -260,6 +303,15 @@ typedef struct ts_kernels {
     int (*conv3d_forward)(const ts_conv3d *p);
     int (*conv3d_backward)(const ts_conv3d *p);
 } ts_kernels;
+
+// The table of a device: "auto" (cuda where a GPU can be used, else cpu), "cpu" or "cuda". NULL is "auto".
+// `local_rank`, the rank of this process on its host, chooses among the GPUs there. TS_EUSAGE for another name and for
+// a backend that this program was built without, TS_EPEER when there is no GPU or its driver fails.
+int ts_kernels_open(const ts_kernels **out, const char *device, int local_rank);
+// The CUDA table; linked in where the program was built with CUDA. Reached through ts_kernels_open.
+int ts_kernels_cuda(const ts_kernels **out, int local_rank);
+int ts_kernels_cuda_devices(void);  // usable GPUs; 0 without a driver
+bool ts_kernels_have_cuda(void);    // whether the program was built with the CUDA backend
 
 // The CPU table, chosen once for this processor. `instruction_set` caps the choice for tests and for reproducing other
 // machines: "auto", "amx" (AMX bf16), "avx512bf16", "avx512", "avx2", "generic". TS_EUSAGE when the processor lacks it.

@@ -109,7 +109,7 @@ static void close_stream(stream *s) {
 }
 
 static int call_stream(stream *s, const char *entry, int64_t n) {
-    double sum;
+    double sum = 0;
     s->at = s->at + n <= s->elements ? s->at : 0;
     float *const *a = s->array;
     const int64_t at = s->at;

@@ -47,6 +47,8 @@ const ts_kernels *ts_cpu_table(void);
 
 // Sets the entries that gain nothing from vectors (plain.c).
 void ts_cpu_fill_plain(ts_kernels *kernels);
+// Sets those that the compiler makes vectors of by itself (flat.c).
+void ts_cpu_fill_flat(ts_kernels *kernels);
 
 // Matrix products (gemm.c) and convolution (onednn.c).
 int ts_cpu_gemm(const ts_gemm *p);

@@ -30,6 +30,7 @@ const ts_kernels *ts_cpu_table(void) {
     ts_kernels *k = &tables[ts_cpu_isa()];
     if (!k->name) {
         ts_cpu_fill_plain(k);
+        ts_cpu_fill_flat(k);
         if (ts_cpu_isa() >= TS_ISA_AVX512BF16) {
             ts_cpu_fill_avx512bf16(k);
         } else if (ts_cpu_isa() == TS_ISA_AVX512) {
@@ -45,6 +46,7 @@ const ts_kernels *ts_cpu_table(void) {
         k->attention_merge = ts_cpu_attention_merge;
         k->conv3d_forward = ts_cpu_conv3d_forward;
         k->conv3d_backward = ts_cpu_conv3d_backward;
+        k->device = &ts_device_host;
         k->name = "cpu";
     }
     return k;

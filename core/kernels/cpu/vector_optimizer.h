@@ -32,10 +32,11 @@ static int sum_squares(const float *x, int64_t n, double *sum) {
     for (int64_t c = 0; c < chunks; c++) {
         part[c] = sum_squares_range(x + c * CHUNK, n - c * CHUNK < CHUNK ? n - c * CHUNK : CHUNK);
     }
-    *sum = 0;
+    double total = 0;
     for (int64_t c = 0; c < chunks; c++) {
-        *sum += part[c];
+        total += part[c];
     }
+    *sum += total;
     return 0;
 }
 
