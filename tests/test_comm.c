@@ -182,6 +182,7 @@ int main(int argc, char **argv) {
     rank = ts_comm_rank(everybody);
     size = ts_comm_size(everybody);
     CHECK(size == atoi(getenv("TESSERA_TEST_RANKS") ? getenv("TESSERA_TEST_RANKS") : "1"));
+    CHECK(ts_comm_local_rank(everybody) == rank && ts_comm_local_rank(NULL) == 0);  // all on one host
     for (int i = 0; i < COMM_SETUP_COUNT; i++) {
         const int failures = ts_test_failures;
         world = comm_setup_open(&mesh, everybody, &COMM_SETUPS[i]);

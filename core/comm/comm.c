@@ -90,6 +90,10 @@ int ts_comm_size(const ts_comm *comm) {
     return comm ? comm->size : 1;
 }
 
+int ts_comm_local_rank(const ts_comm *world) {
+    return world ? world->local_rank : 0;
+}
+
 bool ts_comm_is_imagined(const ts_comm *comm) {
     return comm && !comm->transport && comm->size > 1;
 }

@@ -61,6 +61,7 @@ void ts_world_close(ts_comm **world, int status);
 
 int ts_comm_rank(const ts_comm *comm);
 int ts_comm_size(const ts_comm *comm);
+int ts_comm_local_rank(const ts_comm *world);   // among the ranks on the same host: which of its devices is this rank's
 bool ts_comm_is_imagined(const ts_comm *comm);  // has others, but none to send to (ts_mesh_imagine)
 ts_comm_counters ts_comm_get_counters(const ts_comm *comm, ts_collective kind);
 ts_comm_counters ts_comm_total(const ts_comm *comm);  // of all kinds

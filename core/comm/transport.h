@@ -29,7 +29,7 @@ typedef struct ts_transport {
 typedef struct ts_shared ts_shared;
 
 struct ts_comm {
-    int rank, size;
+    int rank, size, local_rank;  // local_rank: of the world alone
     const ts_transport *transport;
     MPI_Comm mpi;          // MPI_COMM_NULL for a program started without a launcher
     int *counts;           // [2 * size] scratch for MPI's int counts and displacements

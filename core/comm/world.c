@@ -41,6 +41,15 @@ static bool has_launcher(void) {
     return tasks && atoi(tasks) > 1;
 }
 
+static int find_local_rank(ts_comm *world) {
+    MPI_Comm host;
+    TS_TRY(ts_mpi_check(MPI_Comm_split_type(world->mpi, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &host),
+                        "MPI_Comm_split_type"));
+    MPI_Comm_rank(host, &world->local_rank);
+    MPI_Comm_free(&host);
+    return TS_OK;
+}
+
 int ts_world_open(ts_comm **out, int *argc, char ***argv) {
     *out = NULL;
     if (!has_launcher()) {
@@ -54,6 +63,7 @@ int ts_world_open(ts_comm **out, int *argc, char ***argv) {
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     TS_TRY(ts_comm_new(out, MPI_COMM_WORLD));
     ts_log_set_rank((*out)->rank, (*out)->size);
+    TS_TRY(find_local_rank(*out));
     return ts_watch_register(*out, ts_axis_name(TS_AXIS_WORLD));
 }
 
