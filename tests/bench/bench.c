@@ -87,11 +87,16 @@ static const ts_option options[] = {
      .offset = FIELD(write_hardware),
      .help = "YAML file for tessera plan: comm writes latency and bandwidth of each collective, kernels with --plan "
              "adds the calls"},
+    {.name = "device",
+     .type = TS_OPTION_STRING,
+     .offset = FIELD(device),
+     .otherwise = "auto",
+     .help = "auto (cuda where a GPU can be used), cpu or cuda"},
     {.name = "instruction-set",
      .type = TS_OPTION_STRING,
      .offset = FIELD(instruction_set),
      .otherwise = "auto",
-     .help = "auto, amx, avx512bf16, avx512, avx2 or generic"},
+     .help = "of the CPU: auto, amx, avx512bf16, avx512, avx2 or generic"},
     {.name = "cpu-time",
      .type = TS_OPTION_BOOL,
      .offset = FIELD(cpu_time),
@@ -102,6 +107,7 @@ static const ts_option options[] = {
 // ---- the clock
 
 static bool counts_cpu_time;
+static const ts_device *timed_device = &ts_device_host;
 
 double ts_bench_seconds(void) {
     if (!counts_cpu_time) {
@@ -117,6 +123,7 @@ static int time_calls(int (*call)(const void *context), const void *context, int
     for (int64_t i = 0; i < calls; i++) {
         TS_TRY(call(context));
     }
+    TS_TRY(timed_device->finish());
     *seconds = ts_bench_seconds() - begin;
     return 0;
 }
@@ -154,33 +161,57 @@ int ts_bench_measure_together(ts_comm *comm, int (*call)(const void *context), c
 
 // ---- the command
 
-static json_t *peak_report(const ts_bench_peak *peak) {
+static json_t *peak_report(const ts_bench_params *params, const ts_bench_peak *peak) {
+    if (!params->kernels->device->is_host) {
+        return json_pack("{s:s, s:I, s:f, s:f, s:f}", "device", params->kernels->name, "edge", (json_int_t)peak->edge,
+                         "f32_gflops", peak->f32 * 1e-9, "bf16_gflops", peak->bf16 * 1e-9, "copy_gb_per_s",
+                         peak->memory * 1e-9);
+    }
     return json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "instruction_set", ts_kernels_cpu_instruction_set(),
                      "threads", omp_get_max_threads(), "f32_gflops", peak->f32 * 1e-9, "bf16_dot_gflops",
                      peak->bf16_dot * 1e-9, "bf16_tiles_gflops", peak->bf16_tiles * 1e-9, "bf16_gflops",
-                     peak->bf16 * 1e-9, "triad_gb_per_s", peak->triad * 1e-9);
+                     peak->bf16 * 1e-9, "triad_gb_per_s", peak->memory * 1e-9);
 }
 
-static void print_peak(const ts_bench_peak *peak) {
+static void print_peak(const ts_bench_params *params, const ts_bench_peak *peak) {
+    if (!params->kernels->device->is_host) {
+        printf("Products of %lld on %s, GFLOP/s: bf16 %.0f, f32 %.0f. Copies: %.1f GB/s read and written.\n",
+               (long long)peak->edge, params->kernels->name, peak->bf16 * 1e-9, peak->f32 * 1e-9, peak->memory * 1e-9);
+        return;
+    }
     printf("Peak of %d thread%s with %s, GFLOP/s: f32 %.0f, bf16 dot products %.0f, bf16 tiles %.0f. "
            "Memory: %.1f GB/s.\n",
            omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s", ts_kernels_cpu_instruction_set(),
-           peak->f32 * 1e-9, peak->bf16_dot * 1e-9, peak->bf16_tiles * 1e-9, peak->triad * 1e-9);
+           peak->f32 * 1e-9, peak->bf16_dot * 1e-9, peak->bf16_tiles * 1e-9, peak->memory * 1e-9);
+}
+
+// --instruction-set speaks of the CPU; a device of another kind is opened as every command does.
+static int open_kernels(ts_comm *world, ts_bench_params *params) {
+    TS_TRY(ts_kernels_open(&params->kernels, params->device, ts_comm_local_rank(world)));
+    if (params->kernels->device->is_host) {
+        TS_TRY(ts_kernels_cpu(&params->kernels, params->instruction_set));
+    }
+    timed_device = params->kernels->device;
+    return 0;
+}
+
+static int measure_peak(const ts_kernels *kernels, ts_bench_peak *peak) {
+    return kernels->device->is_host ? ts_bench_peak_measure(peak) : ts_bench_peak_measure_on(kernels, peak);
 }
 
 static int run_target(ts_comm *world, const ts_bench_target *target, ts_bench_params *params) {
     TS_TRY(ts_threads_set(world, params->threads));
-    int status = ts_kernels_cpu(&params->kernels, params->instruction_set);
+    int status = open_kernels(world, params);
     counts_cpu_time = params->cpu_time;
     params->prints = !params->json && ts_comm_rank(world) == 0;
     ts_bench_peak peak;
-    status = status ? status : ts_bench_peak_measure(&peak);
+    status = status ? status : measure_peak(params->kernels, &peak);
     TS_TRY(ts_agree(world, status));
     if (params->prints) {
-        print_peak(&peak);
+        print_peak(params, &peak);
     }
     json_t *report = json_object();
-    json_object_set_new(report, "peak", peak_report(&peak));
+    json_object_set_new(report, "peak", peak_report(params, &peak));
     status = ts_agree(world, target->run(world, params, &peak, report));
     if (!status && params->json && ts_comm_rank(world) == 0) {
         json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(5));

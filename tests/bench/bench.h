@@ -16,6 +16,7 @@
 typedef struct ts_bench_params {
     int64_t runs, threads;  // threads 0: the cores shared out over the ranks
     const char *filter;     // part of the names to run, or NULL
+    const char *device;     // "auto", "cpu" or "cuda"
     const char *instruction_set;
     const char *config;          // sizes of `train` and `infer`
     const char *mesh;            // of `train` and `infer`; NULL: every rank measures for itself
@@ -32,13 +33,14 @@ typedef struct ts_bench_params {
     const ts_kernels *kernels;
 } ts_bench_params;
 
-// FLOP/s and bytes/s of all threads of this process together; 0 where the instruction set lacks the operation.
+// FLOP/s and bytes/s of all threads of this process together, or of its GPU; 0 where it lacks the operation.
 typedef struct ts_bench_peak {
-    double f32;         // fused multiply-adds in registers
+    double f32;         // fused multiply-adds in registers; a GPU: a large product
     double bf16_dot;    // VDPBF16PS in registers
     double bf16_tiles;  // TDPBF16PS in tiles
-    double bf16;        // the greatest of all three
-    double triad;       // a = b + s c through memory, three streams counted
+    double bf16;        // the greatest of all three; a GPU: a large product of random numbers
+    double memory;      // a = b + s c, three streams counted; a GPU: a large copy, read and written
+    int64_t edge;       // of the GPU's products in bf16; 0 on the CPU
 } ts_bench_peak;
 
 typedef struct ts_bench_target {
@@ -50,11 +52,15 @@ typedef struct ts_bench_target {
 int ts_command_bench(ts_comm *world, int argc, char **argv);
 
 int ts_bench_peak_measure(ts_bench_peak *out);
+int ts_bench_peak_measure_on(const ts_kernels *kernels, ts_bench_peak *out);  // a device other than the host
+// `count` normal numbers in memory of the table's device, which its `release` frees, or NULL (error text set).
+float *ts_bench_numbers(const ts_kernels *kernels, int64_t count, uint64_t index);
+float *ts_bench_squares(const ts_kernels *kernels, int64_t count, uint64_t index);  // of such numbers
 int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
 int ts_bench_kernels(ts_comm *world, const ts_bench_params *params, const ts_bench_peak *peak, json_t *report);
 
 // Times `call(context)`: median and least seconds of one call over `runs` runs, each of as many calls as take at least
-// 2 ms. The first call is not counted.
+// 2 ms and the wait for the device after the last of them. The first call is not counted.
 typedef struct ts_bench_time {
     double median, least;
 } ts_bench_time;

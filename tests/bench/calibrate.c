@@ -81,45 +81,44 @@ typedef struct stream {
     int64_t elements, at;  // of the arrays; where the next call begins
     float *array[5];
     uint16_t *operand;
+    double *sum;
     bool narrow;  // there are operands
 } stream;
 
 static int open_stream(stream *s, const ts_kernels *kernels, int64_t elements, bool narrow) {
+    const size_t bytes = (size_t)elements * sizeof *s->operand;
     *s = (stream){.kernels = kernels, .elements = elements, .narrow = narrow};
-    s->operand = ts_aligned_alloc((size_t)elements * sizeof *s->operand);
+    s->operand = kernels->device->allocate(bytes);
+    s->sum = kernels->device->allocate(sizeof *s->sum);
     for (int i = 0; i < 5; i++) {
-        s->array[i] = ts_aligned_alloc((size_t)elements * sizeof(float));
-        if (!s->array[i] || !s->operand) {
+        // Second moments are not negative.
+        s->array[i] = (i == 2 ? ts_bench_squares : ts_bench_numbers)(kernels, elements, (uint64_t)i);
+        if (!s->array[i] || !s->operand || !s->sum) {
             return TS_ERESOURCE;
         }
-        ts_rng_normal_fill(s->array[i], elements, 1, TS_RNG_TEST, (uint64_t)i, 0);
-        memset(s->operand, 0, (size_t)elements * sizeof *s->operand);
     }
-    for (int64_t i = 0; i < elements; i++) {
-        s->array[2][i] *= s->array[2][i];  // second moments are not negative
-    }
-    return TS_OK;
+    TS_TRY(kernels->device->zero(s->sum, sizeof *s->sum));
+    return kernels->device->zero(s->operand, bytes);
 }
 
 static void close_stream(stream *s) {
     for (int i = 0; i < 5; i++) {
-        free(s->array[i]);
+        s->kernels->device->release(s->array[i]);
     }
-    free(s->operand);
+    s->kernels->device->release(s->operand);
+    s->kernels->device->release(s->sum);
 }
 
 static int call_stream(stream *s, const char *entry, int64_t n) {
-    double sum = 0;
     s->at = s->at + n <= s->elements ? s->at : 0;
     float *const *a = s->array;
     const int64_t at = s->at;
     s->at += n;
     if (!strcmp(entry, "clear")) {
-        memset(a[0] + at, 0, (size_t)n * sizeof(float));
-        return TS_OK;
+        return s->kernels->device->zero(a[0] + at, (size_t)n * sizeof(float));
     }
     if (!strcmp(entry, "sum_squares")) {
-        return s->kernels->sum_squares(a[3] + at, n, &sum);
+        return s->kernels->sum_squares(a[3] + at, n, s->sum);
     }
     if (!strcmp(entry, "noise")) {
         return s->kernels->noise(a[0] + at, n, 1, TS_RNG_TEST, 1, 0);
@@ -238,6 +237,7 @@ static int trace_passes(calibration *c, ts_plan_rehearsal *rehearsal, stream *up
     for (int64_t run = -2; run < c->params->runs; run++) {
         t->count = run <= 0 ? 0 : t->count;
         TS_TRY(call_stream(update, "adamw", UPDATED));
+        TS_TRY(update->kernels->device->finish());
         TS_TRY(ts_barrier(c->world));
         t->heard = ts_clock_seconds();
         TS_TRY(ts_plan_rehearse(rehearsal, hear, t));
@@ -268,6 +268,7 @@ static int measure_stream(calibration *c, stream *s, const ts_cost *cost) {
         TS_TRY(ts_barrier(c->world));
         const double begin = ts_clock_seconds();
         TS_TRY(call_stream(s, cost->entry, n));
+        TS_TRY(s->kernels->device->finish());
         sample[run] = ts_clock_seconds() - begin;
     }
     double seconds = median(sample, RUNS);
@@ -369,7 +370,7 @@ static int fill_hardware(calibration *c, const ts_bench_peak *peak) {
     }
     h->bf16_gflops = 1e-9 * peak->bf16;
     h->f32_gflops = 1e-9 * peak->f32;
-    h->memory_gb_per_s = 1e-9 * peak->triad;
+    h->memory_gb_per_s = 1e-9 * peak->memory;
     h->overhead_us = overhead_us(c);
     h->wait_share = c->own > 0 && ts_comm_size(c->world) > 1 ? c->slowest / c->own - 1 : h->wait_share;
     h->measured = c->measured;

@@ -24,7 +24,10 @@ static const model MODELS[] = {
     {"bench", 1024, 384, 1536, 6, 64, 512},
     {"tiny", 2560, 128, 512, 4, 512, 128},
 };
-enum { MODEL_COUNT = sizeof MODELS / sizeof *MODELS };
+// A GPU is filled by more: the 1.3 B Wan model's block, heads of 128.
+static const model DEVICE_MODELS[] = {
+    {"wan", 16384, 1536, 8960, 12, 512, 4096},
+};
 
 // Operands of all kernels: `f` are floats and `h` bf16, of `count` elements each.
 typedef struct workspace {
@@ -179,7 +182,7 @@ static int measure(const session *s, const item *i, const void *context, const c
     }
     ts_bench_time time;
     TS_TRY(ts_bench_measure(i->call, context, s->params->runs, &time));
-    const double peak = i->flops == 0 ? s->peak->triad : i->dtype == TS_BF16 ? s->peak->bf16 : s->peak->f32;
+    const double peak = i->flops == 0 ? s->peak->memory : i->dtype == TS_BF16 ? s->peak->bf16 : s->peak->f32;
     const double rate = (i->flops + i->bytes) / time.median;
     const char *unit = i->flops > 0 ? "GFLOP/s" : "GB/s";
     json_array_append_new(s->rows,
@@ -301,41 +304,51 @@ static int measure_others(const session *s, const workspace *w) {
 // ---- operands
 
 static void close_workspace(workspace *w) {
+    const ts_device *device = w->k->device;
     for (int i = 0; i < 8; i++) {
-        free(w->f[i]);
-        free(w->h[i]);
+        device->release(w->f[i]);
+        device->release(w->h[i]);
     }
-    free(w->index);
+    device->release(w->index);
 }
 
 // Random numbers of the size that activations have: zeros would flatter the processor.
-static int open_workspace(workspace *w, const ts_kernels *k) {
+static int open_workspace(workspace *w, const ts_kernels *k, const model *models, int count) {
     *w = (workspace){.k = k};
-    for (int i = 0; i < MODEL_COUNT; i++) {
-        const int64_t most = MODELS[i].tokens * MODELS[i].hidden;
+    for (int i = 0; i < count; i++) {
+        const int64_t most = models[i].tokens * models[i].hidden;
         w->count = most > w->count ? most : w->count;
     }
-    w->index = ts_calloc((size_t)w->count, sizeof *w->index);
+    w->index = k->device->allocate((size_t)w->count * sizeof *w->index);
     for (int i = 0; i < 8; i++) {
-        w->f[i] = ts_aligned_alloc((size_t)w->count * sizeof(float));
-        w->h[i] = ts_aligned_alloc((size_t)w->count * sizeof(uint16_t));
+        // Second moments, in f[2], are not negative.
+        w->f[i] = (i == 2 ? ts_bench_squares : ts_bench_numbers)(k, w->count, (uint64_t)i);
+        w->h[i] = k->device->allocate((size_t)w->count * sizeof(uint16_t));
         if (!w->index || !w->f[i] || !w->h[i]) {
             return TS_ERESOURCE;
-        }
-        TS_TRY(k->noise(w->f[i], w->count, 1, TS_RNG_TEST, (uint64_t)i, 0));
-        for (int64_t j = 0; i == 2 && j < w->count; j++) {
-            w->f[i][j] *= w->f[i][j];  // second moments are not negative
         }
         TS_TRY(k->cast(w->f[i], TS_F32, w->h[i], TS_BF16, w->count));
     }
     return 0;
 }
 
+// Rows of the modulation table: runs, as frames make them.
+static int fill_index(workspace *w, int64_t tokens) {
+    int32_t *index = ts_malloc((size_t)tokens * sizeof *index);
+    if (!index) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t row = 0; row < tokens; row++) {
+        index[row] = (int32_t)(row * 16 / tokens);
+    }
+    const int status = w->k->device->upload(w->index, index, (size_t)tokens * sizeof *index);
+    free(index);
+    return status;
+}
+
 static int measure_model(session *s, workspace *w, const model *m) {
     s->model = w->m = m;
-    for (int64_t row = 0; row < m->tokens; row++) {
-        w->index[row] = (int32_t)(row * 16 / m->tokens);  // runs, as frames make them
-    }
+    TS_TRY(fill_index(w, m->tokens));
     TS_TRY(measure_products(s, w, TS_BF16));
     TS_TRY(measure_products(s, w, TS_F32));
     return measure_others(s, w);
@@ -351,10 +364,13 @@ int ts_bench_kernels(ts_comm *world, const ts_bench_params *params, const ts_ben
         printf("%-6s %-26s %-26s %10s %10s %9s %-7s %6s\n", "model", "kernel", "shape", "median us", "least us", "rate",
                "", "share");
     }
+    const bool host = params->kernels->device->is_host;
+    const model *const models = host ? MODELS : DEVICE_MODELS;
+    const int count = host ? sizeof MODELS / sizeof *MODELS : sizeof DEVICE_MODELS / sizeof *DEVICE_MODELS;
     workspace w;
-    int status = open_workspace(&w, params->kernels);
-    for (int i = 0; i < MODEL_COUNT && !status; i++) {
-        status = measure_model(&s, &w, &MODELS[i]);
+    int status = open_workspace(&w, params->kernels, models, count);
+    for (int i = 0; i < count && !status; i++) {
+        status = measure_model(&s, &w, &models[i]);
     }
     close_workspace(&w);
     return status;

@@ -155,5 +155,5 @@ int ts_bench_peak_measure(ts_bench_peak *out) {
     out->bf16_tiles = isa >= TS_ISA_AMX ? best_rate(tile_loop) : 0;
     out->bf16 = out->f32 > out->bf16_dot ? out->f32 : out->bf16_dot;
     out->bf16 = out->bf16_tiles > out->bf16 ? out->bf16_tiles : out->bf16;
-    return measure_triad(&out->triad);
+    return measure_triad(&out->memory);
 }
