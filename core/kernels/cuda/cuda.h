@@ -59,7 +59,8 @@ void *ts_cuda_scratch(ts_cuda_scratch_use use, size_t bytes);
 int ts_cuda_gemm(const ts_gemm *p);                    // gemm.c
 int ts_cuda_attention_forward(const ts_attention *p);  // attention.c: chooses the kernel
 int ts_cuda_attention_backward(const ts_attention *p);
-int ts_cuda_conv3d_forward(const ts_conv3d *p);  // conv3d.cu
+int ts_cuda_attention_merge(const ts_attention_merge *p);  // attention_merge.cu
+int ts_cuda_conv3d_forward(const ts_conv3d *p);            // conv3d.cu
 int ts_cuda_conv3d_backward(const ts_conv3d *p);
 void ts_cuda_fill_rows(ts_kernels *kernels);  // rows.cu, norm.cu: sums over rows and columns
 void ts_cuda_fill_norm(ts_kernels *kernels);
