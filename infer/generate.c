@@ -398,7 +398,8 @@ static int run(ts_comm *world, options *o) {
     TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
     TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
     TS_TRY_GOTO(status, open_mesh(&mesh, world, o), done);
-    TS_TRY_GOTO(status, ts_agree(world, ts_model_load(&model, o->model, &mesh, precision_dtypes[o->precision], false)),
+    TS_TRY_GOTO(status,
+                ts_agree(world, ts_model_load(&model, o->model, kernels, &mesh, precision_dtypes[o->precision], false)),
                 done);
     TS_TRY_GOTO(status, ts_agree(world, resolve(o, model)), done);
     if (ts_comm_rank(world) == 0) {

@@ -86,7 +86,7 @@ static void test_round_trip(void) {
     }
     const size_t bytes = (size_t)model->params->total * sizeof(float);
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
-    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_F32, false));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, NULL, TS_F32, false));
     CHECK(back && back->params->total == model->params->total);
     CHECK(back && !memcmp(back->params->value, model->params->value, bytes));
     CHECK(back && !memcmp(&back->defaults, &model->defaults, sizeof back->defaults));
@@ -95,14 +95,14 @@ static void test_round_trip(void) {
     CHECK(back && ts_tokenizer_fingerprint(back->tokenizer) == ts_tokenizer_fingerprint(model->tokenizer));
     ts_model_close(&back);
     // To sample in bf16 nothing but the operands is left of a matrix.
-    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_BF16, false));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, NULL, TS_BF16, false));
     CHECK(back && back->params->operand[0] == ts_f32_to_bf16(model->params->value[0]) && !back->params->value);
     ts_model_close(&back);
     // A second save replaces the first and leaves nothing beside it.
     model->params->value[0] += 1.0f;
     CHECK_OK(ts_model_save(model, model->params->value, at("model")));
     CHECK(!ts_path_exists(at("model.tmp")) && !ts_path_exists(at("model.old")));
-    CHECK_OK(ts_model_load(&back, at("model"), NULL, TS_F32, true));
+    CHECK_OK(ts_model_load(&back, at("model"), NULL, NULL, TS_F32, true));
     CHECK(back && back->params->value[0] == model->params->value[0]);
     ts_model_close(&back);
     // The transformer's folder stands on its own, under the names of diffusers.
@@ -179,7 +179,7 @@ static int load_with(const char *name, const char *text) {
     ts_model *model = NULL;
     CHECK_OK(ts_file_read(at(name), 1 << 24, &saved, &bytes));
     CHECK_OK(ts_file_write_atomic(at(name), text, strlen(text)));
-    const int status = ts_model_load(&model, at("model"), NULL, TS_F32, false);
+    const int status = ts_model_load(&model, at("model"), NULL, NULL, TS_F32, false);
     CHECK(model == NULL);
     CHECK_OK(ts_file_write_atomic(at(name), saved, bytes));
     free(saved);
@@ -196,7 +196,7 @@ static void put_nan(const char *file) {
 
 static void test_damage(void) {
     ts_model *model = NULL;
-    CHECK_FAILS(ts_model_load(&model, at("nowhere"), NULL, TS_F32, false), TS_EINPUT, "nowhere");
+    CHECK_FAILS(ts_model_load(&model, at("nowhere"), NULL, NULL, TS_F32, false), TS_EINPUT, "nowhere");
     CHECK_FAILS(load_with("model/transformer/config.json", "{\"num_layers\": 3}"), TS_EINPUT, "channels");
     CHECK(load_with("model/transformer/config.json", "[") == TS_EINPUT);
     CHECK(load_with("model/transformer/config.json", "{\"num_layers\": \"three\"}") == TS_EINPUT);
@@ -208,10 +208,10 @@ static void test_damage(void) {
     model->params->value[40] = NAN;
     CHECK_FAILS(ts_model_save(model, model->params->value, at("model")), TS_EINPUT, "is not finite");
     ts_model_close(&model);
-    CHECK_OK(ts_model_load(&model, at("model"), NULL, TS_F32, false));  // the one before stands
+    CHECK_OK(ts_model_load(&model, at("model"), NULL, NULL, TS_F32, false));  // the one before stands
     ts_model_close(&model);
     put_nan(at("model/transformer/diffusion_pytorch_model.safetensors"));
-    CHECK_FAILS(ts_model_load(&model, at("model"), NULL, TS_F32, false), TS_EINPUT, "NaN");
+    CHECK_FAILS(ts_model_load(&model, at("model"), NULL, NULL, TS_F32, false), TS_EINPUT, "NaN");
 }
 
 int main(void) {

@@ -83,7 +83,7 @@ static void check_outputs(const char *out) {
     }
     ts_model *model = NULL;
     CHECK_OK(ts_path_join(path, sizeof path, out, "model"));
-    CHECK_OK(ts_model_load(&model, path, NULL, TS_F32, false));
+    CHECK_OK(ts_model_load(&model, path, NULL, NULL, TS_F32, false));
     CHECK(model && model->defaults.frames == TINY_FRAMES && model->defaults.width == TINY_SIDE);
     CHECK(model && model->defaults.fps == 8 && model->defaults.guidance == 3);
     ts_model_close(&model);

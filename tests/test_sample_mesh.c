@@ -72,7 +72,7 @@ static bool alike(const void *data, size_t bytes) {
 
 static float *sample(const ts_mesh *mesh, ts_dtype precision) {
     ts_model *model = NULL;
-    CHECK_OK(ts_agree(world, ts_model_load(&model, "configs/shapes-model", mesh, precision, false)));
+    CHECK_OK(ts_agree(world, ts_model_load(&model, "configs/shapes-model", NULL, mesh, precision, false)));
     numbers = T * H * W * ts_dit_get_config(model->dit)->out_channels;
     float *latents = malloc((size_t)(VIDEOS * numbers) * sizeof *latents);
     CHECK_OK(ts_sample(model, kernels, &params, prompts, VIDEOS, 5, latents));

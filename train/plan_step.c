@@ -29,6 +29,7 @@ static int open_model(model *m, const ts_plan_run *run, const ts_degrees *degree
     TS_TRY(ts_mesh_imagine(&m->mesh, degree, 0));
     TS_TRY(ts_params_open(&m->params));
     m->params->mesh = &m->mesh;
+    m->params->kernels = kernels;
     TS_TRY(ts_dit_open(&m->dit, &dit, m->params, "transformer."));
     TS_TRY(ts_text_open(&m->text, &run->text, m->params, "text_encoder."));
     return ts_tape_open(&m->tape, kernels, kernels ? TS_TAPE_RECORD : TS_TAPE_COUNT,
@@ -373,13 +374,13 @@ int ts_plan_rehearsal_open(ts_plan_rehearsal **out, const ts_plan_run *run, cons
     r->recompute = recompute;
     int status = open_model(&r->model, run, degree, layers < run->dit.layers ? layers : run->dit.layers, kernels);
     status = status ? status : ts_params_allocate(r->model.params, ts_train_config_operands(run->config), true);
+    status = status ? status : ts_dit_init(r->model.dit, 1);
+    status = status ? status : ts_text_init(r->model.text, 1);
+    status = status ? status : ts_params_refresh_operands(r->model.params);
     if (status) {
         ts_plan_rehearsal_close(&r);
         return status;
     }
-    ts_dit_init(r->model.dit, 1);
-    ts_text_init(r->model.text, 1);
-    ts_params_refresh_operands(r->model.params);
     r->samples = ts_micro_batch(run->config, &r->model.mesh, samples, ts_plan_tokens(run));
     *out = r;
     return TS_OK;

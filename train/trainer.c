@@ -122,6 +122,7 @@ static int new_model(ts_trainer *t) {
         .text = ts_train_config_text(t->config, ts_tokenizer_vocabulary(tokenizer)),
         .defaults = model_defaults(t, codec),
         .mesh = &t->mesh,
+        .kernels = t->kernels,
         .operand_dtype = ts_train_config_operands(t->config),
         .seed = (uint64_t)t->config->seed,
     };
@@ -144,7 +145,7 @@ static int load_model(ts_trainer *t) {
     TS_TRY(ts_model_describe(&params, t->config->init));
     TS_TRY(check_buckets(t, &params.dit));
     TS_TRY(plan_memory(t, &params.dit, &params.text));
-    TS_TRY(ts_model_load(&t->model, t->config->init, &t->mesh, ts_train_config_operands(t->config), true));
+    TS_TRY(ts_model_load(&t->model, t->config->init, t->kernels, &t->mesh, ts_train_config_operands(t->config), true));
     if (!reads_data_set(t)) {
         return TS_FAIL(TS_EINPUT, "%s: its codec or tokenizer is not the one of %s; ingest the corpus with the model's",
                        t->config->init, t->config->data);
@@ -161,8 +162,7 @@ static int open_model(ts_trainer *t) {
             param->lr_scale *= (float)t->config->train.lr_text;
         }
     }
-    ts_params_refresh_operands(t->model->params);
-    return TS_OK;
+    return ts_params_refresh_operands(t->model->params);
 }
 
 static int open_loader(ts_trainer *t) {

@@ -49,7 +49,7 @@ int64_t ts_dit_width(const ts_dit_config *config);
 int ts_dit_open(ts_dit **out, const ts_dit_config *config, ts_params *params, const char *prefix);
 void ts_dit_close(ts_dit **dit);
 const ts_dit_config *ts_dit_get_config(const ts_dit *dit);
-void ts_dit_init(ts_dit *dit, uint64_t seed);  // fresh weights, after ts_params_allocate
+int ts_dit_init(ts_dit *dit, uint64_t seed);  // fresh weights, after ts_params_allocate
 
 typedef struct ts_dit_input {
     ts_var *latent;         // [B, T, H, W, in_channels] f32

@@ -191,57 +191,65 @@ const ts_dit_config *ts_dit_get_config(const ts_dit *dit) {
 
 // ---- fresh values
 
+// Adds 1 to row `row` of a block's table [1, 6, D].
+static int open_gate(const ts_param *table, int64_t row, int64_t width) {
+    float *gate = ts_malloc((size_t)width * sizeof *gate);
+    int status = gate ? ts_param_read(table, row * width, width, gate) : TS_ERESOURCE;
+    for (int64_t i = 0; i < width && !status; i++) {
+        gate[i] += 1.0f;
+    }
+    status = status ? status : ts_param_write(table, row * width, width, gate);
+    free(gate);
+    return status;
+}
+
 // Blocks start wide open and deaf to the noise level: gates at 1, the time projection and the head at 0. With
 // orthogonalised momentum this learns far sooner than closed gates (see configs/shapes.yaml).
-static void init_block(dit_block *b, uint64_t seed, int64_t width) {
-    ts_param_init_normal(b->table, seed, (float)(1.0 / sqrt((double)width)));
-    for (int64_t i = 0; i < width; i++) {
-        b->table->value[2 * width + i] += 1.0f;  // gate of the self-attention
-        b->table->value[5 * width + i] += 1.0f;  // gate of the feed-forward
-    }
+static int init_block(dit_block *b, uint64_t seed, int64_t width) {
+    TS_TRY(ts_param_init_normal(b->table, seed, (float)(1.0 / sqrt((double)width))));
+    TS_TRY(open_gate(b->table, 2, width));  // of the self-attention
+    TS_TRY(open_gate(b->table, 5, width));  // of the feed-forward
     ts_linear *const linears[] = {&b->self_qkv, &b->self_out,  &b->cross_q, &b->cross_kv,
                                   &b->image_kv, &b->cross_out, &b->ffn_in,  &b->ffn_out};
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
-        ts_linear_init(linears[i], seed, 1.0);
+        TS_TRY(ts_linear_init(linears[i], seed, 1.0));
     }
     ts_param *const ones[] = {b->self_norm_q,  b->self_norm_k,  b->cross_norm_weight,
                               b->cross_norm_q, b->cross_norm_k, b->image_norm_k};
     for (size_t i = 0; i < sizeof ones / sizeof *ones; i++) {
         if (ones[i]) {
-            ts_param_init_constant(ones[i], 1.0f);
+            TS_TRY(ts_param_init_constant(ones[i], 1.0f));
         }
     }
-    if (b->cross_norm_bias) {
-        ts_param_init_constant(b->cross_norm_bias, 0.0f);
-    }
+    return b->cross_norm_bias ? ts_param_init_constant(b->cross_norm_bias, 0.0f) : 0;
 }
 
-static void init_image(dit_image *image, uint64_t seed) {
+static int init_image(dit_image *image, uint64_t seed) {
     if (image->positions) {
-        ts_param_init_constant(image->positions, 0.0f);
+        TS_TRY(ts_param_init_constant(image->positions, 0.0f));
     }
-    ts_param_init_constant(image->norm_1_weight, 1.0f);
-    ts_param_init_constant(image->norm_1_bias, 0.0f);
-    ts_linear_init(&image->in, seed, 1.0);
-    ts_linear_init(&image->out, seed, 1.0);
-    ts_param_init_constant(image->norm_2_weight, 1.0f);
-    ts_param_init_constant(image->norm_2_bias, 0.0f);
+    TS_TRY(ts_param_init_constant(image->norm_1_weight, 1.0f));
+    TS_TRY(ts_param_init_constant(image->norm_1_bias, 0.0f));
+    TS_TRY(ts_linear_init(&image->in, seed, 1.0));
+    TS_TRY(ts_linear_init(&image->out, seed, 1.0));
+    TS_TRY(ts_param_init_constant(image->norm_2_weight, 1.0f));
+    return ts_param_init_constant(image->norm_2_bias, 0.0f);
 }
 
-void ts_dit_init(ts_dit *dit, uint64_t seed) {
-    ts_linear_init(&dit->patch, seed, 1.0);
-    ts_linear_init(&dit->position, seed, 1.0);
-    ts_linear_init(&dit->time_1, seed, 1.0);
-    ts_linear_init(&dit->time_2, seed, 1.0);
-    ts_linear_init(&dit->time_projection, seed, 0.0);
-    ts_linear_init(&dit->text_1, seed, 1.0);
-    ts_linear_init(&dit->text_2, seed, 1.0);
+int ts_dit_init(ts_dit *dit, uint64_t seed) {
+    TS_TRY(ts_linear_init(&dit->patch, seed, 1.0));
+    TS_TRY(ts_linear_init(&dit->position, seed, 1.0));
+    TS_TRY(ts_linear_init(&dit->time_1, seed, 1.0));
+    TS_TRY(ts_linear_init(&dit->time_2, seed, 1.0));
+    TS_TRY(ts_linear_init(&dit->time_projection, seed, 0.0));
+    TS_TRY(ts_linear_init(&dit->text_1, seed, 1.0));
+    TS_TRY(ts_linear_init(&dit->text_2, seed, 1.0));
     if (dit->config.image_dim) {
-        init_image(&dit->image, seed);
+        TS_TRY(init_image(&dit->image, seed));
     }
     for (int64_t i = 0; i < dit->config.layers; i++) {
-        init_block(&dit->block[i], seed, dit->width);
+        TS_TRY(init_block(&dit->block[i], seed, dit->width));
     }
-    ts_param_init_normal(dit->table, seed, (float)(1.0 / sqrt((double)dit->width)));
-    ts_linear_init(&dit->out, seed, 0.0);
+    TS_TRY(ts_param_init_normal(dit->table, seed, (float)(1.0 / sqrt((double)dit->width))));
+    return ts_linear_init(&dit->out, seed, 0.0);
 }

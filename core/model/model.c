@@ -24,6 +24,7 @@ int ts_model_assemble(ts_model **out, const ts_model_params *params, ts_tokenize
     model->defaults = params->defaults;
     TS_TRY_GOTO(status, ts_params_open(&model->params), failed);
     model->params->mesh = params->mesh;
+    model->params->kernels = params->kernels;
     TS_TRY_GOTO(status, ts_dit_open(&model->dit, &params->dit, model->params, TS_MODEL_TRANSFORMER), failed);
     TS_TRY_GOTO(status, ts_text_open(&model->text, &params->text, model->params, TS_MODEL_TEXT), failed);
     if (folder) {
@@ -39,11 +40,23 @@ failed:
     return status;
 }
 
+static int init_weights(ts_model *model, uint64_t seed) {
+    TS_TRY(ts_dit_init(model->dit, seed));
+    TS_TRY(ts_text_init(model->text, seed));
+    return ts_params_refresh_operands(model->params);
+}
+
 int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *tokenizer, ts_codec *codec) {
-    TS_TRY(ts_model_assemble(out, params, tokenizer, codec, NULL));
-    ts_dit_init((*out)->dit, params->seed);
-    ts_text_init((*out)->text, params->seed);
-    ts_params_refresh_operands((*out)->params);
+    ts_model *model;
+    TS_TRY(ts_model_assemble(&model, params, tokenizer, codec, NULL));
+    const int status = init_weights(model, params->seed);
+    if (status) {
+        model->tokenizer = NULL;  // still the caller's, as the codec
+        model->codec = NULL;
+        ts_model_close(&model);
+        return status;
+    }
+    *out = model;
     return 0;
 }
 

@@ -43,7 +43,8 @@ typedef struct ts_model_params {
     ts_dit_config dit;
     ts_text_config text;
     ts_model_defaults defaults;
-    const ts_mesh *mesh;  // borrowed for the model's life: weights are cut over its tensor axis; NULL: one rank
+    const ts_mesh *mesh;        // borrowed for the model's life: weights are cut over its tensor axis; NULL: one rank
+    const ts_kernels *kernels;  // whose device holds the weights; NULL: the CPU's
     ts_dtype operand_dtype;
     uint64_t seed;
 } ts_model_params;
@@ -51,16 +52,18 @@ int ts_model_new(ts_model **out, const ts_model_params *params, ts_tokenizer *to
 
 // What a folder says of itself: `dit`, `text` and `defaults` of *out; nothing else of it is touched, no weight is read.
 int ts_model_describe(ts_model_params *out, const char *folder);
-// Loads a folder; each rank of the mesh (or NULL) reads its slices of the weights. Refuses NaN, wrong shapes, and parts
-// that do not fit each other (channels, text width, vocabulary). Unless it is for training the f32 values of bf16
-// operands are dropped (ts_params_settle). Not collective: ranks may fail alone.
-int ts_model_load(ts_model **out, const char *folder, const ts_mesh *mesh, ts_dtype operand_dtype, bool for_training);
+// Loads a folder onto the device of `kernels` (NULL: the CPU's); each rank of the mesh (or NULL) reads its slices of
+// the weights. Refuses NaN, wrong shapes, and parts that do not fit each other (channels, text width, vocabulary).
+// Unless it is for training the f32 values of bf16 operands are dropped (ts_params_settle). Not collective: ranks may
+// fail alone.
+int ts_model_load(ts_model **out, const char *folder, const ts_kernels *kernels, const ts_mesh *mesh,
+                  ts_dtype operand_dtype, bool for_training);
 // Saves the weights or their moving average: each rank its parts (core/model/weights.h), streamed, whichever way the
 // model is cut. Made in FOLDER.tmp, which then trades places with FOLDER: a kill leaves the one or the other.
 // Collective over `world`, the same status on all ranks.
 int ts_model_save_parts(const ts_model *model, const ts_weights_part *part, int64_t parts, const char *folder,
                         ts_comm *world);
-// The same of one rank that holds all; `values` is a flat array in the layout of params->value.
+// The same of one rank that holds all; `values` is a flat array in the layout of params->value, in host memory.
 int ts_model_save(const ts_model *model, const float *values, const char *folder);
 void ts_model_close(ts_model **model);
 

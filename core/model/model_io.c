@@ -103,9 +103,10 @@ int ts_model_describe(ts_model_params *out, const char *folder) {
     return describe(out, standing);
 }
 
-int ts_model_load(ts_model **out, const char *named, const ts_mesh *mesh, ts_dtype operand_dtype, bool for_training) {
+int ts_model_load(ts_model **out, const char *named, const ts_kernels *kernels, const ts_mesh *mesh,
+                  ts_dtype operand_dtype, bool for_training) {
     char folder[TS_PATH_BYTES];
-    ts_model_params params = {.mesh = mesh, .operand_dtype = operand_dtype};
+    ts_model_params params = {.mesh = mesh, .kernels = kernels, .operand_dtype = operand_dtype};
     ts_tokenizer *tokenizer = NULL;
     ts_codec *codec = NULL;
     ts_model *model = NULL;
@@ -115,14 +116,10 @@ int ts_model_load(ts_model **out, const char *named, const ts_mesh *mesh, ts_dty
     TS_TRY_GOTO(status, load_parts(&tokenizer, &codec, folder), failed);
     TS_TRY_GOTO(status, ts_model_assemble(&model, &params, tokenizer, codec, folder), failed);
     status = with_weights(model->params, folder, ts_weights_load);
+    status = status ? status : ts_params_refresh_operands(model->params);
+    status = status || for_training ? status : ts_params_settle(model->params);
     if (status) {
         ts_model_close(&model);  // with tokenizer and codec
-        return status;
-    }
-    ts_params_refresh_operands(model->params);
-    status = for_training ? 0 : ts_params_settle(model->params);
-    if (status) {
-        ts_model_close(&model);
         return status;
     }
     *out = model;

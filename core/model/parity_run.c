@@ -213,8 +213,7 @@ static int load_transformer(ts_parity *p, ts_params *params) {
     TS_TRY(ts_weights_check(params, "", p->model));
     TS_TRY(ts_params_allocate(params, p->operand_dtype, p->grads != NULL));
     TS_TRY(ts_weights_load(params, "", p->model));
-    ts_params_refresh_operands(params);
-    return 0;
+    return ts_params_refresh_operands(params);
 }
 
 // What fails in the middle of a pass may fail on one rank, for which the others would wait.
@@ -305,7 +304,9 @@ static int check_text(ts_parity *p, ts_tape *tape, ts_params *params, const json
         status = ts_weights_load(params, "", p->model);
     }
     if (!status) {
-        ts_params_refresh_operands(params);
+        status = ts_params_refresh_operands(params);
+    }
+    if (!status) {
         status = read_text(p, &batch, &rows, &ids, &counts);
     }
     if (!status) {

@@ -151,23 +151,23 @@ const ts_text_config *ts_text_get_config(const ts_text *text) {
 }
 
 // Attention has no 1/sqrt(head_dim): it is in the deviation of q's weights.
-void ts_text_init(ts_text *text, uint64_t seed) {
+int ts_text_init(ts_text *text, uint64_t seed) {
     const ts_text_config *c = &text->config;
     const double inner = (double)(c->heads * c->head_dim);
-    ts_param_init_normal(text->embedding, seed, 1.0f);
+    TS_TRY(ts_param_init_normal(text->embedding, seed, 1.0f));
     for (int64_t i = 0; i < c->layers; i++) {
         text_block *b = &text->block[i];
-        ts_linear_init(&b->qkv, seed, 1.0);
-        ts_param_init_normal(b->qkv.weight[0], seed, (float)(1.0 / sqrt((double)(c->width * c->head_dim))));
-        ts_linear_init(&b->out, seed, 1.0);
-        ts_param_init_normal(b->bias, seed, (float)(1.0 / sqrt(inner)));
-        ts_param_init_constant(b->norm_attention, 1.0f);
-        ts_linear_init(&b->gate, seed, 1.0);
-        ts_linear_init(&b->up, seed, 1.0);
-        ts_linear_init(&b->down, seed, 1.0);
-        ts_param_init_constant(b->norm_ffn, 1.0f);
+        TS_TRY(ts_linear_init(&b->qkv, seed, 1.0));
+        TS_TRY(ts_param_init_normal(b->qkv.weight[0], seed, (float)(1.0 / sqrt((double)(c->width * c->head_dim)))));
+        TS_TRY(ts_linear_init(&b->out, seed, 1.0));
+        TS_TRY(ts_param_init_normal(b->bias, seed, (float)(1.0 / sqrt(inner))));
+        TS_TRY(ts_param_init_constant(b->norm_attention, 1.0f));
+        TS_TRY(ts_linear_init(&b->gate, seed, 1.0));
+        TS_TRY(ts_linear_init(&b->up, seed, 1.0));
+        TS_TRY(ts_linear_init(&b->down, seed, 1.0));
+        TS_TRY(ts_param_init_constant(b->norm_ffn, 1.0f));
     }
-    ts_param_init_constant(text->norm, 1.0f);
+    return ts_param_init_constant(text->norm, 1.0f);
 }
 
 // ---- forward

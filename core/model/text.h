@@ -23,7 +23,7 @@ json_t *ts_text_config_to_json(const ts_text_config *config);
 int ts_text_open(ts_text **out, const ts_text_config *config, ts_params *params, const char *prefix);
 void ts_text_close(ts_text **text);
 const ts_text_config *ts_text_get_config(const ts_text *text);
-void ts_text_init(ts_text *text, uint64_t seed);
+int ts_text_init(ts_text *text, uint64_t seed);
 
 // ids [B, rows] padded with 0, counts [B] real ids of each (host memory). Result [B, rows, width] f32; rows from
 // counts[b] on are zero when zero_padding (what the transformer expects), else whatever the encoder gives.

@@ -66,38 +66,62 @@ int ts_weights_check(ts_params *params, const char *prefix, const char *path) {
     return status;
 }
 
+// ---- loading
+
+enum { LOAD_CHUNK = 4 << 20 };  // numbers on their way to a device at a time
+
+// A file under way into memory of parameters.
+typedef struct loader {
+    const ts_safetensors *file;
+    const char *path;
+    float *buffer;  // [LOAD_CHUNK] on the way to a device; NULL: the numbers go straight where they belong
+} loader;
+
+// `count` elements of a tensor from `first` on, as the values of a parameter from element `own` on.
+static int load_run(const loader *l, const ts_param *param, const ts_safetensors_entry *entry, int64_t first,
+                    int64_t own, int64_t count) {
+    const int64_t chunk = l->buffer ? LOAD_CHUNK : count;
+    for (int64_t done = 0, n; done < count; done += n) {
+        n = count - done < chunk ? count - done : chunk;
+        float *to = l->buffer ? l->buffer : param->value + own;
+        TS_TRY(ts_safetensors_read(l->file, entry, first + done, n, to, TS_F32));
+        for (int64_t i = 0; i < n; i++) {
+            if (!isfinite(to[i])) {
+                return TS_FAIL(TS_EINPUT, "%s: tensor '%s': element %lld is %s; these weights are damaged", l->path,
+                               entry->name, (long long)(first + done + i), isnan(to[i]) ? "NaN" : "infinite");
+            }
+        }
+        TS_TRY(l->buffer ? ts_param_write(param, own + done, n, l->buffer) : 0);
+    }
+    return 0;
+}
+
 // This rank's part of a parameter.
-static int load_part(const ts_param *param, const ts_safetensors *file, const char *name, const char *path) {
+static int load_part(const loader *l, const ts_param *param, const char *name) {
     ts_piece piece[TS_MAX_PIECES];
-    float *value = param->value;
-    TS_TRY(ts_safetensors_check(file, name, param->whole));
-    const ts_safetensors_entry *entry = ts_safetensors_find(file, name);
+    int64_t own = 0;
+    TS_TRY(ts_safetensors_check(l->file, name, param->whole));
+    const ts_safetensors_entry *entry = ts_safetensors_find(l->file, name);
     const int pieces = ts_param_pieces(param, 0, param->count, piece);
     for (int i = 0; i < pieces; i++) {
-        for (int64_t run = 0; run < piece[i].runs; run++, value += piece[i].length) {
-            TS_TRY(ts_safetensors_read(file, entry, piece[i].first + run * piece[i].stride, piece[i].length, value,
-                                       TS_F32));
-        }
-    }
-    for (int64_t i = 0; i < param->count; i++) {
-        if (!isfinite(param->value[i])) {
-            return TS_FAIL(TS_EINPUT, "%s: tensor '%s' holds a number that is not finite; take another copy", path,
-                           name);
+        for (int64_t run = 0; run < piece[i].runs; run++, own += piece[i].length) {
+            TS_TRY(load_run(l, param, entry, piece[i].first + run * piece[i].stride, own, piece[i].length));
         }
     }
     return 0;
 }
 
 static int load_all(ts_params *params, const char *prefix, const ts_safetensors *file, const char *path) {
-    for (int64_t i = 0; i < params->count; i++) {
+    const bool direct = ts_params_device(params)->is_host;
+    const loader l = {file, path, direct ? NULL : ts_malloc(LOAD_CHUNK * sizeof *l.buffer)};
+    int status = direct || l.buffer ? 0 : TS_ERESOURCE;
+    for (int64_t i = 0; i < params->count && !status; i++) {
         const ts_param *param = params->item[i];
         const char *name = without_prefix(param->name, prefix);
-        if (name) {
-            TS_TRY(param->cut < 0 ? ts_safetensors_read_f32(file, stored_name(file, name), param->whole, param->value)
-                                  : load_part(param, file, stored_name(file, name), path));
-        }
+        status = name ? load_part(&l, param, stored_name(file, name)) : 0;
     }
-    return refuse_unknown(params, prefix, file, path);
+    free(l.buffer);
+    return status ? status : refuse_unknown(params, prefix, file, path);
 }
 
 int ts_weights_load(ts_params *params, const char *prefix, const char *path) {

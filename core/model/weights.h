@@ -6,7 +6,7 @@
 #include "core/nn/param.h"
 
 // Reads every parameter whose name starts with `prefix` from the tensor of the rest of that name, in `path` (a file, an
-// index or a folder). Refuses missing tensors, tensors nobody asked for, wrong shapes, NaN and infinity. Operands are
+// index or a folder), by way of a buffer of 16 MiB where the parameters are not the host's memory. Refuses missing tensors, tensors nobody asked for, wrong shapes, NaN and infinity. Operands are
 // not refreshed.
 int ts_weights_load(ts_params *params, const char *prefix, const char *path);
 // Only whether names and shapes fit: before memory is allocated for sizes that nothing but a config.json claims.
@@ -16,7 +16,7 @@ int ts_weights_check(ts_params *params, const char *prefix, const char *path);
 typedef struct ts_weights_part {
     const ts_param *param;
     int64_t first, count;
-    const float *data;
+    const float *data;  // host memory
 } ts_weights_part;
 
 // Writes the parameters that start with `prefix`, f32, without the prefix, whole: every rank its parts, of which every

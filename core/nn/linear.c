@@ -76,15 +76,16 @@ int ts_linear_open(ts_linear *out, ts_params *params, const char *prefix, const 
     return ts_linear_open_joined(out, params, prefix, &name, 1, in, features, bias);
 }
 
-void ts_linear_init(ts_linear *linear, uint64_t seed, double gain) {
+int ts_linear_init(ts_linear *linear, uint64_t seed, double gain) {
     for (int i = 0; i < linear->layers; i++) {
         const ts_shape *whole = &linear->weight[i]->whole;
         const double sides = (double)(ts_shape_count(*whole) / whole->dim[0] + whole->dim[0]);
-        ts_param_init_normal(linear->weight[i], seed, (float)(gain * sqrt(2.0 / sides)));
+        TS_TRY(ts_param_init_normal(linear->weight[i], seed, (float)(gain * sqrt(2.0 / sides))));
         if (linear->bias[i]) {
-            ts_param_init_constant(linear->bias[i], 0.0f);
+            TS_TRY(ts_param_init_constant(linear->bias[i], 0.0f));
         }
     }
+    return 0;
 }
 
 void ts_linear_mark_hidden(ts_linear *linear) {

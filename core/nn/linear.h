@@ -55,7 +55,7 @@ int ts_linear_open_joined(ts_linear *out, ts_params *params, const char *prefix,
 int ts_linear_open_as(ts_linear *out, ts_params *params, const char *prefix, const char *const *names, int count,
                       const ts_linear_shape *shape);
 // Weights normal with deviation gain * sqrt(2 / (in + out)) (Glorot & Bengio 2010), biases 0.
-void ts_linear_init(ts_linear *linear, uint64_t seed, double gain);
+int ts_linear_init(ts_linear *linear, uint64_t seed, double gain);
 // Marks the weights as matrices inside a block (ts_param.hidden).
 void ts_linear_mark_hidden(ts_linear *linear);
 // Makes the layer precise, before ts_params_allocate.

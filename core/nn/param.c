@@ -58,12 +58,13 @@ void ts_params_close(ts_params **params) {
         return;
     }
     params_object *p = (params_object *)*params;
-    free(p->base.kept_grad);
-    free(p->base.shared_grad);
-    free(p->base.grad);
-    free(p->base.operand);
-    free(p->base.settled);
-    free(p->base.value);
+    const ts_device *device = ts_params_device(*params);
+    device->release(p->base.kept_grad);
+    device->release(p->base.shared_grad);
+    device->release(p->base.grad);
+    device->release(p->base.operand);
+    device->release(p->base.settled);
+    device->release(p->base.value);
     free(p->base.span);
     free(p->extent);
     free(p->slot);
@@ -302,23 +303,65 @@ int ts_param_pieces(const ts_param *param, int64_t first, int64_t count, ts_piec
     return pieces;
 }
 
-void ts_param_init_normal(ts_param *param, uint64_t seed, float std) {
-    ts_piece piece[TS_MAX_PIECES];
-    float *value = param->value;
-    const int pieces = ts_param_pieces(param, 0, param->count, piece);
-    for (int i = 0; i < pieces; i++) {
-        for (int64_t run = 0; run < piece[i].runs; run++, value += piece[i].length) {
-            ts_rng_normal_fill(value, piece[i].length, seed, TS_RNG_INIT, name_hash(param->name),
-                               piece[i].first + run * piece[i].stride);
-        }
-    }
-    for (int64_t i = 0; i < param->count; i++) {
-        param->value[i] *= std;
-    }
+// ---- values
+
+int ts_param_write(const ts_param *param, int64_t first, int64_t count, const float *from) {
+    TS_ASSERT(param->value && first >= 0 && first + count <= param->count);
+    return ts_device_of(param->value)->upload(param->value + first, from, (size_t)count * sizeof *from);
 }
 
-void ts_param_init_constant(ts_param *param, float value) {
-    for (int64_t i = 0; i < param->count; i++) {
-        param->value[i] = value;
+int ts_param_read(const ts_param *param, int64_t first, int64_t count, float *to) {
+    TS_ASSERT(param->value && first >= 0 && first + count <= param->count);
+    return ts_device_of(param->value)->download(to, param->value + first, (size_t)count * sizeof *to);
+}
+
+int ts_param_read_grad(const ts_param *param, int64_t first, int64_t count, float *to) {
+    TS_ASSERT(param->grad && first >= 0 && first + count <= param->count);
+    return ts_device_of(param->grad)->download(to, param->grad + first, (size_t)count * sizeof *to);
+}
+
+enum { INIT_CHUNK = 1 << 20 };  // elements that are made at a time
+
+// Makes `count` elements from place `first` of the whole tensor on, which are this rank's from `own` on.
+static int init_run(ts_param *param, uint64_t seed, float std, int64_t first, int64_t own, int64_t count,
+                    float *buffer) {
+    for (int64_t done = 0, n; done < count; done += n) {
+        n = count - done < INIT_CHUNK ? count - done : INIT_CHUNK;
+        ts_rng_normal_fill(buffer, n, seed, TS_RNG_INIT, name_hash(param->name), first + done);
+        for (int64_t i = 0; i < n; i++) {
+            buffer[i] *= std;
+        }
+        TS_TRY(ts_param_write(param, own + done, n, buffer));
     }
+    return 0;
+}
+
+int ts_param_init_normal(ts_param *param, uint64_t seed, float std) {
+    ts_piece piece[TS_MAX_PIECES];
+    const int pieces = ts_param_pieces(param, 0, param->count, piece);
+    float *buffer = ts_malloc((size_t)(param->count < INIT_CHUNK ? param->count : INIT_CHUNK) * sizeof *buffer);
+    int64_t own = 0;
+    int status = buffer ? 0 : TS_ERESOURCE;
+    for (int i = 0; i < pieces; i++) {
+        for (int64_t run = 0; run < piece[i].runs && !status; run++, own += piece[i].length) {
+            status = init_run(param, seed, std, piece[i].first + run * piece[i].stride, own, piece[i].length, buffer);
+        }
+    }
+    free(buffer);
+    return status;
+}
+
+int ts_param_init_constant(ts_param *param, float value) {
+    const int64_t chunk = param->count < INIT_CHUNK ? param->count : INIT_CHUNK;
+    float *buffer = ts_malloc((size_t)chunk * sizeof *buffer);
+    int status = buffer ? 0 : TS_ERESOURCE;
+    for (int64_t i = 0; buffer && i < chunk; i++) {
+        buffer[i] = value;
+    }
+    for (int64_t done = 0, n; done < param->count && !status; done += n) {
+        n = param->count - done < chunk ? param->count - done : chunk;
+        status = ts_param_write(param, done, n, buffer);
+    }
+    free(buffer);
+    return status;
 }

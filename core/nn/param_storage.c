@@ -7,10 +7,12 @@
 #include "core/base/status.h"
 #include "core/nn/param.h"
 
-static void *zeroed(int64_t count, size_t element) {
-    void *data = ts_aligned_alloc((size_t)count * element);
-    if (data) {
-        memset(data, 0, (size_t)count * element);
+static void *zeroed(const ts_params *params, int64_t count, size_t element) {
+    const ts_device *device = ts_params_device(params);
+    void *data = device->allocate((size_t)count * element);
+    if (data && device->zero(data, (size_t)count * element)) {
+        device->release(data);
+        data = NULL;
     }
     return data;
 }
@@ -40,13 +42,16 @@ static void point_items(ts_params *params) {
 int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_gradients) {
     TS_ASSERT(!params->value && (operand_dtype == TS_F32 || operand_dtype == TS_BF16));
     TS_TRY(ts_params_place(params));
+    if (!params->kernels) {
+        TS_TRY(ts_kernels_cpu(&params->kernels, ts_kernels_cpu_instruction_set()));
+    }
     params->operand_dtype = operand_dtype;
-    params->value = zeroed(params->total, sizeof(float));
+    params->value = zeroed(params, params->total, sizeof(float));
     int64_t operands = 0;
     for (int s = 0; s < params->spans; s++) {
         operands += operand_dtype == TS_BF16 && params->span[s].is_operand ? params->span[s].count : 0;
     }
-    params->operand = operands && params->value ? zeroed(operands, sizeof(uint16_t)) : NULL;
+    params->operand = operands && params->value ? zeroed(params, operands, sizeof(uint16_t)) : NULL;
     if (!params->value || (operands && !params->operand)) {
         return no_memory(params);
     }
@@ -63,17 +68,14 @@ int ts_params_allocate(ts_params *params, ts_dtype operand_dtype, bool with_grad
     return with_gradients ? ts_params_allocate_grad(params, TS_F32) : 0;
 }
 
-void ts_params_refresh_operands(ts_params *params) {
+int ts_params_refresh_operands(ts_params *params) {
     for (int s = 0; s < params->spans; s++) {
         const ts_span *span = &params->span[s];
-        const int64_t count = span->operand ? span->count : 0;
-        const float *value = span->value;
-        uint16_t *operand = span->operand;
-#pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < count; i++) {
-            operand[i] = ts_f32_to_bf16(value[i]);
+        if (span->operand) {
+            TS_TRY(params->kernels->cast(span->value, TS_F32, span->operand, TS_BF16, span->count));
         }
     }
+    return 0;
 }
 
 int ts_params_settle(ts_params *params) {
@@ -84,7 +86,8 @@ int ts_params_settle(ts_params *params) {
     for (int s = 0; s < params->spans; s++) {
         left += params->span[s].operand ? 0 : params->span[s].count;
     }
-    params->settled = ts_aligned_alloc((size_t)left * sizeof *params->settled);
+    const ts_device *device = ts_params_device(params);
+    params->settled = device->allocate((size_t)left * sizeof *params->settled);
     if (!params->settled) {
         return no_memory(params);
     }
@@ -95,11 +98,11 @@ int ts_params_settle(ts_params *params) {
             span->value = NULL;
             continue;
         }
-        memcpy(value, span->value, (size_t)span->count * sizeof *value);
+        TS_TRY(device->copy(value, span->value, (size_t)span->count * sizeof *value));
         span->value = value;
         value += span->count;
     }
-    free(params->value);
+    device->release(params->value);
     params->value = NULL;
     point_items(params);
     return 0;
@@ -149,13 +152,13 @@ int ts_params_allocate_grad(ts_params *params, ts_dtype kept) {
     TS_ASSERT(params->spans && !params->grad && !params->kept_grad && (kept == TS_F32 || kept == TS_BF16));
     params->grad_dtype = kept;
     if (kept == TS_F32) {
-        params->grad = zeroed(params->total, sizeof *params->grad);
+        params->grad = zeroed(params, params->total, sizeof *params->grad);
         for (int s = 0; params->grad && s < params->spans; s++) {
             params->span[s].grad = params->grad + params->span[s].first;
         }
     } else {
-        params->kept_grad = zeroed(params->total, sizeof *params->kept_grad);
-        params->shared_grad = zeroed(ts_params_shared_grad_count(params), sizeof *params->shared_grad);
+        params->kept_grad = zeroed(params, params->total, sizeof *params->kept_grad);
+        params->shared_grad = zeroed(params, ts_params_shared_grad_count(params), sizeof *params->shared_grad);
         if (params->kept_grad && params->shared_grad) {
             share_grad(params);
         }
@@ -164,35 +167,27 @@ int ts_params_allocate_grad(ts_params *params, ts_dtype kept) {
     return params->grad || (params->kept_grad && params->shared_grad) ? 0 : no_memory(params);
 }
 
-static void zero(void *data, size_t bytes) {
-    enum { CHUNK = 1 << 16 };
-    const int64_t chunks = data ? (int64_t)((bytes + CHUNK - 1) / CHUNK) : 0;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < chunks; i++) {
-        const size_t first = (size_t)i * CHUNK;
-        memset((char *)data + first, 0, bytes - first < CHUNK ? bytes - first : CHUNK);
-    }
-}
-
-void ts_params_zero_grad(ts_params *params) {
+int ts_params_zero_grad(ts_params *params) {
+    const ts_device *device = ts_params_device(params);
     const size_t total = (size_t)params->total;
-    zero(params->grad, total * sizeof(float));
-    zero(params->kept_grad, total * sizeof(uint16_t));
-    if (params->shared_grad) {
-        zero(params->shared_grad, (size_t)ts_params_shared_grad_count(params) * sizeof(float));
+    if (params->grad) {
+        TS_TRY(device->zero(params->grad, total * sizeof(float)));
     }
+    if (params->kept_grad) {
+        TS_TRY(device->zero(params->kept_grad, total * sizeof(uint16_t)));
+    }
+    if (params->shared_grad) {
+        TS_TRY(device->zero(params->shared_grad, (size_t)ts_params_shared_grad_count(params) * sizeof(float)));
+    }
+    return 0;
 }
 
-void ts_params_fold_grad(ts_params *params, int group) {
+int ts_params_fold_grad(ts_params *params, int group) {
     for (int s = 0; s < params->spans; s++) {
         const ts_span *span = &params->span[s];
-        const int64_t count = span->group == group && span->kept_grad ? span->count : 0;
-        float *grad = span->grad;
-        uint16_t *kept = span->kept_grad;
-#pragma omp parallel for simd schedule(static)
-        for (int64_t i = 0; i < count; i++) {
-            kept[i] = ts_f32_to_bf16(ts_bf16_to_f32(kept[i]) + grad[i]);
-            grad[i] = 0.0f;
+        if (span->group == group && span->kept_grad) {
+            TS_TRY(params->kernels->fold(span->grad, span->kept_grad, span->count));
         }
     }
+    return 0;
 }

@@ -100,10 +100,11 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
     TS_TRY(ts_schedule_make(&b->schedule, TS_GRID_EULER, 1, 1.0));
     TS_TRY(ts_params_open(&b->params));
     b->params->mesh = mesh;
+    b->params->kernels = kernels;
     TS_TRY(ts_dit_open(&b->dit, &config, b->params, ""));
     TS_TRY(ts_params_allocate(b->params, dtype, false));
-    ts_dit_init(b->dit, 1);
-    ts_params_refresh_operands(b->params);
+    TS_TRY(ts_dit_init(b->dit, 1));
+    TS_TRY(ts_params_refresh_operands(b->params));
     TS_TRY(ts_tape_open(&b->tape, kernels, train ? TS_TAPE_RECORD : TS_TAPE_RUN, dtype));
     if (train) {
         TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
