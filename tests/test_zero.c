@@ -289,16 +289,16 @@ static void check_state(int data, int tensor) {
     }
     ts_optimizer_params settings = ADAMW;
     settings.average = false;
-    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, &bytes));
+    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, true, &bytes));
     const double state = (double)(bytes.weights + bytes.gradients + bytes.masters + bytes.moments) / elements;
     CHECK(state <= 1.02 * (4.0 + 12.0 / data) && bytes.average == 0);
     printf("data=%-3d tensor=%d: %.3f bytes of state a parameter, 4 + 12/D = %.3f; buffers %.0f MiB\n", data, tensor,
            state, 4.0 + 12.0 / data, (double)bytes.buffers / (1 << 20));
     settings.average = true;
-    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, &bytes));
+    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, true, &bytes));
     CHECK_NEAR((double)bytes.average / elements, 4.0 / data, 0.02 * 4.0 / data);
     settings.muon = true;
-    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, &bytes));
+    CHECK_OK(ts_optimizer_count(w.params, TS_BF16, TS_BF16, &settings, true, &bytes));
     CHECK(data > 1 || (double)bytes.moments < 0.55 * 8.0 * elements);  // no second moment of matrices
     wan_close(&w);
 }

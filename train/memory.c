@@ -173,7 +173,8 @@ static int count_state(ts_memory_plan *out, const ts_memory_run *run, const decl
     const ts_dtype gradients = ts_train_config_gradients(run->config);
     const ts_optimizer_params optimizer = ts_train_config_optimizer(run->config);
     TS_TRY(ts_params_place(model->params));
-    TS_TRY(ts_optimizer_count(model->params, ts_train_config_operands(run->config), gradients, &optimizer, &state));
+    TS_TRY(
+        ts_optimizer_count(model->params, ts_train_config_operands(run->config), gradients, &optimizer, true, &state));
     TS_TRY(ts_zero_open(&zero, model->params, optimizer.muon));
     out->bytes[TS_MEMORY_EXCHANGE] = ts_zero_exchange_bytes(zero, gradients);
     ts_zero_close(&zero);

@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/arena.h"
 #include "core/base/status.h"
@@ -11,6 +10,7 @@
 struct ts_muon {
     const ts_kernels *kernels;
     ts_dtype operand;
+    double *squares;     // [1] |u|^2
     float *gram, *poly;  // [smaller, smaller]: A, and a I + b A + c A A
     void *x_operand;     // [elements]          what the products read
     void *side_operand;  // [smaller, smaller]
@@ -21,13 +21,15 @@ int ts_muon_open(ts_muon **out, const ts_kernels *kernels, ts_dtype operand, int
     if (!m) {
         return TS_ERESOURCE;
     }
+    const ts_device *device = kernels->device;
     const size_t square = (size_t)(smaller * smaller), bytes = ts_dtype_bytes(operand);
     *m = (ts_muon){.kernels = kernels, .operand = operand};
-    m->gram = ts_aligned_alloc(square * sizeof(float));
-    m->poly = ts_aligned_alloc(square * sizeof(float));
-    m->x_operand = ts_aligned_alloc((size_t)elements * bytes);
-    m->side_operand = ts_aligned_alloc(square * bytes);
-    if (!m->gram || !m->poly || !m->x_operand || !m->side_operand) {
+    m->squares = device->allocate(sizeof *m->squares);
+    m->gram = device->allocate(square * sizeof(float));
+    m->poly = device->allocate(square * sizeof(float));
+    m->x_operand = device->allocate((size_t)elements * bytes);
+    m->side_operand = device->allocate(square * bytes);
+    if (!m->squares || !m->gram || !m->poly || !m->x_operand || !m->side_operand) {
         ts_muon_close(&m);
         return TS_ERESOURCE;
     }
@@ -36,18 +38,20 @@ int ts_muon_open(ts_muon **out, const ts_kernels *kernels, ts_dtype operand, int
 }
 
 void ts_muon_close(ts_muon **muon) {
-    if (*muon) {
-        free((*muon)->gram);
-        free((*muon)->poly);
-        free((*muon)->x_operand);
-        free((*muon)->side_operand);
-        free(*muon);
+    ts_muon *m = *muon;
+    if (m) {
+        const ts_device *device = m->kernels->device;
+        device->release(m->squares);
+        device->release(m->gram);
+        device->release(m->poly);
+        device->release(m->x_operand);
+        device->release(m->side_operand);
+        free(m);
         *muon = NULL;
     }
 }
 
-// poly = a I + b A + c A A of the Gram matrix A in m->gram; a enters on the diagonal, so that one product makes the
-// step.
+// poly = a I + b A + c A A of the Gram matrix A in m->gram, so that one product makes the step.
 static int polynomial(ts_muon *m, int64_t side) {
     static const float a = 3.4445f, b = -4.7750f, c = 2.0315f;
     TS_TRY(m->kernels->cast(m->gram, TS_F32, m->side_operand, m->operand, side * side));
@@ -65,12 +69,7 @@ static int polynomial(ts_muon *m, int64_t side) {
         .dtype_c = TS_F32,
     };
     TS_TRY(m->kernels->gemm(&squared));
-    for (int64_t i = 0; i < side * side; i++) {
-        m->poly[i] = b * m->gram[i] + c * m->poly[i];
-    }
-    for (int64_t i = 0; i < side; i++) {
-        m->poly[i * side + i] += a;
-    }
+    TS_TRY(m->kernels->newton_schulz(a, b, c, m->gram, m->poly, side));
     return m->kernels->cast(m->poly, TS_F32, m->side_operand, m->operand, side * side);
 }
 
@@ -118,21 +117,12 @@ int64_t ts_muon_bytes(ts_dtype operand, int64_t elements, int64_t smaller) {
     return square * (2 * (int64_t)sizeof(float) + bytes) + elements * bytes;
 }
 
-void ts_muon_advance(float grad_scale, float momentum, int64_t n, float *moment, float *u) {
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        const float grad = u[i] * grad_scale;
-        moment[i] = momentum * moment[i] + grad;
-        u[i] = grad + momentum * moment[i];
-    }
-}
-
 int ts_muon_direction(ts_muon *m, int64_t rows, int64_t columns, float *u) {
     enum { STEPS = 5 };
     const int64_t n = rows * columns;
-    double squares = 0;
-    TS_TRY(m->kernels->sum_squares(u, n, &squares));
-    TS_TRY(m->kernels->normalize(&squares, u, n));
+    TS_TRY(m->kernels->device->zero(m->squares, sizeof *m->squares));
+    TS_TRY(m->kernels->sum_squares(u, n, m->squares));
+    TS_TRY(m->kernels->normalize(m->squares, u, n));
     for (int step = 0; step < STEPS; step++) {
         TS_TRY(newton_schulz_step(m, u, rows, columns));
     }

@@ -16,14 +16,13 @@
 
 typedef struct ts_muon ts_muon;
 
-// Scratch for matrices of up to `elements` elements whose smaller side is up to `smaller`. Products are taken in
-// `operand` precision (F32 or BF16).
+// Scratch, of the kernels' device, for matrices of up to `elements` elements whose smaller side is up to `smaller`.
+// Products are taken in `operand` precision (F32 or BF16).
 int ts_muon_open(ts_muon **out, const ts_kernels *kernels, ts_dtype operand, int64_t elements, int64_t smaller);
 void ts_muon_close(ts_muon **muon);
 int64_t ts_muon_bytes(ts_dtype operand, int64_t elements, int64_t smaller);
 
-// moment [n] advances with the gradient in u [n], which becomes u: elementwise, so slices of a matrix will do.
-void ts_muon_advance(float grad_scale, float momentum, int64_t n, float *moment, float *u);
+// After the momentum (ts_kernels.momentum, elementwise, so slices of a matrix will do) has made u of the gradient:
 // u [rows, columns] becomes the direction to subtract, scaled for tall matrices but not by lr. u = 0 stays 0.
 int ts_muon_direction(ts_muon *muon, int64_t rows, int64_t columns, float *u);
 

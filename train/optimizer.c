@@ -3,7 +3,6 @@
 #include "train/optimizer.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/arena.h"
 #include "core/base/status.h"
@@ -89,21 +88,24 @@ static sizes measure(const ts_optimizer *o, ts_dtype operand_dtype) {
 
 // ---- opening
 
-static float *zeroed(int64_t count) {
-    float *data = ts_aligned_alloc((size_t)count * sizeof *data);
-    if (data) {
-        memset(data, 0, (size_t)count * sizeof *data);
-    }
-    return data;
+static int allocate(float **out, const ts_device *device, int64_t count) {
+    const size_t bytes = (size_t)count * sizeof **out;
+    *out = device->allocate(bytes);
+    return *out ? device->zero(*out, bytes) : TS_ERESOURCE;
+}
+
+// At most those of all weights.
+static int64_t wide_count(const ts_params *weights, bool on_host) {
+    return on_host || weights->total < TS_WIDE_HOST ? TS_WIDE_HOST
+           : weights->total < TS_WIDE_DEVICE        ? weights->total
+                                                    : TS_WIDE_DEVICE;
 }
 
 // Masters and averages of the runs, from weights that are not settled yet.
 static int copy_weights(ts_optimizer *o, const sizes *n) {
-    o->master = n->master ? zeroed(n->master) : NULL;
-    o->average = n->average ? zeroed(n->average) : NULL;
-    if ((n->master && !o->master) || (n->average && !o->average)) {
-        return TS_ERESOURCE;
-    }
+    const ts_device *device = o->kernels->device;
+    TS_TRY(n->master ? allocate(&o->master, device, n->master) : TS_OK);
+    TS_TRY(n->average ? allocate(&o->average, device, n->average) : TS_OK);
     float *master = o->master, *average = o->average;
     for (int64_t i = 0; i < o->runs; i++) {
         ts_optimizer_run *run = &o->run[i];
@@ -112,11 +114,13 @@ static int copy_weights(ts_optimizer *o, const sizes *n) {
         const size_t bytes = (size_t)run->count * sizeof(float);
         if (span->operand) {
             run->operand = span->operand + (run->first - span->first);
-            run->weight = memcpy(master, value, bytes);
+            run->weight = master;
+            TS_TRY(device->copy(master, value, bytes));
             master += round_up(run->count);
         }
         if (average) {
-            run->average = memcpy(average, value, bytes);
+            run->average = average;
+            TS_TRY(device->copy(average, value, bytes));
             average += round_up(run->count);
         }
     }
@@ -124,10 +128,12 @@ static int copy_weights(ts_optimizer *o, const sizes *n) {
 }
 
 static int make_moments(ts_optimizer *o, const sizes *n) {
-    o->moment1 = zeroed(n->moment1);
-    o->moment2 = zeroed(n->moment2);
-    o->wide = ts_aligned_alloc(TS_WIDE * sizeof *o->wide);
-    if (!o->moment1 || !o->moment2 || !o->wide) {
+    const ts_device *device = o->kernels->device;
+    TS_TRY(allocate(&o->moment1, device, n->moment1));
+    TS_TRY(allocate(&o->moment2, device, n->moment2));
+    o->wide_count = wide_count(o->weights, device->is_host);
+    o->wide = device->allocate((size_t)o->wide_count * sizeof *o->wide);
+    if (!o->wide) {
         return TS_ERESOURCE;
     }
     float *moment1 = o->moment1, *moment2 = o->moment2;
@@ -223,11 +229,14 @@ void ts_optimizer_close(ts_optimizer **optimizer) {
     if (o) {
         ts_muon_group_close(&o->muon);
         ts_zero_close(&o->zero);
-        free(o->master);
-        free(o->moment1);
-        free(o->moment2);
-        free(o->average);
-        free(o->wide);
+        if (o->kernels) {
+            const ts_device *device = o->kernels->device;
+            device->release(o->master);
+            device->release(o->moment1);
+            device->release(o->moment2);
+            device->release(o->average);
+            device->release(o->wide);
+        }
         free(o->run);
         free(o->part);
         free(o);
@@ -238,7 +247,7 @@ void ts_optimizer_close(ts_optimizer **optimizer) {
 // ---- counting
 
 int ts_optimizer_count(ts_params *placed, ts_dtype operand_dtype, ts_dtype grad_dtype,
-                       const ts_optimizer_params *params, ts_state_bytes *out) {
+                       const ts_optimizer_params *params, bool on_host, ts_state_bytes *out) {
     ts_optimizer *o = ts_calloc(1, sizeof *o);
     if (!o) {
         return TS_ERESOURCE;
@@ -257,8 +266,9 @@ int ts_optimizer_count(ts_params *placed, ts_dtype operand_dtype, ts_dtype grad_
         out->masters = n.master * f32;
         out->moments = (n.moment1 + n.moment2) * f32;
         out->average = n.average * f32;
-        out->buffers = TS_WIDE * f32 + (grad_dtype == TS_BF16 ? ts_params_shared_grad_count(placed) * f32 : 0) +
-                       (o->muon ? ts_muon_group_bytes(o->muon, operand_dtype) : 0);
+        out->buffers =
+            (wide_count(placed, on_host) + (grad_dtype == TS_BF16 ? ts_params_shared_grad_count(placed) : 0)) * f32 +
+            (o->muon ? ts_muon_group_bytes(o->muon, operand_dtype) : 0);
     }
     ts_optimizer_close(&o);
     return status;
@@ -284,18 +294,22 @@ int ts_optimizer_loaded(ts_optimizer *o) {
     return ts_zero_gather_wait(o->zero);
 }
 
+static int exchange(const ts_optimizer *o, float *a, float *b, size_t bytes) {
+    const ts_device *device = o->kernels->device;
+    TS_TRY(device->copy(o->wide, a, bytes));
+    TS_TRY(device->copy(a, b, bytes));
+    return device->copy(b, o->wide, bytes);
+}
+
 int ts_optimizer_swap_average(ts_optimizer *o) {
     if (!o->params.average) {
         return TS_OK;
     }
     for (int64_t i = 0; i < o->runs; i++) {
         const ts_optimizer_run *run = &o->run[i];
-        float *value = run->weight, *average = run->average;
-#pragma omp parallel for simd schedule(static)
-        for (int64_t e = 0; e < run->count; e++) {
-            const float kept = value[e];
-            value[e] = average[e];
-            average[e] = kept;
+        for (int64_t first = 0; first < run->count; first += o->wide_count) {
+            const int64_t left = run->count - first, count = left < o->wide_count ? left : o->wide_count;
+            TS_TRY(exchange(o, run->weight + first, run->average + first, (size_t)count * sizeof(float)));
         }
     }
     return ts_optimizer_loaded(o);

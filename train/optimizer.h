@@ -29,7 +29,7 @@ typedef struct ts_optimizer_params {
 
 // Training state that this rank answers for: elements [first, first + count) of its part of a parameter. Every element
 // of every parameter is in the part of exactly one rank of the world. average is NULL when none is kept, moment2 where
-// the update has none. All point to f32 [count].
+// the update has none. All point to f32 [count] on the device of the kernels.
 typedef struct ts_state_part {
     const ts_param *param;
     int64_t first, count;
@@ -44,7 +44,8 @@ typedef struct ts_optimizer {
     float *master;             // f32 of the own parts of bf16 operands, run after run
     float *moment1, *moment2;  // of the own parts, run after run
     float *average;            // the same, or NULL
-    float *wide;               // a chunk of gradients that are kept in bf16, as f32
+    float *wide;               // [wide_count] gradients that are kept in bf16, as f32
+    int64_t wide_count;
     struct ts_optimizer_run *run;
     int64_t runs;
     struct ts_muon_group *muon;  // NULL without orthogonalised momentum
@@ -52,8 +53,9 @@ typedef struct ts_optimizer {
     int64_t parts;
 } ts_optimizer;
 
-// Takes the weights as they are: moments start at 0, the average at the weights. Then settles them (ts_params_settle).
-// Reads decay, hidden and lr_scale of every parameter. Not collective.
+// State and scratch are memory of the kernels' device, as the weights. Takes the weights as they are: moments start at
+// 0, the average at the weights. Then settles them (ts_params_settle). Reads decay, hidden and lr_scale of every
+// parameter. Not collective.
 int ts_optimizer_open(ts_optimizer **out, ts_params *weights, const ts_kernels *kernels,
                       const ts_optimizer_params *params);
 void ts_optimizer_close(ts_optimizer **optimizer);
@@ -65,17 +67,19 @@ typedef struct ts_state_bytes {
     int64_t masters, moments, average;
     int64_t buffers;  // gradients shared by the blocks, scratch of the update
 } ts_state_bytes;
-// Of placed parameters (ts_params_place), which need no memory of their own. Not collective.
+// Of placed parameters (ts_params_place), which need no memory of their own, on the host or another device. Not
+// collective.
 int ts_optimizer_count(ts_params *placed, ts_dtype operand_dtype, ts_dtype grad_dtype,
-                       const ts_optimizer_params *params, ts_state_bytes *out);
+                       const ts_optimizer_params *params, bool on_host, ts_state_bytes *out);
 
 // ---- a step: ts_zero_begin, backward passes with ts_zero_group_done, then these. All are collective over the world.
-// Finishes the sums of gradients. *squares: the sum of squares of this rank's parts, in f64 and in fixed chunks, the
-// same bits for any thread count; over the world every element is in it once.
+// Finishes the sums of gradients. *squares, on the device, `=`: the sum of squares of this rank's parts, in f64 and in
+// fixed chunks, the same bits for any thread count; over the world every element is in it once.
 int ts_optimizer_reduce(ts_optimizer *optimizer, double *squares);
 // The factor that brings a gradient of this norm down to `clip`; 1 below it or when clip is 0.
 double ts_clip_scale(double norm, double clip);
-// Update number `step`, from 1, of moments, weights and average, and the weights from their owners to all.
+// Update number `step`, from 1, of moments, weights and average, and the weights from their owners to all. A device may
+// still be at it when this returns.
 int ts_optimizer_step(ts_optimizer *optimizer, int64_t step, double lr, double grad_scale, double average_decay);
 
 // ---- state

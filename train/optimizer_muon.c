@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The optimizer's matrices with orthogonalised momentum, whole or cut over the tensor axis.
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/arena.h"
 #include "core/base/split.h"
@@ -83,12 +82,14 @@ int ts_muon_group_allocate(ts_muon_group *g, const ts_optimizer *o) {
     if (!g->runs) {
         return TS_OK;
     }
+    const ts_device *device = o->kernels->device;
     const size_t bytes = (size_t)g->elements * sizeof(float);
+    g->kernels = o->kernels;
     TS_TRY(ts_muon_open(&g->muon, o->kernels, o->weights->operand_dtype, g->elements, g->smaller));
-    g->slice = ts_aligned_alloc((size_t)g->slices * sizeof(float));
+    g->slice = device->allocate((size_t)g->slices * sizeof(float));
     if (g->runs > g->uncut) {
-        g->received = ts_aligned_alloc(bytes);
-        g->whole = ts_aligned_alloc(bytes);
+        g->received = device->allocate(bytes);
+        g->whole = device->allocate(bytes);
     }
     return g->slice && (g->runs == g->uncut || (g->received && g->whole)) ? TS_OK : TS_ERESOURCE;
 }
@@ -104,12 +105,14 @@ void ts_muon_group_close(ts_muon_group **group) {
     ts_muon_group *g = *group;
     if (g) {
         ts_muon_close(&g->muon);
+        if (g->kernels) {
+            g->kernels->device->release(g->slice);
+            g->kernels->device->release(g->received);
+            g->kernels->device->release(g->whole);
+        }
         free(g->run);
         free(g->sent);
         free(g->taken);
-        free(g->slice);
-        free(g->received);
-        free(g->whole);
         free(g);
         *group = NULL;
     }
@@ -119,12 +122,13 @@ void ts_muon_group_close(ts_muon_group **group) {
 
 // u of this rank's slice, with its moment advanced.
 static int advance(const ts_optimizer *o, const ts_optimizer_run *run, double grad_scale, float *u) {
-    const float *grad = ts_run_gradient(o, run, 0, run->count, u);
-    if (grad != u && run->count > 0) {
-        memcpy(u, grad, (size_t)run->count * sizeof *u);
+    const ts_kernels *k = o->kernels;
+    const float *grad;
+    TS_TRY(ts_run_gradient(o, run, 0, run->count, u, &grad));
+    if (grad != u) {
+        TS_TRY(k->device->copy(u, grad, (size_t)run->count * sizeof *u));
     }
-    ts_muon_advance((float)grad_scale, (float)o->params.muon_momentum, run->count, run->moment1, u);
-    return TS_OK;
+    return k->momentum((float)grad_scale, (float)o->params.muon_momentum, run->moment1, u, run->count);
 }
 
 static int apply(const ts_optimizer *o, const ts_optimizer_run *run, const float *direction, const ts_update *update) {
@@ -138,17 +142,20 @@ static int apply(const ts_optimizer *o, const ts_optimizer_run *run, const float
     return run->operand ? k->cast(run->weight, TS_F32, run->operand, TS_BF16, run->count) : TS_OK;
 }
 
-// Between slices side by side, as they travel, and the matrix [rows, columns] that is cut along its columns.
-static void move_columns(const ts_optimizer_run *run, const ts_comm *tensor, float *slices, float *whole, bool join) {
-    const int64_t rows = rows_of(run), columns = columns_of(run);
-    for (int rank = 0; rank < ts_comm_size(tensor); rank++) {
-        const ts_part part = slice_of(run, tensor, rank);
-        const size_t bytes = (size_t)part.count * sizeof(float);
-        for (int64_t row = 0; row < rows; row++, slices += part.count) {
-            float *inside = whole + row * columns + part.first;
-            memcpy(join ? inside : slices, join ? slices : inside, bytes);
-        }
+// Between g->received, slices one after another as they travel, and the matrix [rows, columns] in g->whole, which is
+// cut along its columns.
+static int move_columns(const ts_muon_group *g, const ts_optimizer_run *run, bool join) {
+    const int64_t rows = rows_of(run), width = columns_of(run) * (int64_t)sizeof(float);
+    float *slice = g->received;
+    for (int rank = 0; rank < ts_comm_size(g->tensor); rank++) {
+        const ts_part part = slice_of(run, g->tensor, rank);
+        const int64_t bytes = part.count * (int64_t)sizeof(float);
+        float *inside = g->whole + part.first;
+        TS_TRY(join ? g->kernels->copy_rows(slice, bytes, inside, width, rows, bytes)
+                    : g->kernels->copy_rows(inside, width, slice, bytes, rows, bytes));
+        slice += rows * part.count;
     }
+    return TS_OK;
 }
 
 // The direction of this rank's matrix of a round, from its received slices and into them.
@@ -156,10 +163,9 @@ static int direct_received(const ts_muon_group *g, const ts_optimizer_run *run) 
     if (run->matrix->cut == 0) {
         return ts_muon_direction(g->muon, rows_of(run), columns_of(run), g->received);
     }
-    move_columns(run, g->tensor, g->received, g->whole, true);
+    TS_TRY(move_columns(g, run, true));
     TS_TRY(ts_muon_direction(g->muon, rows_of(run), columns_of(run), g->whole));
-    move_columns(run, g->tensor, g->received, g->whole, false);
-    return TS_OK;
+    return move_columns(g, run, false);
 }
 
 // Matrices run[0 .. n - 1], cut over n or more ranks: number r is made whole on rank r.

@@ -6,7 +6,9 @@
 #include "train/muon.h"
 #include "train/optimizer.h"
 
-enum { TS_WIDE = 1 << 16 };  // gradients widened to f32 at a time: they stay in cache
+// Gradients in bf16 are widened to f32 in pieces: as many elements at a time stay in a processor's cache; a GPU needs
+// more of them to be busy.
+enum { TS_WIDE_HOST = 1 << 16, TS_WIDE_DEVICE = 1 << 24 };
 
 // Neighbouring parameters of an own part that are updated alike. Padding between tensors holds zeros, which AdamW
 // leaves alone, so a run spans it. A matrix with orthogonalised momentum is a run of its own, and may be empty where
@@ -27,15 +29,16 @@ typedef struct ts_update {
     double lr, grad_scale, average_decay;
 } ts_update;
 
-// Elements [first, first + count) of a run's gradient as f32: themselves, or widened into `to` [count].
-const float *ts_run_gradient(const ts_optimizer *o, const ts_optimizer_run *run, int64_t first, int64_t count,
-                             float *to);
+// *out: elements [first, first + count) of a run's gradient as f32, themselves, or widened into `to` [count].
+int ts_run_gradient(const ts_optimizer *o, const ts_optimizer_run *run, int64_t first, int64_t count, float *to,
+                    const float **out);
 
 // ---- orthogonalised momentum (optimizer_muon.c)
 // The matrices of the own parts and scratch for them. Matrices cut over the tensor axis go in rounds of as many as it
 // has ranks: the slices of each travel to one rank, which makes the direction of the whole, and back. A rank sends
 // 4 bytes of each element that it holds of the others' matrices, and 4 of each that they hold of its own.
 typedef struct ts_muon_group {
+    const ts_kernels *kernels;  // NULL until there are buffers
     ts_muon *muon;
     ts_comm *tensor;
     ts_optimizer_run **run;  // [runs], the uncut first

@@ -3,24 +3,17 @@
 #include "core/base/status.h"
 #include "train/optimizer_private.h"
 
-const float *ts_run_gradient(const ts_optimizer *o, const ts_optimizer_run *run, int64_t first, int64_t count,
-                             float *to) {
+int ts_run_gradient(const ts_optimizer *o, const ts_optimizer_run *run, int64_t first, int64_t count, float *to,
+                    const float **out) {
     const ts_span *span = &o->weights->span[run->span];
     const int64_t at = run->first - span->first + first;
-    if (!span->kept_grad) {
-        return span->grad + at;
-    }
-    const uint16_t *kept = span->kept_grad + at;
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        to[i] = ts_bf16_to_f32(kept[i]);
-    }
-    return to;
+    *out = span->kept_grad ? to : span->grad + at;
+    return span->kept_grad ? o->kernels->cast(span->kept_grad + at, TS_BF16, to, TS_F32, count) : TS_OK;
 }
 
 // Elements of a run that are taken at once: all when its gradients need no widening.
 static int64_t stride_of(const ts_optimizer *o, const ts_optimizer_run *run) {
-    return o->weights->kept_grad && run->count > TS_WIDE ? TS_WIDE : run->count;
+    return o->weights->kept_grad && run->count > o->wide_count ? o->wide_count : run->count;
 }
 
 static int64_t least(int64_t a, int64_t b) {
@@ -29,13 +22,15 @@ static int64_t least(int64_t a, int64_t b) {
 
 int ts_optimizer_reduce(ts_optimizer *o, double *squares) {
     TS_TRY(ts_zero_reduce(o->zero));
-    *squares = 0;
+    TS_TRY(o->kernels->device->zero(squares, sizeof *squares));
     for (int64_t i = 0; i < o->runs; i++) {
         const ts_optimizer_run *run = &o->run[i];
         const int64_t stride = stride_of(o, run);
         for (int64_t first = 0; first < run->count; first += stride) {
             const int64_t count = least(stride, run->count - first);
-            TS_TRY(o->kernels->sum_squares(ts_run_gradient(o, run, first, count, o->wide), count, squares));
+            const float *grad;
+            TS_TRY(ts_run_gradient(o, run, first, count, o->wide, &grad));
+            TS_TRY(o->kernels->sum_squares(grad, count, squares));
         }
     }
     return TS_OK;
@@ -49,6 +44,8 @@ static int adamw(const ts_optimizer *o, const ts_optimizer_run *run, const ts_up
     const int64_t stride = stride_of(o, run);
     for (int64_t first = 0; first < run->count; first += stride) {
         const int64_t count = least(stride, run->count - first);
+        const float *grad;
+        TS_TRY(ts_run_gradient(o, run, first, count, o->wide, &grad));
         const ts_adamw part = {
             .count = count,
             .step = update->step,
@@ -61,7 +58,7 @@ static int adamw(const ts_optimizer *o, const ts_optimizer_run *run, const ts_up
             .weight = run->weight + first,
             .m = run->moment1 + first,
             .v = run->moment2 + first,
-            .grad = ts_run_gradient(o, run, first, count, o->wide),
+            .grad = grad,
             .operand = run->operand ? run->operand + first : NULL,
             .ema = run->average ? run->average + first : NULL,
             .ema_decay = (float)update->average_decay,
