@@ -7,9 +7,10 @@
 
 #include "core/base/rng.h"
 #include "core/store/element_sum.h"
+#include "guarded_device.h"
 #include "ts_test.h"
 
-enum { LENGTH = 200000 };
+enum { LENGTH = 1300000 };  // more than passes between a device and the host at a time
 
 static char path[64] = "/tmp/ts-slice-XXXXXX";
 static int fd;
@@ -87,8 +88,9 @@ static void test_finite(void) {
 // ---- slices
 
 // Cuts [rows, columns] into `cuts` slices by columns; each is written and read, and the file is the whole again.
-static void check_columns(int64_t rows, int64_t columns, int64_t cuts) {
-    static float part[LENGTH];
+static void check_columns(const ts_device *device, int64_t rows, int64_t columns, int64_t cuts) {
+    float *part = device->allocate(LENGTH * sizeof *part);
+    static float row_back[LENGTH];
     const ts_slice_file file = {fd, path, 40};
     uint64_t written = 0, read = 0;
     CHECK(ftruncate(fd, 0) == 0);
@@ -97,7 +99,7 @@ static void check_columns(int64_t rows, int64_t columns, int64_t cuts) {
         const ts_slice slice = {part, 1, {{first, rows, n, columns}}};
         int64_t wrong;
         for (int64_t row = 0; row < rows; row++) {
-            memcpy(part + row * n, whole + row * columns + first, (size_t)n * sizeof *part);
+            CHECK_OK(device->upload(part + row * n, whole + row * columns + first, (size_t)n * sizeof *part));
         }
         CHECK(ts_slice_count(&slice) == rows * n);
         CHECK_OK(ts_slice_write(&file, &slice, &written, &wrong));
@@ -109,12 +111,15 @@ static void check_columns(int64_t rows, int64_t columns, int64_t cuts) {
     for (int64_t cut = 0; cut < cuts; cut++) {
         const int64_t first = columns * cut / cuts, n = columns * (cut + 1) / cuts - first;
         const ts_slice slice = {part, 1, {{first, rows, n, columns}}};
+        CHECK_OK(device->zero(part, (size_t)(rows * n) * sizeof *part));
         CHECK_OK(ts_slice_read(&file, &slice, &read));
         for (int64_t row = 0; row < rows; row++) {
-            CHECK(!memcmp(part + row * n, whole + row * columns + first, (size_t)n * sizeof *part));
+            CHECK_OK(device->download(row_back, part + row * n, (size_t)n * sizeof *part));
+            CHECK(!memcmp(row_back, whole + row * columns + first, (size_t)n * sizeof *part));
         }
     }
     CHECK(read == written);
+    device->release(part);
 }
 
 static void test_pieces(void) {
@@ -145,11 +150,16 @@ int main(void) {
     test_sum();
     test_sum_finds_damage();
     test_finite();
-    check_columns(1, 100, 1);
-    check_columns(300, 50, 3);     // short runs, read together
-    check_columns(2, 100000, 3);   // long ones
-    check_columns(1000, 199, 50);  // far apart
-    check_columns(13, 15000, 2);
+    const ts_device *const devices[] = {&ts_device_host, &guarded_device};
+    for (int i = 0; i < 2; i++) {
+        check_columns(devices[i], 1, 100, 1);
+        check_columns(devices[i], 0, 100, 1);
+        check_columns(devices[i], 300, 50, 3);     // short runs, read together
+        check_columns(devices[i], 25000, 50, 1);   // more of them than cross at a time
+        check_columns(devices[i], 2, 600000, 3);   // long ones
+        check_columns(devices[i], 1000, 199, 50);  // far apart
+        check_columns(devices[i], 13, 90001, 1);
+    }
     test_pieces();
     close(fd);
     unlink(path);
