@@ -93,7 +93,7 @@ static void take_steps(ts_params *params, const ts_kernels *kernels) {
     CHECK_OK(ts_optimizer_open(&optimizer, params, kernels, &settings));
     for (int step = 1; step <= 3; step++) {
         double squares;
-        ts_zero_begin(optimizer->zero);
+        CHECK_OK(ts_zero_begin(optimizer->zero));
         if (ts_comm_rank(ts_mesh_axis(params->mesh, TS_AXIS_WORLD)) == 0) {
             ts_rng_normal_fill(params->grad, params->total, 4, TS_RNG_TEST, (uint64_t)step, 0);
         }

@@ -40,7 +40,7 @@ static float gradient(int step, int64_t item, int64_t e) {
 }
 
 static void set_gradients(ts_optimizer *o, int step) {
-    ts_zero_begin(o->zero);
+    CHECK_OK(ts_zero_begin(o->zero));
     for (int64_t i = 0; i < o->weights->count; i++) {
         for (int64_t e = 0; e < o->weights->item[i]->count; e++) {
             o->weights->item[i]->grad[e] = gradient(step, i, e);

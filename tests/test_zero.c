@@ -69,7 +69,7 @@ static void set_gradients(const ts_params *params, int group, uint64_t step) {
 // Backward in two micro-batches, of which the second adds nothing.
 static double backward(ts_optimizer *o, uint64_t step, ts_comm *world) {
     double squares = 0;
-    ts_zero_begin(o->zero);
+    CHECK_OK(ts_zero_begin(o->zero));
     for (int last = 0; last < 2; last++) {
         for (int group = o->weights->groups - 1; group >= 0; group--) {
             if (!last) {

@@ -11,6 +11,7 @@
 #include "infer/prompts.h"
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
+const char *const ts_device_names[] = {"auto", "cpu", "cuda", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 const char *const ts_recompute_names[] = {"none", "elementwise", "block", "auto", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
@@ -39,6 +40,8 @@ const ts_option ts_train_options[] = {
     INT("seed", seed, "1", 0, 9e15, "seed of weights, sample order and noise"),
     CHOICE("precision", precision, "bf16", PRECISIONS,
            "operands of matrix products and attention; sums and weights are f32 in both"),
+    CHOICE("device", device, "auto", ts_device_names,
+           "where to compute: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU"),
     INT("threads", threads, "0", 0, 4096,
         "threads of each rank; 0: the cores of the machine shared out over its ranks"),
 
@@ -295,6 +298,7 @@ ts_dtype ts_train_config_gradients(const ts_train_config *config) {
 static const char *const FREE_OPTIONS[] = {"name",
                                            "out",
                                            "data",
+                                           "device",
                                            "threads",
                                            "mesh.",
                                            "train.minutes",

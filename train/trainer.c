@@ -9,6 +9,7 @@
 #include "core/base/file.h"
 #include "core/base/memory.h"
 #include "core/base/status.h"
+#include "core/comm/backend.h"
 #include "train/token_loss.h"
 
 // ---- opening
@@ -178,7 +179,6 @@ static int open_loader(ts_trainer *t) {
 
 // This and the next need no other rank.
 static int open_data(ts_trainer *t) {
-    TS_TRY(ts_kernels_cpu(&t->kernels, "auto"));
     TS_TRY(ts_dataset_open(&t->dataset, t->config->data, false));
     if (ts_dataset_clips(t->dataset) == 0) {
         return TS_FAIL(TS_EINPUT, "%s: holds no clips; ingest a corpus first", t->config->data);
@@ -229,6 +229,7 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
                                    .final_share = config->train.final_lr_share,
                                    .constant = config->train.schedule == TS_DECAY_CONSTANT};
     int status = TS_OK;
+    TS_TRY_GOTO(status, ts_backend_open(&t->kernels, world, ts_device_names[config->device]), failed);
     TS_TRY_GOTO(status, open_mesh(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_data(t)), failed);
     TS_TRY_GOTO(status, ts_memory_share(world, config, &t->memory_available, &t->memory_process), failed);
@@ -306,7 +307,7 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
     const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of(t, batch->shape));
     *loss = 0;
-    ts_zero_begin(t->optimizer->zero);
+    TS_TRY(ts_zero_begin(t->optimizer->zero));
     for (int64_t first = 0, count; first < batch->count; first += count) {
         count = batch->count - first < most ? batch->count - first : most;
         t->last_micro_batch = first + count == batch->count;

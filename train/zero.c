@@ -132,9 +132,9 @@ void ts_zero_close(ts_zero **zero) {
 
 // ---- gradients
 
-void ts_zero_begin(ts_zero *z) {
-    ts_params_zero_grad(z->params);
+int ts_zero_begin(ts_zero *z) {
     z->pending = z->params->groups;
+    return ts_params_zero_grad(z->params);
 }
 
 static int wait_group(ts_zero *z, int group) {
@@ -166,7 +166,7 @@ static int send_group(ts_zero *z, int group) {
 }
 
 int ts_zero_group_done(ts_zero *z, int group, bool last) {
-    ts_params_fold_grad(z->params, group);
+    TS_TRY(ts_params_fold_grad(z->params, group));
     // A block that does not come in its turn waits for ts_zero_reduce: all ranks must send in one order.
     return last && group == z->pending - 1 ? send_group(z, group) : TS_OK;
 }

@@ -46,11 +46,12 @@ int64_t ts_zero_exchange_bytes(const ts_zero *zero, ts_dtype dtype);
 // ---- a step, collective over the world
 // After an error sums may be under way between ranks that do not know of it: the caller ends the job.
 // Gradients of a new step begin at 0.
-void ts_zero_begin(ts_zero *zero);
+int ts_zero_begin(ts_zero *zero);
 // The gradients of a group are done: with the last micro-batch they start to travel. Groups come from the last to 0;
 // one that is left out then is sent by ts_zero_reduce.
 int ts_zero_group_done(ts_zero *zero, int group, bool last);
-// Sends what is left and waits: the own parts then hold sums over all ranks, the rest nothing of use.
+// Sends what is left and waits, as the device of the gradients does (core/comm/comm.h): the own parts then hold sums
+// over all ranks, the rest nothing of use.
 int ts_zero_reduce(ts_zero *zero);
 
 // The own part of a span's weights is ready: it starts to travel. Spans come in the same order on all ranks.

@@ -161,7 +161,7 @@ static int training_step(bench *b, ts_dit_input input) {
     double loss, squares;
     ts_var *velocity;
     const double scale = 1.0 / (double)ts_shape_count(b->latent_shape);
-    ts_zero_begin(b->optimizer->zero);
+    TS_TRY(ts_zero_begin(b->optimizer->zero));
     input.grad_ready = grad_ready;
     input.grad_user = b;
     TS_TRY(ts_token_loss(b->tape, b->dit, &input,
