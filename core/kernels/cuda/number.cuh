@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// f32 and bf16 numbers in kernels: one template serves both.
+// f32 and bf16 numbers in kernels: one template serves both. Single numbers, several of them loaded and stored at a
+// time, and sums over the threads of a warp or block.
 #ifndef TS_KERNELS_CUDA_NUMBER_CUH
 #define TS_KERNELS_CUDA_NUMBER_CUH
 
@@ -9,15 +10,13 @@ struct ts_bf16 {
     uint16_t bits;
 };
 
+// ---- one number
+
 static __device__ __forceinline__ float ts_to_f32(float x) {
     return x;
 }
 static __device__ __forceinline__ float ts_to_f32(ts_bf16 x) {
-#ifdef TS_SHIM
-    return ts_bf16_to_f32(x.bits);
-#else
     return __uint_as_float((unsigned)x.bits << 16);
-#endif
 }
 
 template <typename T> static __device__ __forceinline__ T ts_from_f32(float x);
@@ -33,6 +32,128 @@ template <> __device__ __forceinline__ ts_bf16 ts_from_f32<ts_bf16>(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
     return out;
 #endif
+}
+
+// Two as one word, `low` at the lower address.
+static __device__ __forceinline__ uint32_t ts_bf16_pair(float low, float high) {
+#ifdef TS_SHIM
+    return (uint32_t)ts_f32_to_bf16(high) << 16 | ts_f32_to_bf16(low);
+#else
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}
+
+// ---- several numbers
+
+// What a thread moves with one instruction (up to 16 bytes; more take several). Any type may be read through it.
+template <int BYTES> struct __attribute__((may_alias, aligned(BYTES < 16 ? BYTES : 16))) ts_words {
+    uint32_t word[BYTES / 4];
+};
+
+// out = from[0 .. N); `from` is aligned to N numbers, or to 16 bytes where they are more. N even for bf16.
+template <int N> static __device__ __forceinline__ void ts_load(float (&out)[N], const float *from) {
+    const ts_words<N * 4> words = *(const ts_words<N * 4> *)from;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        out[i] = __uint_as_float(words.word[i]);
+    }
+}
+template <int N> static __device__ __forceinline__ void ts_load(float (&out)[N], const ts_bf16 *from) {
+    const ts_words<N * 2> words = *(const ts_words<N * 2> *)from;
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        out[i] = __uint_as_float(words.word[i / 2] << 16);
+        out[i + 1] = __uint_as_float(words.word[i / 2] & 0xffff0000u);
+    }
+}
+
+// to[0 .. N) = in; aligned as for ts_load.
+template <int N> static __device__ __forceinline__ void ts_store(float *to, const float (&in)[N]) {
+    ts_words<N * 4> words;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        words.word[i] = __float_as_uint(in[i]);
+    }
+    *(ts_words<N * 4> *)to = words;
+}
+template <int N> static __device__ __forceinline__ void ts_store(ts_bf16 *to, const float (&in)[N]) {
+    ts_words<N * 2> words;
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        words.word[i / 2] = ts_bf16_pair(in[i], in[i + 1]);
+    }
+    *(ts_words<N * 2> *)to = words;
+}
+
+// The same for the `count` numbers that there are, which may be fewer than N or none: 0 takes the place of the others.
+// At any address.
+template <int N, typename T>
+static __device__ __forceinline__ void ts_load_some(float (&out)[N], const T *from, int64_t count) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        out[i] = i < count ? ts_to_f32(from[i]) : 0.0f;
+    }
+}
+template <int N, typename T>
+static __device__ __forceinline__ void ts_store_some(T *to, const float (&in)[N], int64_t count) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i < count) {
+            to[i] = ts_from_f32<T>(in[i]);
+        }
+    }
+}
+
+// Whether a pointer, or a distance in bytes, is a multiple of 16 bytes: for the host, before it chooses ts_load.
+static inline bool ts_is_aligned(const void *pointer) {
+    return (uintptr_t)pointer % 16 == 0;
+}
+
+// ---- sums over threads
+
+enum { TS_WARP = 32 };
+
+// The sum, and the maximum, over the 32 lanes of a warp, for all of which it is the same.
+template <typename T> static __device__ __forceinline__ T ts_warp_sum(T x) {
+#pragma unroll
+    for (int lanes = TS_WARP / 2; lanes; lanes /= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    }
+    return x;
+}
+static __device__ __forceinline__ float ts_warp_max(float x) {
+#pragma unroll
+    for (int lanes = TS_WARP / 2; lanes; lanes /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+    }
+    return x;
+}
+
+// Shared memory of the sums of a block. It is used in two halves by turns, so that a sum needs one barrier: whoever
+// writes a half again has passed the barrier of the sum in between, and so has everyone who read it.
+template <typename T, int N> struct ts_block_memory { T of_warp[2][N][TS_WARP]; };
+
+// Replaces each of x[0 .. N) by its sum over all threads of the block, which are whole warps. `turn` is 0 before the
+// first of a kernel's sums.
+template <typename T, int N>
+static __device__ __forceinline__ void ts_block_sum(T (&x)[N], ts_block_memory<T, N> &memory, int &turn) {
+    const int warp = (int)threadIdx.x / TS_WARP, lane = (int)threadIdx.x % TS_WARP, warps = (int)blockDim.x / TS_WARP;
+    T(&of_warp)[N][TS_WARP] = memory.of_warp[turn];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        x[i] = ts_warp_sum(x[i]);
+        if (lane == 0) {
+            of_warp[i][warp] = x[i];
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        x[i] = ts_warp_sum(lane < warps ? of_warp[i][lane] : T(0));
+    }
+    turn ^= 1;
 }
 
 #endif
