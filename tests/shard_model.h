@@ -118,7 +118,7 @@ static inline int shard_step(shard_model *m, const ts_dit_input *input) {
         ts_params_zero_grad(m->params);
     }
     m->velocity = ts_dit_forward_tokens(m->tape, m->dit, input);
-    ts_dit_take_tokens(m->dit, video, m->target, m->own_target);
+    TS_TRY(ts_dit_take_tokens(m->tape, m->dit, video, m->target, m->own_target));
     const ts_velocity_loss mean = {.target = m->own_target,
                                    .rows = ts_dit_tokens(m->dit, video).rows.count,
                                    .scale = 1.0 / (double)ts_shape_count(video),

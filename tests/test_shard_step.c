@@ -155,7 +155,7 @@ static void check_run(const ts_mesh *mesh, const ts_mesh *imagined, shard_size s
     memcpy(first, whole->value.data, (size_t)n * sizeof *first);
     CHECK_OK(ts_broadcast(mesh->axis[TS_AXIS_MODEL], first, n * (int64_t)sizeof *first, 0));
     CHECK(memcmp(first, whole->value.data, (size_t)n * sizeof *first) == 0);
-    ts_dit_take_tokens(real.dit, shard_video(size), first, picked);
+    CHECK_OK(ts_dit_take_tokens(real.tape, real.dit, shard_video(size), first, picked));
     CHECK(memcmp(picked, own->value.data, (size_t)part * sizeof *picked) == 0);
     free(first);
     free(picked);

@@ -18,9 +18,7 @@ int ts_token_loss(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input, c
     if (!own || (target->weight && !weight)) {
         return TS_ERESOURCE;
     }
-    if (ts_tape_computes(tape)) {
-        ts_dit_take_tokens(dit, video, target->target, own);
-    }
+    TS_TRY(ts_dit_take_tokens(tape, dit, video, target->target, own));
     if (weight && ts_tape_computes(tape)) {
         ts_tokens_spread(&tokens, target->weight, target->frames, weight);
     }

@@ -114,18 +114,22 @@ static int check_input(const ts_dit *dit, const ts_dit_input *in) {
     return in->image ? check_image(c, &in->image->value.shape, s->dim[0]) : 0;
 }
 
-static void probe_inputs(ts_tape *tape, const ts_dit_input *in, int32_t *level, const dit_positions *positions,
+static void probe_inputs(ts_tape *tape, const ts_dit_input *in, const int32_t *level, const dit_positions *positions,
                          int64_t pairs) {
     const ts_shape levels = TS_SHAPE(in->latent->value.shape.dim[0], in->timesteps_per_sample);
     const ts_shape angles = TS_SHAPE(positions->tokens, pairs);
-    ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_I32, levels, level}, false), "level");
+    if (!ts_tape_has_probe(tape)) {
+        return;
+    }
+    void *rows = ts_tape_upload(tape, level, (size_t)ts_shape_count(levels) * sizeof *level);
+    ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_I32, levels, rows}, false), "level");
     ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, angles, positions->cosine}, false), "rope_cos");
     ts_tape_probe(tape, ts_tape_input(tape, (ts_tensor){TS_F32, angles, positions->sine}, false), "rope_sin");
 }
 
-// The pass's shared facts, and t[rows] of the distinct noise levels.
+// The pass's shared facts, and t[rows] of the distinct noise levels, device memory.
 static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in, const dit_positions *positions,
-                            float **t) {
+                            const float **t) {
     const ts_dit_config *c = &dit->config;
     const int64_t batch = in->latent->value.shape.dim[0], pairs = c->head_dim / 2;
     const ts_tokens tokens = ts_tokens_of(dit->mesh, batch, positions->tokens);
@@ -133,13 +137,18 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
     dit_pass *pass = ts_tape_object(tape, sizeof *pass);
     int32_t *level = ts_tape_object(tape, (size_t)steps * sizeof *level);
     int32_t *own = ts_tape_object(tape, (size_t)tokens.rows.count * sizeof *own);
-    *t = ts_tape_object(tape, (size_t)steps * sizeof **t);
-    if (!pass || !level || !own || !*t) {
+    float *distinct = ts_tape_object(tape, (size_t)steps * sizeof *distinct);
+    if (!pass || !level || !own || !distinct) {
         return NULL;
     }
-    const int64_t rows = distinct_levels(in, batch, level, *t);
+    const int64_t rows = distinct_levels(in, batch, level, distinct);
     for (int64_t r = 0; r < tokens.rows.count; r++) {
         own[r] = level[ts_tokens_place(&tokens, r) / tokens_per_step];
+    }
+    *t = ts_tape_upload(tape, distinct, (size_t)rows * sizeof *distinct);
+    const int32_t *index = ts_tape_upload(tape, own, (size_t)tokens.rows.count * sizeof *own);
+    if (!*t || !index) {
+        return NULL;
     }
     ts_comm *tensor = ts_mesh_axis(dit->mesh, TS_AXIS_TENSOR);
     const int64_t heads = ts_split(c->heads, ts_comm_size(tensor), ts_comm_rank(tensor)).count;
@@ -150,7 +159,7 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
                        .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
                        .rope = {table_from(positions->cosine, first), table_from(positions->sine, first),
                                 tokens.part.count, c->head_dim},
-                       .levels = {own, rows}};
+                       .levels = {index, rows}};
     probe_inputs(tape, in, level, positions, pairs);
     return pass;
 }
@@ -166,27 +175,40 @@ int64_t ts_dit_token_features(const ts_dit *dit) {
     return c->patch[0] * c->patch[1] * c->patch[2] * c->out_channels;
 }
 
-void ts_dit_take_tokens(const ts_dit *dit, ts_shape video, const float *from, float *out) {
+int ts_dit_take_tokens(ts_tape *tape, const ts_dit *dit, ts_shape video, const float *from, float *out) {
     const ts_tokens tokens = ts_dit_tokens(dit, video);
-    const int64_t *patch = dit->config.patch, *dim = video.dim, channels = dim[4];
-    const int64_t grid_h = dim[2] / patch[1], grid_w = dim[3] / patch[2];
-    for (int64_t r = 0; r < tokens.rows.count; r++) {
-        const int64_t place = ts_tokens_place(&tokens, r), w = place % grid_w, h = place / grid_w % grid_h;
-        const int64_t frame = place / grid_w / grid_h * patch[0];  // of all samples, one after another
-        for (int64_t t = 0; t < patch[0]; t++) {
-            for (int64_t y = 0; y < patch[1]; y++, out += patch[2] * channels) {
-                const int64_t line = ((frame + t) * dim[2] + h * patch[1] + y) * dim[3] + w * patch[2];
-                memcpy(out, from + line * channels, (size_t)(patch[2] * channels) * sizeof *out);
-            }
-        }
+    const int64_t *patch = dit->config.patch, *dim = video.dim;
+    ts_patchify args = {.batch = dim[0],
+                        .frames = dim[1],
+                        .height = dim[2],
+                        .width = dim[3],
+                        .channels = dim[4],
+                        .patch_t = patch[0],
+                        .patch_h = patch[1],
+                        .patch_w = patch[2],
+                        .video = (float *)(uintptr_t)from,
+                        .tokens = out,
+                        .dtype_tokens = TS_F32};
+    if (tokens.rows.count == tokens.batch * tokens.tokens) {
+        return TS_KERNEL(tape, patchify, &args);
     }
+    const size_t row = (size_t)(patch[0] * patch[1] * patch[2] * dim[4]) * sizeof *out;
+    const size_t bytes = (size_t)(tokens.batch * tokens.tokens) * row;
+    args.tokens = ts_pool_take(tape, bytes);
+    if (!args.tokens) {
+        return TS_ERESOURCE;
+    }
+    TS_TRY(TS_KERNEL(tape, patchify, &args));
+    TS_TRY(ts_rows_take(tape, &tokens, args.tokens, out, row));
+    ts_pool_give(tape, args.tokens, bytes);
+    return TS_OK;
 }
 
 ts_var *ts_dit_forward_tokens(ts_tape *tape, const ts_dit *dit, const ts_dit_input *in) {
     const dit_positions *positions;
-    float *t;
+    const float *t;
     if (ts_tape_status(tape) || ts_tape_try(tape, check_input(dit, in)) ||
-        ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape, ts_tape_computes(tape)))) {
+        ts_tape_try(tape, dit_positions_get(&positions, dit, in->latent->value.shape, tape))) {
         return NULL;
     }
     const dit_pass *pass = begin_pass(tape, dit, in, positions, &t);

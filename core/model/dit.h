@@ -56,7 +56,7 @@ typedef struct ts_dit_input {
     ts_var *context;        // [B, rows, text_dim] f32, rows beyond the prompt zero; attended without mask
     ts_var *image;          // [B, rows, image_dim] f32 or NULL
     const float *timestep;  // 1000 * sigma, [B, timesteps_per_sample]: 1 (a level per sample), T (per latent frame)
-    int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call
+    int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call (see TS_DIT_UPLOAD_LEVELS)
     ts_recompute recompute;        // of each block
     // Called, when the pass is recorded, as soon as backward has finished the gradients of a block's parameters, with
     // the number of their group; or NULL. Those of group 0 are final at the end of the backward pass.
@@ -64,11 +64,15 @@ typedef struct ts_dit_input {
     void *grad_user;
 } ts_dit_input;
 
+// What a pass uploads first (number 0 of a recording of it, core/base/device.h): the levels in the order of `timestep`,
+// f32, one for each run of equal ones. Nothing else that it uploads depends on them but by where such runs end.
+enum { TS_DIT_UPLOAD_LEVELS };
+
 // Velocity [B, T, H, W, out_channels] f32 on every rank of the model group, or NULL (see ts_tape_status). T, H, W must
 // be multiples of the patch. A gradient of it must be alike on these ranks. Collective over the model group.
 // Probes: "level" (row of "temb" for each timestep), "rope_cos", "rope_sin", "patch_embedding.output", "temb",
 // "timestep_proj", "context", "context_img", "block.I.attn1.output", "block.I.attn2.output", "block.I.ffn.output",
-// "block.I.output", "sample". Those of patches and blocks are own rows.
+// "block.I.output", "sample". Those of patches and blocks are own rows; all are device memory.
 ts_var *ts_dit_forward(ts_tape *tape, const ts_dit *dit, const ts_dit_input *input);
 
 // ---- own tokens: for losses, which need no message
@@ -79,8 +83,8 @@ ts_var *ts_dit_collect(ts_tape *tape, const ts_dit *dit, ts_var *velocity, ts_sh
 // Which tokens a rank has of a latent [B, T, H, W, C]: `video`. Weights of frames: ts_tokens_spread.
 ts_tokens ts_dit_tokens(const ts_dit *dit, ts_shape video);
 int64_t ts_dit_token_features(const ts_dit *dit);
-// The same tokens of a video [B, T, H, W, out_channels], a target say: out [own rows, token features].
-void ts_dit_take_tokens(const ts_dit *dit, ts_shape video, const float *from, float *out);
+// The same tokens of a video [B, T, H, W, C], a target say: out [own rows, features of a token]. Device memory.
+int ts_dit_take_tokens(ts_tape *tape, const ts_dit *dit, ts_shape video, const float *from, float *out);
 
 // Model FLOPs of one forward pass of one sample, multiply-add = 2: what "achieved GFLOP/s" is computed from. Counted
 // are the blocks, the patch embedding and the head; the conditioning is left out.

@@ -11,7 +11,7 @@ static const double PI = 3.14159265358979323846;
 
 // Pairs of a head go to t first, then h, then w; each axis has a frequency ladder of its own:
 //   angle of pair j of an axis with n pairs = position * 10000^(-j / n)
-static void fill_rope(dit_positions *p, int64_t head_dim) {
+static void fill_rope(const dit_positions *p, int64_t head_dim) {
     const int64_t side = head_dim / 6, pairs = head_dim / 2;
     const int64_t axis_pairs[3] = {pairs - 2 * side, side, side};
     for (int64_t token = 0; token < p->tokens; token++) {
@@ -29,7 +29,7 @@ static void fill_rope(dit_positions *p, int64_t head_dim) {
 
 // sqrt(2) cos(pi k u), k = 1, 2, .., u = (i + 1/2) / n the middle of the token on its axis: an orthonormal basis of
 // smooth functions of the place, the same at any resolution.
-static void fill_features(dit_positions *p) {
+static void fill_features(const dit_positions *p) {
     for (int64_t token = 0; token < p->tokens; token++) {
         const int64_t at[3] = {token / (p->grid[1] * p->grid[2]), token / p->grid[2] % p->grid[1], token % p->grid[2]};
         float *f = p->features + token * DIT_POSITION_FEATURES;
@@ -43,37 +43,72 @@ static void fill_features(dit_positions *p) {
 }
 
 static void free_tables(dit_positions *p) {
-    free(p->features);
-    free(p->sine);
-    free(p->cosine);
+    p->device->release(p->features);
+    p->device->release(p->sine);
+    p->device->release(p->cosine);
     p->features = p->sine = p->cosine = NULL;
 }
 
-static int make_tables(dit_positions *p, const ts_dit_config *c) {
-    const int64_t pairs = c->head_dim / 2;
-    p->cosine = ts_aligned_alloc((size_t)(p->tokens * pairs) * sizeof(float));
-    p->sine = ts_aligned_alloc((size_t)(p->tokens * pairs) * sizeof(float));
-    p->features =
-        c->absolute_positions ? ts_aligned_alloc((size_t)(p->tokens * DIT_POSITION_FEATURES) * sizeof(float)) : NULL;
+// Memory of a device for each of the tables; all or none.
+static int allocate_tables(dit_positions *p, const ts_device *device, const ts_dit_config *c) {
+    const size_t angles = (size_t)(p->tokens * (c->head_dim / 2)) * sizeof(float);
+    const size_t features = (size_t)(p->tokens * DIT_POSITION_FEATURES) * sizeof(float);
+    p->device = device;
+    p->cosine = device->allocate(angles);
+    p->sine = device->allocate(angles);
+    p->features = c->absolute_positions ? device->allocate(features) : NULL;
     if (!p->cosine || !p->sine || (c->absolute_positions && !p->features)) {
         free_tables(p);
         return TS_ERESOURCE;
     }
+    return TS_OK;
+}
+
+static void fill_tables(const dit_positions *p, const ts_dit_config *c) {
     fill_rope(p, c->head_dim);
     if (c->absolute_positions) {
         fill_features(p);
     }
-    return TS_OK;
 }
 
-static dit_positions *find_grid(const ts_dit *dit, const int64_t grid[3]) {
+static int upload_tables(dit_positions *p, const dit_positions *host, const ts_dit_config *c) {
+    const size_t angles = (size_t)(p->tokens * (c->head_dim / 2)) * sizeof(float);
+    TS_TRY(p->device->upload(p->cosine, host->cosine, angles));
+    TS_TRY(p->device->upload(p->sine, host->sine, angles));
+    return c->absolute_positions ? p->device->upload(p->features, host->features,
+                                                     (size_t)(p->tokens * DIT_POSITION_FEATURES) * sizeof(float))
+                                 : TS_OK;
+}
+
+// The host makes them, where they stay or in memory that a device copies.
+static int make_tables(dit_positions *p, const ts_dit_config *c) {
+    TS_TRY(allocate_tables(p, p->device, c));
+    if (p->device->is_host) {
+        fill_tables(p, c);
+        return TS_OK;
+    }
+    dit_positions host = *p;
+    int status = allocate_tables(&host, &ts_device_host, c);
+    if (!status) {
+        fill_tables(&host, c);
+        status = upload_tables(p, &host, c);
+        free_tables(&host);
+    }
+    if (status) {
+        free_tables(p);
+    }
+    return status;
+}
+
+static dit_positions *find_grid(const ts_dit *dit, const ts_device *device, const int64_t grid[3]) {
     for (dit_positions *p = *dit->positions; p; p = p->next) {
-        if (!memcmp(p->grid, grid, sizeof p->grid)) {
+        if (p->device == device && !memcmp(p->grid, grid, sizeof p->grid)) {
             return p;
         }
     }
     dit_positions *p = ts_calloc(1, sizeof *p);
     if (p) {
+        p->device = device;
         memcpy(p->grid, grid, sizeof p->grid);
         p->tokens = grid[0] * grid[1] * grid[2];
         p->next = *dit->positions;
@@ -82,17 +117,17 @@ static dit_positions *find_grid(const ts_dit *dit, const int64_t grid[3]) {
     return p;
 }
 
-int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, bool tables) {
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, const ts_tape *tape) {
     int64_t grid[3];
     for (int i = 0; i < 3; i++) {
         grid[i] = video.dim[1 + i] / dit->config.patch[i];
     }
-    dit_positions *p = find_grid(dit, grid);
+    dit_positions *p = find_grid(dit, ts_tape_device(tape), grid);
     *out = p;
     if (!p) {
         return TS_ERESOURCE;
     }
-    return tables && !p->cosine ? make_tables(p, &dit->config) : TS_OK;
+    return ts_tape_computes(tape) && !p->cosine ? make_tables(p, &dit->config) : TS_OK;
 }
 
 void dit_positions_free(dit_positions *list) {

@@ -32,11 +32,12 @@ typedef struct dit_image {
     ts_linear in, out;
 } dit_image;
 
-// Constants of one token grid.
+// Constants of one token grid, on one device.
 typedef struct dit_positions {
     struct dit_positions *next;
+    const ts_device *device;
     int64_t grid[3], tokens;
-    // NULL until something is computed:
+    // Device memory, NULL until something is computed:
     float *cosine, *sine;  // [tokens, head_dim / 2]
     float *features;       // [tokens, DIT_POSITION_FEATURES], or NULL without absolute positions
 } dit_positions;
@@ -69,9 +70,9 @@ typedef struct dit_pass {
 ts_var *dit_block_forward(ts_tape *tape, const dit_pass *pass, int index, ts_var *x, ts_var *text, ts_var *modulation,
                           ts_var *image, ts_recompute recompute);
 
-// The grid of a video [B, T, H, W, C] and, unless it is only counted with, its tables, made at first use. Not
-// thread-safe.
-int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, bool tables);
+// The grid of a video [B, T, H, W, C] and, unless the tape only counts, its tables on the tape's device, made at first
+// use. Not thread-safe.
+int dit_positions_get(const dit_positions **out, const ts_dit *dit, ts_shape video, const ts_tape *tape);
 void dit_positions_free(dit_positions *list);
 
 // Image rows [B, rows, image_dim] f32 -> [B, rows, D] in the operand dtype.

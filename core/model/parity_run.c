@@ -148,7 +148,7 @@ static int own_loss(ts_parity *p, ts_tape *tape, const ts_dit *dit, const transf
         return TS_ERESOURCE;
     }
     video.dim[4] = io->target_shape.dim[4];
-    ts_dit_take_tokens(dit, video, io->target + p->samples.first * size, own);
+    TS_TRY(ts_dit_take_tokens(tape, dit, video, io->target + p->samples.first * size, own));
     const ts_velocity_loss mean = {.target = own,
                                    .rows = p->tokens.rows.count,
                                    .scale = 1.0 / (double)ts_shape_count(io->target_shape),

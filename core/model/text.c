@@ -175,7 +175,7 @@ int ts_text_init(ts_text *text, uint64_t seed) {
 typedef struct block_context {
     const ts_text_config *config;
     const text_block *block;
-    const int32_t *counts;  // [batch]
+    const int32_t *counts;  // [batch], device memory
     int64_t batch, rows;
 } block_context;
 
@@ -241,13 +241,15 @@ ts_var *ts_text_forward(ts_tape *tape, const ts_text *text, const int32_t *ids, 
     }
     memcpy(id, ids, (size_t)(batch * rows) * sizeof *id);
     memcpy(count, counts, (size_t)batch * sizeof *count);
-    ts_var *x = ts_nn_embedding(tape, text->embedding, id, TS_SHAPE(batch, rows));
+    const int32_t *device_id = ts_tape_upload(tape, id, (size_t)(batch * rows) * sizeof *id);
+    const int32_t *device_count = ts_tape_upload(tape, count, (size_t)batch * sizeof *count);
+    ts_var *x = ts_nn_embedding(tape, text->embedding, device_id, TS_SHAPE(batch, rows));
     for (int64_t i = 0; i < c->layers; i++) {
         block_context *context = ts_tape_object(tape, sizeof *context);
         if (!context) {
             return NULL;
         }
-        *context = (block_context){c, &text->block[i], count, batch, rows};
+        *context = (block_context){c, &text->block[i], device_count, batch, rows};
         x = ts_tape_scope(tape, block_forward, context, &x, 1, TS_RECOMPUTE_NONE);
     }
     x = rms_norm(tape, x, c->eps, text->norm, TS_F32);

@@ -131,17 +131,17 @@ typedef struct keep_rows_call {
     int64_t batch;
 } keep_rows_call;
 
-static void clear_rows(float *data, const int32_t *counts, int64_t batch, int64_t rows, int64_t width) {
-    for (int64_t b = 0; b < batch; b++) {
-        memset(data + (b * rows + counts[b]) * width, 0, (size_t)((rows - counts[b]) * width) * sizeof *data);
+static int clear_rows(ts_tape *tape, float *data, const int32_t *counts, int64_t batch, int64_t rows, int64_t width) {
+    for (int64_t b = 0; b < batch && ts_tape_computes(tape); b++) {
+        TS_TRY(ts_tape_zero(tape, data + (b * rows + counts[b]) * width,
+                            (size_t)((rows - counts[b]) * width) * sizeof *data));
     }
+    return 0;
 }
 
 static int keep_rows_backward(ts_tape *tape, void *call) {
     const keep_rows_call *c = call;
-    if (ts_tape_computes(tape)) {
-        clear_rows(c->y->grad, c->counts, c->batch, ts_var_rows(c->y) / c->batch, ts_var_width(c->y));
-    }
+    TS_TRY(clear_rows(tape, c->y->grad, c->counts, c->batch, ts_var_rows(c->y) / c->batch, ts_var_width(c->y)));
     return ts_grad_pass(tape, c->y, c->x);
 }
 
@@ -154,9 +154,7 @@ ts_var *ts_nn_keep_rows(ts_tape *tape, ts_var *x, const int32_t *counts, int64_t
     if (!y) {
         return NULL;
     }
-    if (ts_tape_computes(tape)) {
-        clear_rows(y->value.data, counts, batch, ts_var_rows(y) / batch, ts_var_width(y));
-    }
+    ts_tape_try(tape, clear_rows(tape, y->value.data, counts, batch, ts_var_rows(y) / batch, ts_var_width(y)));
     keep_rows_call *c = ts_tape_note(tape, y, keep_rows_backward, sizeof *c);
     if (c) {
         *c = (keep_rows_call){x, y, counts, batch};

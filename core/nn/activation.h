@@ -14,7 +14,7 @@ ts_var *ts_nn_gated_gelu(ts_tape *tape, ts_var *a, ts_var *b);
 // x rounded to `dtype`; x itself when it has that dtype already.
 ts_var *ts_nn_cast(ts_tape *tape, ts_var *x, ts_dtype dtype);
 // x [B, rows, D] f32 with the rows from counts[b] on set to zero. Takes x's memory: x must not be read afterwards, by
-// backward functions either. counts must outlive the backward pass.
+// backward functions either. counts, host memory, must outlive the backward pass.
 ts_var *ts_nn_keep_rows(ts_tape *tape, ts_var *x, const int32_t *counts, int64_t batch);
 
 #endif

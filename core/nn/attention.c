@@ -2,6 +2,7 @@
 #include "core/nn/attention.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 typedef struct attention_call {
     ts_attention args;
@@ -136,6 +137,33 @@ static int relative_bias_backward(ts_tape *tape, void *call) {
     return TS_KERNEL(tape, gemm, &gemm);
 }
 
+static void fill_one_hot(float *one_hot, int64_t buckets, int64_t length, int64_t max_distance) {
+    const int64_t P = 2 * length - 1;
+    memset(one_hot, 0, (size_t)(buckets * P) * sizeof *one_hot);
+    for (int64_t p = 0; p < P; p++) {
+        one_hot[ts_relative_bucket(p - (length - 1), buckets, max_distance) * P + p] = 1.0f;
+    }
+}
+
+// [buckets, 2 length - 1] in the tape's memory: column p is 1 at the bucket of p. NULL after a failure.
+static float *make_one_hot(ts_tape *tape, int64_t buckets, int64_t length, int64_t max_distance) {
+    const ts_device *device = ts_tape_device(tape);
+    const size_t bytes = (size_t)(buckets * (2 * length - 1)) * sizeof(float);
+    float *one_hot = ts_tape_alloc(tape, bytes);
+    if (!one_hot || !ts_tape_computes(tape)) {
+        return one_hot;
+    }
+    float *host = device->is_host ? one_hot : ts_malloc(bytes);
+    if (host) {
+        fill_one_hot(host, buckets, length, max_distance);
+    }
+    ts_tape_try(tape, !host ? TS_ERESOURCE : device->is_host ? 0 : device->upload(one_hot, host, bytes));
+    if (host != one_hot) {
+        free(host);
+    }
+    return ts_tape_status(tape) ? NULL : one_hot;
+}
+
 // The gather is written as a product with a one-hot matrix: tiny, and forward and backward need no kernel of their own.
 ts_var *ts_nn_relative_bias(ts_tape *tape, const ts_param *table, int64_t length, int64_t max_distance) {
     if (ts_tape_status(tape)) {
@@ -143,15 +171,9 @@ ts_var *ts_nn_relative_bias(ts_tape *tape, const ts_param *table, int64_t length
     }
     const int64_t buckets = table->shape.dim[0], heads = table->shape.dim[1], P = 2 * length - 1;
     ts_var *strip = ts_tape_new(tape, TS_F32, TS_SHAPE(heads, P), ts_tape_trains(tape, table));
-    float *one_hot = ts_tape_alloc(tape, (size_t)(buckets * P) * sizeof *one_hot);
+    float *one_hot = make_one_hot(tape, buckets, length, max_distance);
     if (!strip || !one_hot) {
         return NULL;
-    }
-    if (ts_tape_computes(tape)) {
-        memset(one_hot, 0, (size_t)(buckets * P) * sizeof *one_hot);
-        for (int64_t p = 0; p < P; p++) {
-            one_hot[ts_relative_bucket(p - (length - 1), buckets, max_distance) * P + p] = 1.0f;
-        }
     }
     // strip [heads, P] = table^T [heads, buckets] one_hot [buckets, P]
     const ts_gemm gemm = {.m = heads,

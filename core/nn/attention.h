@@ -14,7 +14,7 @@ typedef struct ts_attention_heads {
 } ts_attention_heads;
 
 // bias_strip f32 [heads, Lq + Lk - 1] or NULL: the bias of (query i, key j) is strip[h][j - i + Lq - 1].
-// key_count [B] or NULL: keys from key_count[b] on are masked out; must outlive the backward pass.
+// key_count [B], device memory, or NULL: keys from key_count[b] on are masked out; must outlive the backward pass.
 ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
                         ts_var *bias_strip, const int32_t *key_count);
 

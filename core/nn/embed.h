@@ -11,10 +11,11 @@ ts_var *ts_nn_patchify(ts_tape *tape, ts_var *video, const int64_t patch[3], ts_
 // tokens [B, L, pt * ph * pw * C], feature order (pt, ph, pw, c) -> video `shape` [B, T, H, W, C] f32
 ts_var *ts_nn_unpatchify(ts_tape *tape, ts_var *tokens, const int64_t patch[3], ts_shape shape);
 
-// y [n.., width] f32 = table[id], table [vocabulary, width]; `shape` is that of id. id must outlive the backward pass.
+// y [n.., width] f32 = table[id], table [vocabulary, width]; `shape` is that of id. id, device memory, must outlive the
+// backward pass.
 ts_var *ts_nn_embedding(ts_tape *tape, const ts_param *table, const int32_t *id, ts_shape shape);
 
-// y [rows, 2 half] f32 = [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / half). No gradient.
+// y [rows, 2 half] f32 = [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / half). t [rows], device memory. No gradient.
 ts_var *ts_nn_sinusoid(ts_tape *tape, const float *t, int64_t rows, int64_t half);
 
 #endif

@@ -32,32 +32,42 @@ static double root_mean_square(const float *x, int64_t n) {
     return sqrt(sum / (double)n);
 }
 
-static int value_at(checker *c, float *w, const float *base, const float *u, int64_t n, double distance, double *out) {
-    for (int64_t i = 0; i < n; i++) {
-        w[i] = (float)((double)base[i] + distance * (double)u[i]);
+// Host copies of a target's numbers; `moved` also takes the gradient.
+typedef struct numbers {
+    float *base, *direction, *moved;
+} numbers;
+
+static int value_at(checker *c, const ts_gradcheck_target *t, const numbers *x, double distance, double *out) {
+    const ts_device *device = ts_device_of(t->value);
+    const size_t bytes = (size_t)t->count * sizeof *x->moved;
+    for (int64_t i = 0; i < t->count; i++) {
+        x->moved[i] = (float)((double)x->base[i] + distance * (double)x->direction[i]);
     }
+    TS_TRY(device->upload(t->value, x->moved, bytes));
     const int status = c->f(c->user, false, out);
-    memcpy(w, base, (size_t)n * sizeof *w);
+    TS_TRY(device->upload(t->value, x->base, bytes));
     return status;
 }
 
-static int check_direction(checker *c, const ts_gradcheck_target *t, float *base, float *u) {
+static int check_direction(checker *c, const ts_gradcheck_target *t, const numbers *x) {
     const int64_t n = t->count;
-    ts_rng_normal_fill(u, n, c->seed, TS_RNG_TEST, c->draws++, 0);
-    memcpy(base, t->value, (size_t)n * sizeof *base);
-    const double size = root_mean_square(base, n), h = c->step * (size > 0 ? size : 1.0);
+    const size_t bytes = (size_t)n * sizeof *x->base;
+    ts_rng_normal_fill(x->direction, n, c->seed, TS_RNG_TEST, c->draws++, 0);
+    TS_TRY(ts_device_of(t->value)->download(x->base, t->value, bytes));
+    const double size = root_mean_square(x->base, n), h = c->step * (size > 0 ? size : 1.0);
     double value, near[2], far[2], analytic = 0;
     if (c->set) {
-        ts_params_zero_grad(c->set);
+        TS_TRY(ts_params_zero_grad(c->set));
     }
     TS_TRY(c->f(c->user, true, &value));
+    TS_TRY(ts_device_of(*t->grad)->download(x->moved, *t->grad, bytes));
     for (int64_t i = 0; i < n; i++) {
-        analytic += (double)(*t->grad)[i] * (double)u[i];
+        analytic += (double)x->moved[i] * (double)x->direction[i];
     }
     for (int side = 0; side < 2; side++) {
         const double sign = side ? 1.0 : -1.0;
-        TS_TRY(value_at(c, t->value, base, u, n, sign * h, &near[side]));
-        TS_TRY(value_at(c, t->value, base, u, n, sign * 2 * h, &far[side]));
+        TS_TRY(value_at(c, t, x, sign * h, &near[side]));
+        TS_TRY(value_at(c, t, x, sign * 2 * h, &far[side]));
     }
     const double numeric = (8 * (near[1] - near[0]) - (far[1] - far[0])) / (12 * h);
     c->made[c->made_count++] = (derivative){t->name, analytic, numeric};
@@ -65,13 +75,16 @@ static int check_direction(checker *c, const ts_gradcheck_target *t, float *base
 }
 
 static int check_target(checker *c, const ts_gradcheck_target *t, int directions) {
-    float *base = ts_malloc((size_t)t->count * sizeof *base), *u = ts_malloc((size_t)t->count * sizeof *u);
-    int status = base && u ? 0 : TS_ERESOURCE;
-    for (int i = 0; i < directions && !status; i++) {
-        status = check_direction(c, t, base, u);
+    float *room = ts_malloc(3 * (size_t)t->count * sizeof *room);
+    if (!room) {
+        return TS_ERESOURCE;
     }
-    free(u);
-    free(base);
+    const numbers x = {room, room + t->count, room + 2 * t->count};
+    int status = 0;
+    for (int i = 0; i < directions && !status; i++) {
+        status = check_direction(c, t, &x);
+    }
+    free(room);
     return status;
 }
 

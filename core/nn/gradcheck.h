@@ -15,6 +15,7 @@ typedef int (*ts_gradcheck_fn)(void *user, bool gradients, double *value);
 // A tensor to check: an input, or a parameter.
 typedef struct ts_gradcheck_target {
     const char *name;
+    // device memory
     float *value;        // [count] changed and restored bit by bit
     float *const *grad;  // where the gradient's address stands after a call with gradients
     int64_t count;

@@ -109,9 +109,7 @@ int ts_grad_add_to(ts_tape *tape, ts_var *x) {
         return 0;
     }
     TS_TRY(ts_grad_allocate(tape, x));
-    if (ts_tape_computes(tape)) {
-        memset(x->grad, 0, grad_bytes(x));
-    }
+    TS_TRY(ts_tape_zero(tape, x->grad, grad_bytes(x)));
     x->grad_written = true;
     return 0;
 }

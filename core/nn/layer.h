@@ -10,8 +10,8 @@
 //   if (c) { *c = (struct call){...}; ts_var_consume(x); }
 //   return ts_tape_status(tape) ? NULL : y;
 //
-// In the count modes pointers to values and gradients are made up: only kernels look through them, and TS_KERNEL calls
-// none then.
+// Values and gradients are memory of the kernel table's device: layers never look through such a pointer. In the count
+// modes the pointers are made up, and TS_KERNEL calls no kernel.
 #ifndef TS_NN_LAYER_H
 #define TS_NN_LAYER_H
 
@@ -35,7 +35,9 @@ int ts_tape_stop_clock(ts_tape *tape, ts_cost cost, int status);  // tells the m
 bool ts_tape_computes(const ts_tape *tape);                       // false in the count modes
 bool ts_tape_keeps(const ts_tape *tape);                          // record, or counting a recorded step
 int ts_tape_try(ts_tape *tape, int status);                       // remembers the first failure; returns `status`
-void ts_tape_add_flops(ts_tape *tape, double n);                  // of a forward pass; ignored while recomputing
+int ts_tape_zero(ts_tape *tape, void *data, size_t bytes);        // of the device's memory; nothing in the count modes
+int ts_tape_copy(ts_tape *tape, void *to, const void *from, size_t bytes);  // within it
+void ts_tape_add_flops(ts_tape *tape, double n);  // of a forward pass; ignored while recomputing
 
 // Uninitialised memory that lasts as long as the tape's values (released at the end of a scope that is not recorded).
 void *ts_tape_alloc(ts_tape *tape, size_t bytes);

@@ -6,6 +6,7 @@
 
 #include "core/nn/tape.h"
 
+// Pointers are device memory.
 typedef struct ts_velocity_loss {
     const float *target;  // [count of v]: noise - clean
     int64_t rows;         // v is seen as [rows, count / rows]: a row for each latent frame, say

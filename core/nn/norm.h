@@ -7,7 +7,7 @@
 
 // Which row of a modulation table belongs to each row of a variable.
 typedef struct ts_row_map {
-    const int32_t *index;  // [rows], non-decreasing, or NULL: table row 0 for all
+    const int32_t *index;  // [rows], non-decreasing, device memory; or NULL: table row 0 for all
     int64_t table_rows;
 } ts_row_map;
 
@@ -22,7 +22,7 @@ ts_var *ts_nn_layer_norm_affine(ts_tape *tape, ts_var *x, double eps, const ts_p
 
 // Rotary position embedding: angles of `positions` consecutive rows, repeating.
 typedef struct ts_rope {
-    const float *cosine, *sine;  // [positions, head_dim / 2]; NULL: no rotation
+    const float *cosine, *sine;  // [positions, head_dim / 2], device memory; NULL: no rotation
     int64_t positions, head_dim;
 } ts_rope;
 

@@ -116,15 +116,33 @@ void ts_tokens_spread(const ts_tokens *t, const float *values, int64_t per_sampl
     }
 }
 
-// Copies own rows out of, or into, the whole [B, L] of `row_bytes`, a stretch of consecutive tokens at a time.
-static void copy_own(const ts_tokens *t, char *own, char *whole, size_t row_bytes, bool to_own) {
-    for (int64_t r = 0, run; r < t->rows.count; r += run) {
-        const int64_t left = t->part.count - (t->rows.first + r) % t->part.count;  // of this sample
-        run = left < t->rows.count - r ? left : t->rows.count - r;
-        char *const here = own + (size_t)r * row_bytes, *const there =
-                                                            whole + (size_t)ts_tokens_place(t, r) * row_bytes;
-        memcpy(to_own ? here : there, to_own ? there : here, (size_t)run * row_bytes);
+// Own rows from number `first` on that lie together in the whole [B, L]: their number, and where they begin there.
+static int64_t own_run(const ts_tokens *t, int64_t first, int64_t *place) {
+    const int64_t left = t->part.count - (t->rows.first + first) % t->part.count;  // of this sample
+    *place = ts_tokens_place(t, first);
+    return left < t->rows.count - first ? left : t->rows.count - first;
+}
+
+int ts_rows_take(ts_tape *tape, const ts_tokens *t, const void *x, void *out, size_t row_bytes) {
+    const int64_t bytes = (int64_t)row_bytes;
+    for (int64_t r = 0, run, place; r < t->rows.count; r += run) {
+        run = own_run(t, r, &place);
+        TS_TRY(TS_KERNEL(tape, copy_rows, (const char *)x + place * bytes, bytes, (char *)out + r * bytes, bytes, run,
+                         bytes));
     }
+    return 0;
+}
+
+// The other way: own rows into x, zero elsewhere.
+static int spread_rows(ts_tape *tape, const ts_tokens *t, const void *own, void *x, size_t row_bytes) {
+    const int64_t bytes = (int64_t)row_bytes;
+    TS_TRY(ts_tape_zero(tape, x, (size_t)(t->batch * t->tokens) * row_bytes));
+    for (int64_t r = 0, run, place; r < t->rows.count; r += run) {
+        run = own_run(t, r, &place);
+        TS_TRY(TS_KERNEL(tape, copy_rows, (const char *)own + r * bytes, bytes, (char *)x + place * bytes, bytes, run,
+                         bytes));
+    }
+    return 0;
 }
 
 static size_t row_bytes(const ts_var *x) {
@@ -142,10 +160,7 @@ static int take_backward(ts_tape *tape, void *call) {
     ts_grad_slot d_x;
     TS_TRY(ts_grad_convert(tape, c->y, c->x->value.dtype));
     TS_TRY(ts_grad_begin(tape, x, c->x->value.dtype, false, &d_x));
-    if (ts_tape_computes(tape)) {
-        memset(d_x.data, 0, ts_tensor_bytes(&c->x->value));
-        copy_own(&c->tokens, c->y->grad, d_x.data, row_bytes(c->x), false);
-    }
+    TS_TRY(spread_rows(tape, &c->tokens, c->y->grad, d_x.data, row_bytes(c->x)));
     return ts_grad_end(tape, x, &d_x);
 }
 
@@ -159,8 +174,8 @@ ts_var *ts_nn_take_tokens(ts_tape *tape, ts_var *x, const ts_mesh *mesh, const t
         return x;
     }
     ts_var *own = ts_tape_new(tape, x->value.dtype, shape, x->needs_grad);
-    if (own && ts_tape_computes(tape)) {
-        copy_own(t, own->value.data, x->value.data, row_bytes(x), true);
+    if (own) {
+        ts_tape_try(tape, ts_rows_take(tape, t, x->value.data, own->value.data, row_bytes(x)));
     }
     tokens_call *c = own ? ts_tape_note(tape, own, take_backward, sizeof *c) : NULL;
     if (c) {
@@ -185,14 +200,18 @@ static int64_t *counts_of_model(ts_tape *tape, const ts_mesh *mesh, const ts_tok
 }
 
 // From [B, L_s] of each sequence rank, one after another, to [B, L].
-static void order_samples(const ts_mesh *mesh, const ts_tokens *t, const char *parts, char *whole, size_t bytes) {
+static int order_samples(ts_tape *tape, const ts_mesh *mesh, const ts_tokens *t, const char *parts, char *whole,
+                         size_t row_bytes) {
     const int sequence = ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE));
+    const int64_t bytes = (int64_t)row_bytes;
     for (int rank = 0; rank < sequence; rank++) {
         const ts_part part = ts_split(t->tokens, sequence, rank);
-        for (int64_t b = 0; b < t->batch; b++, parts += (size_t)part.count * bytes) {
-            memcpy(whole + (size_t)(b * t->tokens + part.first) * bytes, parts, (size_t)part.count * bytes);
-        }
+        const int64_t sample = part.count * bytes;
+        TS_TRY(
+            TS_KERNEL(tape, copy_rows, parts, sample, whole + part.first * bytes, t->tokens * bytes, t->batch, sample));
+        parts += t->batch * sample;
     }
+    return 0;
 }
 
 static int collect(ts_tape *tape, const ts_mesh *mesh, const ts_tokens *t, const ts_var *x, ts_var *whole) {
@@ -206,9 +225,7 @@ static int collect(ts_tape *tape, const ts_mesh *mesh, const ts_tokens *t, const
     if (t->batch == 1) {
         return 0;
     }
-    if (ts_tape_computes(tape)) {
-        order_samples(mesh, t, parts, whole->value.data, row_bytes(x));
-    }
+    TS_TRY(order_samples(tape, mesh, t, parts, whole->value.data, row_bytes(x)));
     ts_pool_give(tape, parts, bytes);
     return 0;
 }
@@ -219,9 +236,7 @@ static int collect_backward(ts_tape *tape, void *call) {
     ts_grad_slot d_x;
     TS_TRY(ts_grad_convert(tape, c->y, c->x->value.dtype));
     TS_TRY(ts_grad_begin(tape, x, c->x->value.dtype, false, &d_x));
-    if (ts_tape_computes(tape)) {
-        copy_own(&c->tokens, d_x.data, c->y->grad, row_bytes(c->x), true);
-    }
+    TS_TRY(ts_rows_take(tape, &c->tokens, c->y->grad, d_x.data, row_bytes(c->x)));
     return ts_grad_end(tape, x, &d_x);
 }
 

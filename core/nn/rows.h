@@ -58,9 +58,11 @@ static inline int64_t ts_tokens_place(const ts_tokens *t, int64_t r) {
     return row / t->part.count * t->tokens + t->part.first + row % t->part.count;
 }
 // What holds for whole samples or for steps of them (latent frames, say), [B, per_sample] with L a multiple of
-// per_sample, as numbers for own rows: out [rows].
+// per_sample, as numbers for own rows: out [rows]. Host memory.
 void ts_tokens_spread(const ts_tokens *t, const float *values, int64_t per_sample, float *out);
 
+// Own rows, out [rows] of `row_bytes`, of x [B * L]: device memory.
+int ts_rows_take(ts_tape *tape, const ts_tokens *t, const void *x, void *out, size_t row_bytes);
 // Own rows [rows, D] of what every rank of the model group holds whole, x [B, L, D]. The gradient of x is partial: own
 // rows, and zero elsewhere.
 ts_var *ts_nn_take_tokens(ts_tape *tape, ts_var *x, const ts_mesh *mesh, const ts_tokens *t);

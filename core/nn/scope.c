@@ -5,8 +5,6 @@
 // memory asked for through ts_tape_alloc_kept comes from an arena that outlives the block; the second run is handed the
 // same memory in the same order, still full, and leaves those kernels and messages out. Blocks go backward in the
 // reverse of the order they ran in, so that this arena is a stack too.
-#include <string.h>
-
 #include "core/nn/tape_private.h"
 
 enum { MAX_SCOPE_INPUTS = 8 };
@@ -154,8 +152,9 @@ static ts_var *released_scope(ts_tape *tape, ts_block_fn block, const void *cont
         return NULL;
     }
     TS_ASSERT(made->value.dtype == result.dtype && ts_shape_equal(made->value.shape, result.shape));
-    if (made->value.data != result.data && ts_tape_computes(tape)) {
-        memcpy(result.data, made->value.data, ts_tensor_bytes(&result));
+    if (made->value.data != result.data &&
+        ts_tape_try(tape, ts_tape_copy(tape, result.data, made->value.data, ts_tensor_bytes(&result)))) {
+        return NULL;
     }
     ts_arena_release(tape->values, values);
     ts_arena_release(tape->objects, objects);
@@ -184,9 +183,7 @@ static int run_first(ts_tape *tape, const scope_call *c, ts_var *const *inputs, 
         if (!out->value.data) {
             return ts_tape_try(tape, TS_ERESOURCE);
         }
-        if (ts_tape_computes(tape)) {
-            memcpy(out->value.data, made->value.data, bytes);
-        }
+        TS_TRY(ts_tape_try(tape, ts_tape_copy(tape, out->value.data, made->value.data, bytes)));
     }
     ts_arena_release(tape->values, values);
     ts_arena_release(tape->objects, objects);

@@ -15,9 +15,11 @@ static bool counts(ts_tape_mode mode) {
 }
 
 static int open_arenas(ts_tape *tape) {
-    TS_TRY(ts_arena_open(&tape->values, "values", VALUE_CHUNK, counts(tape->mode)));
-    TS_TRY(ts_arena_open(&tape->kept, "kept values", VALUE_CHUNK, counts(tape->mode)));
-    return ts_arena_open(&tape->gradients, "gradients", VALUE_CHUNK, counts(tape->mode));
+    const ts_device *device = ts_tape_device(tape);
+    const bool counting = counts(tape->mode);
+    TS_TRY(ts_arena_open_on(&tape->values, device, "values", VALUE_CHUNK, counting));
+    TS_TRY(ts_arena_open_on(&tape->kept, device, "kept values", VALUE_CHUNK, counting));
+    return ts_arena_open_on(&tape->gradients, device, "gradients", VALUE_CHUNK, counting);
 }
 
 static void close_arenas(ts_tape *tape) {
@@ -151,6 +153,10 @@ const ts_kernels *ts_tape_kernels(const ts_tape *tape) {
     return tape->kernels;
 }
 
+const ts_device *ts_tape_device(const ts_tape *tape) {
+    return tape->kernels ? tape->kernels->device : &ts_device_host;
+}
+
 ts_dtype ts_tape_operand_dtype(const ts_tape *tape) {
     return tape->operand_dtype;
 }
@@ -170,6 +176,14 @@ int ts_tape_try(ts_tape *tape, int status) {
         tape->status = status;
     }
     return status;
+}
+
+int ts_tape_zero(ts_tape *tape, void *data, size_t bytes) {
+    return ts_tape_computes(tape) ? ts_tape_device(tape)->zero(data, bytes) : 0;
+}
+
+int ts_tape_copy(ts_tape *tape, void *to, const void *from, size_t bytes) {
+    return ts_tape_computes(tape) ? ts_tape_device(tape)->copy(to, from, bytes) : 0;
 }
 
 void ts_tape_add_flops(ts_tape *tape, double n) {
@@ -192,6 +206,18 @@ void *ts_tape_alloc(ts_tape *tape, size_t bytes) {
         ts_tape_try(tape, TS_ERESOURCE);
     }
     return block;
+}
+
+void *ts_tape_upload(ts_tape *tape, const void *host, size_t bytes) {
+    const ts_device *device = ts_tape_device(tape);
+    if (tape->status || device->is_host) {
+        return tape->status ? NULL : (void *)(uintptr_t)host;
+    }
+    void *copy = ts_tape_alloc(tape, bytes);
+    if (copy && ts_tape_computes(tape) && ts_tape_try(tape, device->upload(copy, host, bytes))) {
+        return NULL;
+    }
+    return copy;
 }
 
 // The first run of a block whose kept values will meet a recorded run asks for the same memory as that one.
@@ -353,9 +379,7 @@ int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output) {
     }
     if (d_output || !ts_tape_computes(tape)) {
         TS_TRY(ts_tape_try(tape, ts_grad_allocate(tape, output)));
-        if (ts_tape_computes(tape)) {
-            memcpy(output->grad, d_output, ts_tensor_bytes(&output->value));
-        }
+        TS_TRY(ts_tape_try(tape, ts_tape_copy(tape, output->grad, d_output, ts_tensor_bytes(&output->value))));
         output->grad_written = true;
     }
     TS_ASSERT(output->grad_written);
@@ -380,13 +404,17 @@ int ts_tape_meter(ts_tape *tape, ts_cost cost) {
 }
 
 bool ts_tape_starts_clock(ts_tape *tape) {
-    if (tape->meter) {
-        tape->clock = ts_clock_seconds();
+    if (!tape->meter) {
+        return false;
     }
-    return tape->meter != NULL;
+    // A failure here is one of earlier work, and told again by the wait that follows this call.
+    (void)ts_tape_device(tape)->finish();
+    tape->clock = ts_clock_seconds();
+    return true;
 }
 
 int ts_tape_stop_clock(ts_tape *tape, ts_cost cost, int status) {
+    status = status ? status : ts_tape_device(tape)->finish();
     cost.seconds = ts_clock_seconds() - tape->clock;
     tape->meter(tape->meter_user, &cost);
     return status;
@@ -399,8 +427,12 @@ void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user) {
     tape->probe_user = user;
 }
 
+bool ts_tape_has_probe(const ts_tape *tape) {
+    return tape->probe && !tape->status && !tape->replaying && ts_tape_computes(tape);
+}
+
 void ts_tape_probe(ts_tape *tape, const ts_var *var, const char *name_format, ...) {
-    if (!tape->probe || tape->status || tape->replaying || !ts_tape_computes(tape)) {
+    if (!ts_tape_has_probe(tape)) {
         return;
     }
     char name[256];

@@ -9,8 +9,9 @@
 // On an imagined mesh (core/comm/mesh.h) nothing is sent in any mode: a recorded step is then a rehearsal, which
 // computes as one of its ranks would, from whatever is in memory, and counts what it would send.
 //
-// Variables live in the tape's arena until ts_tape_reset. Errors are sticky: after a failure every call is a no-op that
-// returns NULL and accepts NULL, and ts_tape_status tells the first error, so model code reads as equations.
+// Variables live in the tape's arenas, memory of its kernel table's device, until ts_tape_reset. Errors are sticky:
+// after a failure every call is a no-op that returns NULL and accepts NULL, and ts_tape_status tells the first error,
+// so model code reads as equations.
 //
 // Gradient contract: parameters `+=`; a variable's gradient is `=` by its first consumer in reverse order and `+=` by
 // later ones. The gradient of an intermediate variable lives only until the call that made the variable has gone
@@ -47,7 +48,8 @@ typedef struct ts_tape_stats {
     int64_t calls;
 } ts_tape_stats;
 
-// `operand_dtype` is the dtype of GEMM and attention inputs: F32 or BF16.
+// `operand_dtype` is the dtype of GEMM and attention inputs: F32 or BF16. `kernels` may be NULL in the count modes,
+// which then count for the host.
 int ts_tape_open(ts_tape **out, const ts_kernels *kernels, ts_tape_mode mode, ts_dtype operand_dtype);
 void ts_tape_close(ts_tape **tape);
 void ts_tape_reset(ts_tape *tape);                       // forgets variables and calls, keeps the memory
@@ -64,20 +66,25 @@ ts_tape_room ts_tape_get_room(const ts_tape *tape);
 // or reset.
 int ts_tape_reserve(ts_tape *tape, const ts_tape_room *room);
 uint64_t ts_tape_system_calls(const ts_tape *tape);  // how often memory was asked of the system
-ts_arena *ts_tape_arena(ts_tape *tape);              // for inputs that live as long as the step
+ts_arena *ts_tape_arena(ts_tape *tape);              // device memory, for inputs that live as long as the step
 // Zeroed host memory until reset, real in every mode: row maps, a block's context. NULL after a failure.
 void *ts_tape_object(ts_tape *tape, size_t bytes);
+// The device's copy of host memory, as lasting as the tape's values; on the host it is that memory itself, which must
+// last as long: ts_tape_object's does. `host` may be changed at once on other devices. NULL after a failure.
+void *ts_tape_upload(ts_tape *tape, const void *host, size_t bytes);
 const ts_kernels *ts_tape_kernels(const ts_tape *tape);
+const ts_device *ts_tape_device(const ts_tape *tape);
 ts_dtype ts_tape_operand_dtype(const ts_tape *tape);
 
-// An input: copies nothing, borrows `tensor.data` until reset. With needs_grad its .grad is filled by backward.
+// An input: copies nothing, borrows `tensor.data`, device memory, until reset. With needs_grad its .grad is filled by
+// backward.
 ts_var *ts_tape_input(ts_tape *tape, ts_tensor tensor, bool needs_grad);
 // A parameter, or elements [first, first + count(shape)) of it, as an f32 variable whose gradient is the parameter's.
 ts_var *ts_tape_param(ts_tape *tape, const ts_param *param);
 ts_var *ts_tape_param_part(ts_tape *tape, const ts_param *param, int64_t first, ts_shape shape);
 
-// Runs backward from `output` with d_output (dtype and shape of output; NULL means output.grad was set by a loss).
-// Record mode only. Gradients of parameters are added into param->grad.
+// Runs backward from `output` with d_output (dtype and shape of output, device memory; NULL means output.grad was set
+// by a loss). Record mode only. Gradients of parameters are added into param->grad.
 int ts_tape_backward(ts_tape *tape, ts_var *output, const void *d_output);
 
 // What is kept of a block for its backward pass, and what is computed a second time.
@@ -101,13 +108,15 @@ typedef int (*ts_tape_mark_fn)(void *user, int index);
 void ts_tape_mark(ts_tape *tape, ts_tape_mark_fn done, void *user, int index);
 
 // Hears of every kernel call of a step, forward and backward, recomputed ones too: of a counted one what it would cost,
-// of a computed one its seconds as well.
+// of a computed one its seconds as well, for which the device is waited for before and after.
 typedef void (*ts_tape_meter_fn)(void *user, const ts_cost *cost);
 void ts_tape_set_meter(ts_tape *tape, ts_tape_meter_fn meter, void *user);
 
-// A named value that `ts_tape_probe_fn` sees as it is made: how parity checks and debuggers look inside a model.
+// A named value, device memory, that `ts_tape_probe_fn` sees as it is made: how parity checks and debuggers look inside
+// a model.
 typedef void (*ts_tape_probe_fn)(void *user, const char *name, const ts_var *var);
 void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user);
+bool ts_tape_has_probe(const ts_tape *tape);
 void ts_tape_probe(ts_tape *tape, const ts_var *var, const char *name_format, ...)
     __attribute__((format(printf, 3, 4)));
 
