@@ -60,19 +60,11 @@ typedef struct bench {
     ts_dit *dit;
     ts_tape *tape;
     ts_optimizer *optimizer;
-    float *latent, *context, *target;
+    float *latent, *context, *target;  // these on the device
+    double *sums;                      // .. and the loss and the squares of the gradients
     float *timestep;
     int64_t steps;  // optimizer steps taken
 } bench;
-
-static float *random_numbers(ts_shape shape, uint64_t index) {
-    const int64_t n = ts_shape_count(shape);
-    float *out = ts_aligned_alloc((size_t)n * sizeof *out);
-    if (out) {
-        ts_rng_normal_fill(out, n, 1, TS_RNG_TEST, index, 0);
-    }
-    return out;
-}
 
 static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels, ts_dtype dtype, bench_work work,
                       const ts_mesh *mesh) {
@@ -110,11 +102,12 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
         TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
         TS_TRY(ts_params_allocate_grad(b->params, s->gradients && dtype == TS_BF16 ? TS_BF16 : TS_F32));
     }
-    b->latent = random_numbers(b->latent_shape, 1);
-    b->target = random_numbers(b->latent_shape, 2);
-    b->context = random_numbers(b->context_shape, 3);
+    b->latent = ts_bench_numbers(kernels, ts_shape_count(b->latent_shape), 1);
+    b->target = ts_bench_numbers(kernels, ts_shape_count(b->latent_shape), 2);
+    b->context = ts_bench_numbers(kernels, ts_shape_count(b->context_shape), 3);
+    b->sums = kernels->device->allocate(2 * sizeof *b->sums);
     b->timestep = ts_calloc((size_t)s->batch, sizeof *b->timestep);
-    if (!b->latent || !b->target || !b->context || !b->timestep) {
+    if (!b->latent || !b->target || !b->context || !b->sums || !b->timestep) {
         return TS_ERESOURCE;
     }
     for (int64_t i = 0; i < s->batch; i++) {
@@ -128,9 +121,11 @@ static void bench_close(bench *b) {
     ts_tape_close(&b->tape);
     ts_dit_close(&b->dit);
     ts_params_close(&b->params);
-    free(b->latent);
-    free(b->target);
-    free(b->context);
+    const ts_device *device = b->kernels->device;
+    device->release(b->latent);
+    device->release(b->target);
+    device->release(b->context);
+    device->release(b->sums);
     free(b->timestep);
 }
 
@@ -149,7 +144,8 @@ static int guided_step(bench *b) {
         .without = b->context,
         .cfg = ts_mesh_axis(b->mesh, TS_AXIS_CFG),
     };
-    memcpy(b->target, b->latent, (size_t)ts_shape_count(b->latent_shape) * sizeof *b->target);
+    const size_t bytes = (size_t)ts_shape_count(b->latent_shape) * sizeof *b->target;
+    TS_TRY(b->kernels->device->copy(b->target, b->latent, bytes));
     return ts_denoise(b->dit, b->tape, &params, b->target);
 }
 
@@ -158,16 +154,15 @@ static int grad_ready(void *user, int group) {
 }
 
 static int training_step(bench *b, ts_dit_input input) {
-    double loss, squares;
     ts_var *velocity;
     const double scale = 1.0 / (double)ts_shape_count(b->latent_shape);
     TS_TRY(ts_zero_begin(b->optimizer->zero));
     input.grad_ready = grad_ready;
     input.grad_user = b;
     TS_TRY(ts_token_loss(b->tape, b->dit, &input,
-                         &(ts_token_target){b->target, NULL, b->latent_shape.dim[1], scale, &loss}, &velocity));
+                         &(ts_token_target){b->target, NULL, b->latent_shape.dim[1], scale, b->sums}, &velocity));
     TS_TRY(ts_tape_backward(b->tape, velocity, NULL));
-    TS_TRY(ts_optimizer_reduce(b->optimizer, &squares));
+    TS_TRY(ts_optimizer_reduce(b->optimizer, b->sums + 1));
     return ts_optimizer_step(b->optimizer, ++b->steps, 1e-4, 1.0, 0.999);
 }
 
