@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A device whose memory the host cannot touch: pages without access outside the device's own calls. Its work is done
-// when a call returns; it has no kernels. For tests of what only moves numbers.
+// when a call returns, memory that nobody wrote holds NaN. Kernels for it: tests/guarded_kernels.h.
 #ifndef TS_TEST_GUARDED_DEVICE_H
 #define TS_TEST_GUARDED_DEVICE_H
 
@@ -13,7 +13,7 @@
 #include "core/base/device.h"
 #include "core/base/status.h"
 
-enum { GUARDED_PAGE = 4096, GUARDED_BLOCKS = 64 };
+enum { GUARDED_PAGE = 4096, GUARDED_BLOCKS = 256 };
 
 static struct {
     char *first;
@@ -65,6 +65,12 @@ static int guarded_finish(void) {
     return TS_OK;
 }
 
+static void guarded_spoil(void *memory, size_t bytes) {
+    guarded_access(memory, bytes, PROT_READ | PROT_WRITE);
+    memset(memory, 0xff, bytes);
+    guarded_access(memory, bytes, PROT_NONE);
+}
+
 static const ts_device guarded_device = {
     .name = "guarded",
     .allocate = guarded_allocate,
@@ -78,6 +84,7 @@ static const ts_device guarded_device = {
     .copy = guarded_move,
     .zero = guarded_zero,
     .finish = guarded_finish,
+    .spoil = guarded_spoil,
 };
 
 static void *guarded_allocate(size_t bytes) {
@@ -90,6 +97,7 @@ static void *guarded_allocate(size_t bytes) {
             }
             guarded_block[i].first = memory;
             guarded_block[i].bytes = whole;
+            guarded_spoil(memory, bytes);
             return memory;
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every layer: gradients against differences in f32 at odd shapes, and bf16 gradients against those of f32.
-// TEST: ranks=1 timeout=60
+// TEST: ranks=1 timeout=60 backend=cuda
 #include "core/base/rng.h"
 #include "core/nn/activation.h"
 #include "core/nn/attention.h"
@@ -9,7 +9,7 @@
 #include "core/nn/linear.h"
 #include "core/nn/loss.h"
 #include "core/nn/residual.h"
-#include "tests/ts_test.h"
+#include "tests/device_test.h"
 
 // x is [B, L, D] and y [B, M, D]: two inputs of any layer. D = 2 heads of 10; no size is a multiple of a vector.
 enum { B = 2, L = 7, M = 5, D = 20, HEADS = 2, OUT = 11, BUCKETS = 8, VOCABULARY = 6, MAX_OUT = 4096 };
@@ -19,7 +19,9 @@ typedef struct lab {
     ts_linear narrow, wide, odd, precise;  // D -> OUT, D -> 3 x 32 (fused), D -> 3 x D (not fused), f32 always
     ts_param *weight, *bias, *bias_table, *table, *embedding;
     ts_tape *tape;
-    float x[B * L * D], y[B * M * D], target[MAX_OUT];
+    float *x, *y, *target;  // [B, L, D], [B, M, D], [MAX_OUT]; these and the next, device memory
+    float *zeros;           // [B, L, D]
+    double *loss;
     ts_var *x_var, *y_var;
     float *x_grad, *y_grad;
     ts_var *(*build)(ts_tape *tape, struct lab *lab);
@@ -40,26 +42,37 @@ static int declare(lab *l) {
     return l->weight && l->bias && l->bias_table && l->table && l->embedding ? 0 : TS_EINTERNAL;
 }
 
+static float *random_numbers(int64_t n, uint64_t stream) {
+    static float host[MAX_OUT];
+    float *numbers = test_new_copy(test_kernels->device, (size_t)n * sizeof *numbers);
+    ts_rng_normal_fill(host, n, 1, TS_RNG_TEST, stream, 0);
+    CHECK_OK(test_kernels->device->upload(numbers, host, (size_t)n * sizeof *numbers));
+    return numbers;
+}
+
 static void open_lab(lab *l, ts_dtype dtype) {
     memset(l, 0, sizeof *l);
-    const ts_kernels *kernels;
-    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     CHECK_OK(ts_params_open(&l->params));
+    l->params->kernels = test_kernels;
     CHECK_OK(declare(l));
     CHECK_OK(ts_params_allocate(l->params, dtype, true));
     for (int64_t i = 0; i < l->params->count; i++) {
-        ts_param_init_normal(l->params->item[i], 3, 0.5f);
+        CHECK_OK(ts_param_init_normal(l->params->item[i], 3, 0.5f));
     }
-    ts_params_refresh_operands(l->params);
-    CHECK_OK(ts_tape_open(&l->tape, kernels, TS_TAPE_RECORD, dtype));
-    ts_rng_normal_fill(l->x, B * L * D, 1, TS_RNG_TEST, 1, 0);
-    ts_rng_normal_fill(l->y, B * M * D, 1, TS_RNG_TEST, 2, 0);
-    ts_rng_normal_fill(l->target, MAX_OUT, 1, TS_RNG_TEST, 3, 0);
+    CHECK_OK(ts_params_refresh_operands(l->params));
+    CHECK_OK(ts_tape_open(&l->tape, test_kernels, TS_TAPE_RECORD, dtype));
+    l->x = random_numbers(B * L * D, 1);
+    l->y = random_numbers(B * M * D, 2);
+    l->target = random_numbers(MAX_OUT, 3);
+    l->zeros = random_numbers(B * L * D, 4);
+    CHECK_OK(test_kernels->device->zero(l->zeros, B * L * D * sizeof(float)));
+    l->loss = test_new_copy(test_kernels->device, sizeof *l->loss);
 }
 
 static void close_lab(lab *l) {
     ts_tape_close(&l->tape);
     ts_params_close(&l->params);
+    test_free_copies();
 }
 
 static int step(void *user, bool gradients, double *loss) {
@@ -71,15 +84,14 @@ static int step(void *user, bool gradients, double *loss) {
     TS_TRY(ts_tape_status(l->tape));
     const int64_t count = ts_shape_count(out->value.shape);
     CHECK(count <= MAX_OUT);
-    const ts_velocity_loss p = {.target = l->target, .rows = 1, .scale = 1.0 / (double)count, .loss = loss};
+    const ts_velocity_loss p = {.target = l->target, .rows = 1, .scale = 1.0 / (double)count, .loss = l->loss};
     TS_TRY(ts_nn_velocity_loss(l->tape, out, &p));
     if (gradients) {
-        static float zeros[B * L * D];
         TS_TRY(ts_tape_backward(l->tape, out, NULL));
-        l->x_grad = l->x_var->grad_written ? l->x_var->grad : zeros;
-        l->y_grad = l->y_var->grad_written ? l->y_var->grad : zeros;
+        l->x_grad = l->x_var->grad_written ? l->x_var->grad : l->zeros;
+        l->y_grad = l->y_var->grad_written ? l->y_var->grad : l->zeros;
     }
-    return 0;
+    return test_kernels->device->download(loss, l->loss, sizeof *loss);
 }
 
 // ---- cases
@@ -114,7 +126,7 @@ static const int32_t LEVELS[B * L] = {0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2};
 
 static ts_var *modulate_and_gate(ts_tape *tape, lab *l) {
     ts_var *table = ts_tape_param(tape, l->table);
-    const ts_row_map map = {LEVELS, 3};
+    const ts_row_map map = {ts_tape_upload(tape, LEVELS, sizeof LEVELS), 3};
     const ts_columns a = {table, 0, D}, b = {table, D, D};
     ts_var *n = ts_nn_layer_norm(tape, l->x_var, 1e-5, 1.0, a, b, map, ts_tape_operand_dtype(tape));
     return ts_nn_gated_residual(tape, l->x_var, n, b, map);
@@ -126,19 +138,20 @@ static ts_var *add_rows(ts_tape *tape, lab *l) {
     ts_var *part = ts_tape_param_part(tape, l->table, D, TS_SHAPE(1, D));
     ts_var *row = ts_nn_add_rows(tape, ts_tape_param(tape, l->embedding), part);
     static const int32_t ids[L] = {0, 5, 5, 2, 1, 3, 2};
-    ts_var *seven = ts_nn_embedding(tape, l->embedding, ids, TS_SHAPE(L));
+    ts_var *seven = ts_nn_embedding(tape, l->embedding, ts_tape_upload(tape, ids, sizeof ids), TS_SHAPE(L));
     return ts_nn_add_rows(tape, ts_nn_add_rows(tape, l->x_var, seven),
                           ts_nn_layer_norm_affine(tape, row, 1e-5, l->weight, l->bias, TS_F32));
 }
 
 // Rotary angles of L positions.
-static ts_rope rope(void) {
+static ts_rope rope(ts_tape *tape) {
     static float cosine[L * D / HEADS / 2], sine[L * D / HEADS / 2];
     for (int i = 0; i < L * D / HEADS / 2; i++) {
         cosine[i] = cosf((float)i);
         sine[i] = sinf((float)i);
     }
-    return (ts_rope){cosine, sine, L, D / HEADS};
+    return (ts_rope){ts_tape_upload(tape, cosine, sizeof cosine), ts_tape_upload(tape, sine, sizeof sine), L,
+                     D / HEADS};
 }
 
 static ts_var *rms_norm(ts_tape *tape, lab *l) {
@@ -149,8 +162,8 @@ static ts_var *rms_norm(ts_tape *tape, lab *l) {
 static ts_var *self_attention(ts_tape *tape, lab *l) {
     const ts_dtype dtype = ts_tape_operand_dtype(tape);
     ts_var *qkv = linear_pieces(tape, l);
-    ts_var *q = ts_nn_rms_norm(tape, (ts_columns){qkv, 0, D}, 1e-5, l->weight, rope(), dtype);
-    ts_var *k = ts_nn_rms_norm(tape, (ts_columns){qkv, D, D}, 1e-5, l->bias, rope(), dtype);
+    ts_var *q = ts_nn_rms_norm(tape, (ts_columns){qkv, 0, D}, 1e-5, l->weight, rope(tape), dtype);
+    ts_var *k = ts_nn_rms_norm(tape, (ts_columns){qkv, D, D}, 1e-5, l->bias, rope(tape), dtype);
     return ts_nn_attention(tape, (ts_attention_heads){B, HEADS, D / HEADS, 0.4}, ts_whole(q), ts_whole(k),
                            (ts_columns){qkv, 2 * D, D}, NULL, NULL);
 }
@@ -160,7 +173,8 @@ static ts_var *cross_attention(ts_tape *tape, lab *l) {
     static const int32_t counts[B] = {5, 2};
     const ts_attention_heads heads = {B, HEADS, D / HEADS, 0.3};
     ts_var *q = operand(tape, l->x_var), *y = operand(tape, l->y_var);
-    ts_var *a = ts_nn_attention(tape, heads, ts_whole(q), ts_whole(y), ts_whole(y), NULL, counts);
+    ts_var *a = ts_nn_attention(tape, heads, ts_whole(q), ts_whole(y), ts_whole(y), NULL,
+                                ts_tape_upload(tape, counts, sizeof counts));
     ts_var *b = ts_nn_attention(tape, heads, ts_whole(q), ts_whole(q), ts_whole(q), NULL, NULL);
     return ts_nn_residual(tape, ts_nn_cast(tape, a, TS_F32), b);
 }
@@ -169,7 +183,8 @@ static ts_var *biased_attention(ts_tape *tape, lab *l) {
     const ts_attention_heads heads = {B, HEADS, D / HEADS, 1.0};
     ts_var *x = operand(tape, l->x_var), *strip = ts_nn_relative_bias(tape, l->bias_table, L, 6);
     static const int32_t counts[B] = {4, 7};
-    ts_var *o = ts_nn_attention(tape, heads, ts_whole(x), ts_whole(x), ts_whole(x), strip, counts);
+    ts_var *o = ts_nn_attention(tape, heads, ts_whole(x), ts_whole(x), ts_whole(x), strip,
+                                ts_tape_upload(tape, counts, sizeof counts));
     return ts_nn_keep_rows(tape, ts_nn_rms_norm(tape, ts_whole(o), 1e-5, l->weight, (ts_rope){0}, TS_F32), counts, B);
 }
 
@@ -227,7 +242,8 @@ static void test_differences(int index) {
     close_lab(&l);
 }
 
-static double distance(const float *a, const float *b, int64_t n) {
+static double distance(const float *x, const float *y, int64_t n) {
+    const float *a = test_host(x, (size_t)n * sizeof *a), *b = test_host(y, (size_t)n * sizeof *b);
     double difference = 0, size = 0;
     for (int64_t i = 0; i < n; i++) {
         difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
@@ -254,8 +270,8 @@ static void test_bf16(int index) {
         }
         CHECK(errors[i] < 0.02);
     }
-    close_lab(&exact);
     close_lab(&rounded);
+    close_lab(&exact);
 }
 
 // A wrong gradient is found: the checker itself can fail.
@@ -263,7 +279,10 @@ static int wrong_step(void *user, bool gradients, double *loss) {
     lab *l = user;
     TS_TRY(step(user, gradients, loss));
     if (gradients) {
-        l->x_grad[3] *= 1.5f;
+        float third;
+        TS_TRY(test_kernels->device->download(&third, l->x_grad + 3, sizeof third));
+        third *= 1.5f;
+        TS_TRY(test_kernels->device->upload(l->x_grad + 3, &third, sizeof third));
     }
     return 0;
 }
@@ -280,10 +299,12 @@ static void test_checker(void) {
 }
 
 int main(void) {
-    for (int i = 0; i < (int)(sizeof CASES / sizeof *CASES); i++) {
-        test_differences(i);
-        test_bf16(i);
+    for (int table = 0; test_choose(table); table++) {
+        for (int i = 0; i < (int)(sizeof CASES / sizeof *CASES); i++) {
+            test_differences(i);
+            test_bf16(i);
+        }
+        test_checker();
     }
-    test_checker();
     return ts_test_end();
 }
