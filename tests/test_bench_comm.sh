@@ -20,6 +20,8 @@ expect_fail 3 "cannot create" "${MPIRUN[@]}" -n 2 "$TESSERA" bench comm --runs 1
     --write-hardware "$scratch/nowhere/hardware.yaml"
 check "three ranks over MPI alone" env TESSERA_TRANSPORT=mpi "${MPIRUN[@]}" -n 3 "$TESSERA" bench comm --runs 1 \
     --max-bytes 1024 --filter all_reduce
+TESSERA_DEVICE_TRANSPORT=pigeon expect_fail 2 "TESSERA_DEVICE_TRANSPORT=pigeon: use auto, nccl or staged" \
+    "${MPIRUN[@]}" -n 1 "$TESSERA" bench comm
 TESSERA_TRANSPORT=pigeon expect_fail 2 "TESSERA_TRANSPORT=pigeon: use auto, mpi or shared" "${MPIRUN[@]}" -n 1 \
     "$TESSERA" bench comm
 end

@@ -35,6 +35,7 @@ int ts_comm_new(ts_comm **out, MPI_Comm mpi) {
     *out = NULL;
     if (mpi == MPI_COMM_WORLD) {
         TS_TRY(read_environment());
+        TS_TRY(ts_device_read_environment());
     }
     ts_comm *comm = ts_calloc(1, sizeof *comm);
     if (!comm) {
@@ -70,6 +71,7 @@ void ts_comm_delete(ts_comm **comm) {
     if (!*comm) {
         return;
     }
+    ts_device_close(*comm);
     if ((*comm)->mpi != MPI_COMM_NULL && (*comm)->mpi != MPI_COMM_WORLD) {
         MPI_Comm_free(&(*comm)->mpi);
     }
@@ -188,16 +190,50 @@ static int open_shared(ts_comm *comm) {
     return TS_OK;
 }
 
-// Every collective goes through here on its way in: it is published and the clock starts, and what is under way moves
-// on. `counts` as for ts_comm_bytes; `detail` is the operation or the root.
-static int begin(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype, int detail) {
+// Whose memory a call is about: that of both buffers. An empty one may be anywhere, or NULL.
+static const ts_device *owner_of(const void *a, int64_t a_count, const void *b, int64_t b_count) {
+    const ts_device *const a_device = ts_device_of(a), *const b_device = ts_device_of(b);
+    const ts_device *const device = a_device->is_host ? b_device : a_device;
+    TS_ASSERT((a_device == device || a_count == 0) && (b_device == device || b_count == 0));
+    return device;
+}
+
+static int64_t sum_of(const ts_comm *comm, const int64_t *counts) {
+    int64_t sum = 0;
+    for (int rank = 0; rank < ts_comm_size(comm); rank++) {
+        sum += counts[rank];
+    }
+    return sum;
+}
+
+// What every collective is on its way in.
+typedef struct call {
+    ts_collective kind;
+    const int64_t *counts;  // as for ts_comm_bytes
+    ts_dtype dtype;
+    int detail;  // the operation or the root
+    const ts_device *device;
+} call;
+
+// Every collective goes through here on its way in: it is published and the clock starts, what is under way moves on,
+// and its transport is found.
+static int begin(ts_comm *comm, const call *c, const ts_transport **transport) {
+    *transport = comm->transport;
     if (!comm->transport) {
         return TS_FAIL(TS_EINTERNAL, "%s over %d imagined ranks: they serve for counting only",
-                       ts_collective_name(kind), comm->size);
+                       ts_collective_name(c->kind), comm->size);
     }
-    comm->entered = ts_watch_begin(comm, (int)kind, counts, dtype, detail);
-    if (comm->transport == &ts_shared_transport && !comm->shared) {
+    comm->entered = ts_watch_begin(comm, (int)c->kind, c->counts, c->dtype, c->detail);
+    if (!c->device->is_host && !comm->device) {
+        TS_TRY(ts_device_open(comm, c->device));
+    }
+    TS_ASSERT(c->device->is_host || c->device == comm->device);
+    const bool by_host = c->device->is_host || comm->device_transport == &ts_staged_transport;
+    if (by_host && comm->transport == &ts_shared_transport && !comm->shared) {
         TS_TRY(open_shared(comm));
+    }
+    if (!c->device->is_host) {
+        *transport = comm->device_transport;
     }
     return ts_request_progress();
 }
@@ -215,104 +251,125 @@ static int account(ts_comm *comm, ts_collective kind, int calls, int64_t bytes_s
 // ---- collectives
 
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
+    const ts_transport *t;
     TS_TRY(ts_reduce_check(dtype, false));
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_ALL_REDUCE, &count, dtype, (int)op));
+    TS_TRY(begin(comm, &(call){TS_ALL_REDUCE, &count, dtype, (int)op, ts_device_of(data)}, &t));
     return account(comm, TS_ALL_REDUCE, 1, ts_comm_bytes(comm, TS_ALL_REDUCE, &count, dtype),
-                   comm->transport->all_reduce(comm, data, count, dtype, op));
+                   t->all_reduce(comm, data, count, dtype, op));
 }
 
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root) {
+    const ts_transport *t;
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_BROADCAST, &bytes, TS_U8, root));
-    return account(comm, TS_BROADCAST, 1, share(comm, bytes), comm->transport->broadcast(comm, data, bytes, root));
+    TS_TRY(begin(comm, &(call){TS_BROADCAST, &bytes, TS_U8, root, ts_device_of(data)}, &t));
+    return account(comm, TS_BROADCAST, 1, share(comm, bytes), t->broadcast(comm, data, bytes, root));
 }
 
 // The one part there is, moved unless it lies in place.
 static int copy_own(const void *send, void *receive, int64_t count, ts_dtype dtype) {
-    if (send != receive && count > 0) {
-        memcpy(receive, send, (size_t)count * ts_dtype_bytes(dtype));
+    if (send == receive || count == 0) {
+        return TS_OK;
     }
-    return TS_OK;
+    return owner_of(send, count, receive, count)->copy(receive, send, (size_t)count * ts_dtype_bytes(dtype));
+}
+
+// How parts of these counts are gathered (TS_ALL_GATHER) or summed (TS_REDUCE_SCATTER).
+static call call_on_parts(const ts_comm *comm, ts_collective kind, const void *part, const void *whole,
+                          const int64_t *counts, ts_dtype dtype) {
+    return (call){kind, counts, dtype, 0, owner_of(part, counts[comm->rank], whole, sum_of(comm, counts))};
 }
 
 int ts_all_gather_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
+    const ts_transport *t;
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_GATHER, counts, dtype, 0));
+    const call c = call_on_parts(comm, TS_ALL_GATHER, send, receive, counts, dtype);
+    TS_TRY(begin(comm, &c, &t));
     return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
-                   comm->transport->all_gather_v(comm, send, receive, counts, dtype));
+                   t->all_gather_v(comm, send, receive, counts, dtype));
 }
 
 int ts_reduce_scatter_v(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype) {
+    const ts_transport *t;
     TS_TRY(ts_reduce_check(dtype, true));
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_REDUCE_SCATTER, counts, dtype, 0));
+    const call c = call_on_parts(comm, TS_REDUCE_SCATTER, receive, send, counts, dtype);
+    TS_TRY(begin(comm, &c, &t));
     return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
-                   comm->transport->reduce_scatter_v(comm, send, receive, counts, dtype));
+                   t->reduce_scatter_v(comm, send, receive, counts, dtype));
 }
 
 int ts_all_to_all_v(ts_comm *comm, const void *send, const int64_t *send_counts, void *receive,
                     const int64_t *receive_counts, ts_dtype dtype) {
+    const ts_transport *t;
     TS_ASSERT(send_counts[ts_comm_rank(comm)] == receive_counts[ts_comm_rank(comm)]);
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, send_counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_TO_ALL, send_counts, dtype, 0));
+    const ts_device *const device = owner_of(send, sum_of(comm, send_counts), receive, sum_of(comm, receive_counts));
+    TS_TRY(begin(comm, &(call){TS_ALL_TO_ALL, send_counts, dtype, 0, device}, &t));
     return account(comm, TS_ALL_TO_ALL, 1, ts_comm_bytes(comm, TS_ALL_TO_ALL, send_counts, dtype),
-                   comm->transport->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype));
+                   t->all_to_all_v(comm, send, send_counts, receive, receive_counts, dtype));
 }
 
 int ts_barrier(ts_comm *comm) {
+    const ts_transport *t;
     if (ts_comm_size(comm) == 1) {
         return TS_OK;
     }
-    TS_TRY(begin(comm, TS_BARRIER, NULL, TS_U8, 0));
-    return account(comm, TS_BARRIER, 1, 0, comm->transport->barrier(comm));
+    TS_TRY(begin(comm, &(call){TS_BARRIER, NULL, TS_U8, 0, &ts_device_host}, &t));
+    return account(comm, TS_BARRIER, 1, 0, t->barrier(comm));
 }
 
 // ---- asynchronous forms
 
 int ts_reduce_scatter_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                               ts_request **out) {
+    const ts_transport *t;
     *out = NULL;
     TS_TRY(ts_reduce_check(dtype, true));
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_REDUCE_SCATTER, counts, dtype, 0));
+    const call c = call_on_parts(comm, TS_REDUCE_SCATTER, receive, send, counts, dtype);
+    TS_TRY(begin(comm, &c, &t));
     return account(comm, TS_REDUCE_SCATTER, 1, ts_comm_bytes(comm, TS_REDUCE_SCATTER, counts, dtype),
-                   comm->transport->reduce_scatter_v_start(comm, send, receive, counts, dtype, out));
+                   t->reduce_scatter_v_start(comm, send, receive, counts, dtype, out));
 }
 
 int ts_all_gather_v_start(ts_comm *comm, const void *send, void *receive, const int64_t *counts, ts_dtype dtype,
                           ts_request **out) {
+    const ts_transport *t;
     *out = NULL;
     if (ts_comm_size(comm) == 1) {
         return copy_own(send, receive, counts[0], dtype);
     }
-    TS_TRY(begin(comm, TS_ALL_GATHER, counts, dtype, 0));
+    const call c = call_on_parts(comm, TS_ALL_GATHER, send, receive, counts, dtype);
+    TS_TRY(begin(comm, &c, &t));
     return account(comm, TS_ALL_GATHER, 1, ts_comm_bytes(comm, TS_ALL_GATHER, counts, dtype),
-                   comm->transport->all_gather_v_start(comm, send, receive, counts, dtype, out));
+                   t->all_gather_v_start(comm, send, receive, counts, dtype, out));
 }
 
 int ts_ring_start(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
                   ts_dtype dtype, ts_request **out) {
+    const ts_transport *t;
     *out = NULL;
     if (ts_comm_size(comm) == 1) {
         TS_ASSERT(send_count == receive_count);
         return copy_own(send, receive, send_count, dtype);
     }
-    TS_TRY(begin(comm, TS_RING, &send_count, dtype, 0));
+    const ts_device *const device = owner_of(send, send_count, receive, receive_count);
+    TS_TRY(begin(comm, &(call){TS_RING, &send_count, dtype, 0, device}, &t));
     return account(comm, TS_RING, 1, ts_comm_bytes(comm, TS_RING, &send_count, dtype),
-                   comm->transport->ring_start(comm, send, send_count, receive, receive_count, dtype, out));
+                   t->ring_start(comm, send, send_count, receive, receive_count, dtype, out));
 }
 
 int ts_wait(ts_request **request) {
@@ -324,5 +381,5 @@ int ts_wait(ts_request **request) {
     ts_comm *const comm = ts_request_comm(r);
     const ts_collective kind = ts_request_kind(r);
     comm->entered = ts_watch_resume(ts_request_ticket(r));
-    return account(comm, kind, 0, 0, comm->transport->wait(r));
+    return account(comm, kind, 0, 0, ts_request_wait(r));
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Communicators and collectives. A ts_comm is an axis of the mesh, a group of axes or the whole world; its table is
-// filled by a transport: mpi.c for host memory, shared.c between ranks of one host. Every call counts its bytes. Counts
-// may exceed what MPI's ints hold.
+// filled by a transport: mpi.c for host memory, shared.c between ranks of one host, nccl.c and staged.c for the memory
+// of a device. Every call counts its bytes, the same over all of them. Counts may exceed what MPI's ints hold.
 //
 // All calls are collective over the communicator and must be made in the same order on every rank of it.
 // Errors inside a step abort the job (ts_comm_abort); at the rare collective points ts_agree makes every rank return
@@ -12,8 +12,14 @@
 // every run.
 //
 // TESSERA_TRANSPORT in the environment, read when the world is opened: auto (shared memory between ranks of one host
-// where it is faster, else MPI), mpi, or shared (an error where it cannot be had). README.md in this folder says more,
-// and what every scheme of sharding sends.
+// where it is faster, else MPI), mpi, or shared (an error where it cannot be had). TESSERA_DEVICE_TRANSPORT likewise:
+// auto (NCCL where each rank of a communicator has a GPU of its own, else through the host), nccl, or staged. README.md
+// in this folder says more, and what every scheme of sharding sends.
+//
+// Buffers are those of the host or of a device (core/base/device.h); all of a call, and on all ranks, of the same kind.
+// Whose they are tells a pointer, also to a buffer that is empty this time. Calls on a device's memory take their place
+// in the order of its work: they see what was done before them, and what comes later sees theirs; over NCCL the host
+// does not wait.
 #ifndef TS_COMM_COMM_H
 #define TS_COMM_COMM_H
 
@@ -61,6 +67,9 @@ void ts_world_close(ts_comm **world, int status);
 
 int ts_comm_rank(const ts_comm *comm);
 int ts_comm_size(const ts_comm *comm);
+// Whether calls on device memory may be recorded (core/base/device.h): so over NCCL, once the first one has been made,
+// and for a lone rank; not through the host. What is run again is counted by ts_comm_count alone.
+bool ts_comm_records(const ts_comm *comm);
 int ts_comm_local_rank(const ts_comm *world);   // among the ranks on the same host: which of its devices is this rank's
 bool ts_comm_is_imagined(const ts_comm *comm);  // has others, but none to send to (ts_mesh_imagine)
 ts_comm_counters ts_comm_get_counters(const ts_comm *comm, ts_collective kind);
@@ -75,7 +84,7 @@ int64_t ts_comm_bytes(const ts_comm *comm, ts_collective kind, const int64_t *co
 // Adds to the counters what such a call would, without making it.
 void ts_comm_count(ts_comm *comm, ts_collective kind, const int64_t *counts, ts_dtype dtype);
 
-// ---- collectives: host memory; blocking unless said
+// ---- collectives; blocking unless said
 // In place; F32 F64 I64 I32.
 int ts_all_reduce(ts_comm *comm, void *data, int64_t count, ts_dtype dtype, ts_reduce_op op);
 int ts_broadcast(ts_comm *comm, void *data, int64_t bytes, int root);

@@ -223,5 +223,4 @@ const ts_transport ts_mpi_transport = {
     .reduce_scatter_v_start = ts_mpi_reduce_scatter_v_start,
     .all_gather_v_start = ts_mpi_all_gather_v_start,
     .ring_start = ts_mpi_ring_start,
-    .wait = ts_request_wait,
 };

@@ -42,6 +42,8 @@ struct ts_request {
     MPI_Request *message;  // [messages]; MPI_REQUEST_NULL where none is under way
     int messages, used;
     reduction sum;  // rounds = 0 when the messages are all there is
+    int (*after)(void *context);
+    void *context;
 };
 
 // Under way, of all communicators, latest first: whoever waits for one moves all of them on.
@@ -95,6 +97,7 @@ int ts_request_take(ts_request **out, ts_comm *comm, ts_collective kind, int64_t
     r->message = (MPI_Request *)(void *)r->memory;
     r->messages = (int)messages;
     r->used = 0;
+    r->after = NULL;
     r->sum = (reduction){.scratch = r->memory + head};
     for (int64_t i = 0; i < messages; i++) {
         r->message[i] = MPI_REQUEST_NULL;
@@ -104,6 +107,11 @@ int ts_request_take(ts_request **out, ts_comm *comm, ts_collective kind, int64_t
     busy = r;
     *out = r;
     return TS_OK;
+}
+
+void ts_request_then(ts_request *request, int (*after)(void *context), void *context) {
+    request->after = after;
+    request->context = context;
 }
 
 void *ts_request_scratch(ts_request *request) {
@@ -337,5 +345,5 @@ int ts_request_wait(ts_request *request) {
         }
     }
     give_back(request);
-    return TS_OK;
+    return request->after ? request->after(request->context) : TS_OK;
 }

@@ -27,6 +27,9 @@ int ts_request_reduce(ts_request **out, ts_comm *comm, const void *send, void *r
 
 int64_t ts_request_scratch_bytes(int size, const int64_t *counts, ts_dtype dtype, int64_t window);
 
+// What ts_request_wait does last, when all messages have arrived: once the request is given back.
+void ts_request_then(ts_request *request, int (*after)(void *context), void *context);
+
 int ts_request_wait(ts_request *request);
 // Moves everything under way on, of all communicators, without waiting.
 int ts_request_progress(void);

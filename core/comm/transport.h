@@ -5,6 +5,7 @@
 
 #include <mpi.h>
 
+#include "core/base/device.h"
 #include "core/comm/mesh.h"
 #include "core/comm/watch_private.h"
 
@@ -23,21 +24,25 @@ typedef struct ts_transport {
                               ts_request **out);
     int (*ring_start)(ts_comm *comm, const void *send, int64_t send_count, void *receive, int64_t receive_count,
                       ts_dtype dtype, ts_request **out);
-    int (*wait)(ts_request *request);
 } ts_transport;
 
 typedef struct ts_shared ts_shared;
+typedef struct ts_nccl ts_nccl;
 
 struct ts_comm {
-    int rank, size, local_rank;  // local_rank: of the world alone
-    const ts_transport *transport;
-    MPI_Comm mpi;          // MPI_COMM_NULL for a program started without a launcher
-    int *counts;           // [2 * size] scratch for MPI's int counts and displacements
-    int64_t *parts;        // [size] scratch for the parts of an all-reduce
-    ts_request *requests;  // owned: idle ones and those under way
-    ts_shared *shared;     // owned: NULL for MPI, and until the first call
-    uint64_t sequence;     // requests so far: their tags
-    double entered;        // when the call under way began
+    int rank, size, local_rank;            // local_rank: of the world alone
+    const ts_transport *transport;         // of host memory
+    const ts_device *device;               // whose memory the next one moves; NULL before the first such call
+    const ts_transport *device_transport;  // of the device's memory
+    bool one_host;                         // known when there is a device
+    MPI_Comm mpi;                          // MPI_COMM_NULL for a program started without a launcher
+    int *counts;                           // [2 * size] scratch for MPI's int counts and displacements
+    int64_t *parts;                        // [size] scratch for the parts of an all-reduce
+    ts_request *requests;                  // owned: idle ones and those under way
+    ts_shared *shared;                     // owned: NULL for MPI, and until the first call
+    ts_nccl *nccl;                         // owned: NULL but over NCCL
+    uint64_t sequence;                     // requests so far: their tags
+    double entered;                        // when the call under way began
     ts_comm_counters counters[TS_COLLECTIVE_COUNT];
     ts_watch_track watch;  // the calls so far, for other threads to read
 };
@@ -76,6 +81,42 @@ extern bool ts_shared_may_read;
 // Most elements in one MPI call, whose counts are ints. Tests make it small to walk the paths of large data.
 extern int64_t ts_mpi_chunk;
 int ts_mpi_next_chunk(int64_t left);  // elements of the next call when `left` are to go
+
+// ---- device memory
+
+typedef enum { TS_DEVICE_TRANSPORT_AUTO, TS_DEVICE_TRANSPORT_NCCL, TS_DEVICE_TRANSPORT_STAGED } ts_device_choice;
+// For communicators to come. Tests change it.
+extern ts_device_choice ts_device_wanted;
+// TESSERA_DEVICE_TRANSPORT, read when the world is opened.
+int ts_device_read_environment(void);
+// Chooses how memory of `device` travels between the ranks of comm, and opens that. Collective: at the first call with
+// such memory.
+int ts_device_open(ts_comm *comm, const ts_device *device);
+void ts_device_close(ts_comm *comm);
+
+// Through page-locked host memory and the host's transport: any device, any number of ranks on one.
+extern const ts_transport ts_staged_transport;
+void ts_staged_release(void);  // the memory kept for the next calls
+// Most bytes of host memory that a blocking call of the staged transport uses at a time. Tests make it small.
+extern int64_t ts_staged_piece;
+
+// What nccl.c brings to programs that are linked with the CUDA backend; a weak symbol, as in core/kernels/open.c.
+typedef struct ts_nccl_entries {
+    const ts_device *device;
+    const ts_transport *transport;
+    int (*version)(void);                  // 22809 of 2.28.9: of the library at hand
+    int (*name_gpu)(char *out, int room);  // the PCI address of this process's GPU
+    bool (*shares_gpus)(void);             // whether several ranks may be on one GPU
+    int (*open)(ts_comm *comm);            // collective
+    void (*close)(ts_comm *comm);
+    void (*abort_all)(void);  // ends what is under way on every communicator, without waiting for other ranks
+    // Any thread: true with the text when NCCL has found something wrong since the last call.
+    bool (*find_error)(char *text, size_t bytes);
+} ts_nccl_entries;
+extern const ts_nccl_entries ts_nccl_backend __attribute__((weak));
+static inline bool ts_nccl_is_there(void) {
+    return &ts_nccl_backend != NULL;
+}
 
 // An MPI type of the same size, for moving only.
 MPI_Datatype ts_mpi_type(ts_dtype dtype);

@@ -108,6 +108,7 @@ void ts_world_close(ts_comm **world, int status) {
         TS_ERROR("%s (%s)", ts_error_text(), ts_error_place());
     }
     ts_comm_delete(world);
+    ts_staged_release();
     if (has_mpi) {
         MPI_Finalize();
     }
@@ -121,6 +122,9 @@ _Noreturn void ts_comm_abort(ts_comm *comm, int status) {
     fflush(stdout);
     fprintf(stderr, "[rank %d/%d %s] %s %s\n", comm->rank, comm->size, host, ts_error_place(), ts_error_text());
     fflush(stderr);
+    if (ts_nccl_is_there()) {
+        ts_nccl_backend.abort_all();
+    }
     int started = 0;
     MPI_Initialized(&started);
     if (started) {
