@@ -15,6 +15,7 @@
 #include "core/base/log.h"
 #include "core/base/split.h"
 #include "core/base/status.h"
+#include "core/comm/backend.h"
 #include "core/comm/threads.h"
 #include "core/comm/traffic.h"
 #include "core/comm/watch.h"
@@ -29,7 +30,7 @@ typedef struct options {
     int64_t steps, seed, frames, batch, threads;
     double guidance, shift, fps, watch;
     ts_size2 size;
-    int grid, solver, precision, report;
+    int device, grid, solver, precision, report;
     bool reproducible;
 } options;
 
@@ -58,13 +59,14 @@ static const ts_option table[] = {
     {"solver", TS_OPTION_CHOICE, FIELD(solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false},
     {"batch", TS_OPTION_INT, FIELD(batch), "8", "videos sampled together on a rank", 1, 1024, NULL, false},
     {"precision", TS_OPTION_CHOICE, FIELD(precision), "f32", "operands of matrix products and attention", 0, 0, precision_names, false},
+    {"device", TS_OPTION_CHOICE, FIELD(device), "auto", "where to sample: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU. Videos are decoded on the CPU", 0, 0, ts_device_names, false},
     {"mesh", TS_OPTION_STRING, FIELD(mesh), NULL, "ranks along each axis, as cfg=2,ulysses=2: data (videos), cfg (the two branches of guidance), sequence or ring and ulysses (tokens), tensor (layers); the ranks that are left go to data", 0, 0, NULL, false},
     {"reproducible", TS_OPTION_BOOL, FIELD(reproducible), "false", "the same bits on every mesh, as on one rank, for more messages", 0, 0, NULL, false},
     {"report", TS_OPTION_CHOICE, FIELD(report), "none", "what is printed at the end: comm, the calls and bytes of each axis and collective", 0, 0, report_names, false},
     {"watch", TS_OPTION_REAL, FIELD(watch), "300", "seconds after which a rank that gives no sign, or ranks that wait for each other, end the job; 0: never", 0, 1e6, NULL, false},
     {"watch-network", TS_OPTION_STRING, FIELD(watch_network), NULL, "interface or address of rank 0's host that the ranks' signs of life go to; absent: any that they reach", 0, 0, NULL, false},
     {"threads", TS_OPTION_INT, FIELD(threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false},
-    {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
+    {"instruction-set", TS_OPTION_STRING, FIELD(instruction_set), "auto", "cap of the CPU's instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false},
     {0},
 };
 // clang-format on
@@ -359,20 +361,32 @@ static int prepare_output(const options *o) {
 }
 
 // The mesh that is asked for, refused before any weight is read.
-static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o) {
+static int open_mesh(ts_mesh *mesh, ts_comm *world, const options *o, const ts_kernels *kernels) {
     ts_model_params model;
     ts_degrees degree;
     TS_TRY(ts_agree(world, ts_model_describe(&model, o->model)));
     TS_TRY(ts_degrees_read(&degree, o->mesh ? o->mesh : "", model.dit.heads, ts_comm_size(world)));
     TS_TRY(ts_sample_check(&degree, o->guidance < 0 ? model.defaults.guidance : o->guidance));
     // The one answer that may differ between hosts.
-    TS_TRY(ts_agree(world, o->reproducible ? ts_sample_check_reproducible(precision_dtypes[o->precision]) : TS_OK));
+    TS_TRY(ts_agree(world,
+                    o->reproducible ? ts_sample_check_reproducible(kernels, precision_dtypes[o->precision]) : TS_OK));
     TS_TRY(ts_mesh_open(mesh, world, &degree));
     mesh->reproducible = o->reproducible;
     if (ts_comm_size(world) > 1) {
         char text[80];
         TS_INFO("mesh %s", ts_degrees_text(&degree, text, sizeof text));
     }
+    return TS_OK;
+}
+
+// The kernels of the device that is asked for; the codec's work is the CPU's in any case. Collective.
+static int open_kernels(const ts_kernels **kernels, ts_comm *world, const options *o) {
+    const ts_kernels *cpu;
+    char text[160];
+    TS_TRY(ts_backend_open(kernels, world, ts_device_names[o->device]));
+    TS_TRY(ts_agree(world, ts_kernels_cpu(&cpu, o->instruction_set)));
+    *kernels = (*kernels)->device->is_host ? cpu : *kernels;
+    TS_INFO("on %s", ts_kernels_describe(*kernels, text, sizeof text));
     return TS_OK;
 }
 
@@ -396,8 +410,8 @@ static int run(ts_comm *world, options *o) {
     TS_TRY_GOTO(status, ts_watch_open(world, &(ts_watch_params){.timeout = o->watch, .network = o->watch_network}),
                 done);
     TS_TRY_GOTO(status, ts_threads_set(world, o->threads), done);
-    TS_TRY_GOTO(status, ts_agree(world, ts_kernels_cpu(&kernels, o->instruction_set)), done);
-    TS_TRY_GOTO(status, open_mesh(&mesh, world, o), done);
+    TS_TRY_GOTO(status, open_kernels(&kernels, world, o), done);
+    TS_TRY_GOTO(status, open_mesh(&mesh, world, o, kernels), done);
     TS_TRY_GOTO(status,
                 ts_agree(world, ts_model_load(&model, o->model, kernels, &mesh, precision_dtypes[o->precision], false)),
                 done);

@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/log.h"
 #include "core/base/rng.h"
@@ -22,8 +21,10 @@ typedef struct sampler {
     int64_t video_numbers;    // T H W C
     int64_t context_numbers;  // rows width
     ts_part branches;         // of guidance, computed here
-    float *with, *without;    // [batch, rows, width], of the branches computed here; else NULL
-    int64_t group;            // videos in the group under way
+    // Device memory: [batch, rows, width], of the branches computed here, else NULL.
+    float *with, *without;
+    float *x;       // [batch, T, H, W, C], NULL on the host, where latents are made in place
+    int64_t group;  // videos in the group under way
     ts_progress progress;
 } sampler;
 
@@ -36,8 +37,9 @@ static bool computes(const sampler *s, int branch) {
 
 static void sampler_close(sampler *s) {
     ts_tape_close(&s->tape);
-    free(s->with);
-    free(s->without);
+    s->kernels->device->release(s->with);
+    s->kernels->device->release(s->without);
+    s->kernels->device->release(s->x);
 }
 
 // Runs the text encoder on prompts [n] into `context` [n, rows, width].
@@ -45,8 +47,7 @@ static int encode_prompts(sampler *s, const char *const *prompts, int64_t n, flo
     ts_tape_reset(s->tape);
     const ts_var *encoded = ts_model_encode_text(s->tape, s->model, prompts, n);
     TS_TRY(ts_tape_status(s->tape));
-    memcpy(context, encoded->value.data, (size_t)(n * s->context_numbers) * sizeof *context);
-    return TS_OK;
+    return s->kernels->device->copy(context, encoded->value.data, (size_t)(n * s->context_numbers) * sizeof *context);
 }
 
 // The negative prompt is the same for every video, so its context is made once, a copy for each video of a group.
@@ -54,9 +55,21 @@ static int encode_negative(sampler *s) {
     const char *negative = s->params->negative ? s->params->negative : "";
     TS_TRY(encode_prompts(s, &negative, 1, s->without));
     for (int64_t i = 1; i < s->params->batch; i++) {
-        memcpy(s->without + i * s->context_numbers, s->without, (size_t)s->context_numbers * sizeof(float));
+        TS_TRY(s->kernels->device->copy(s->without + i * s->context_numbers, s->without,
+                                        (size_t)s->context_numbers * sizeof *s->without));
     }
     return TS_OK;
+}
+
+static int allocate(sampler *s) {
+    const ts_device *device = s->kernels->device;
+    const size_t batch = (size_t)s->params->batch, context = batch * (size_t)s->context_numbers * sizeof(float);
+    s->with = computes(s, WITH) ? device->allocate(context) : NULL;
+    s->without = computes(s, WITHOUT) ? device->allocate(context) : NULL;
+    s->x = device->is_host ? NULL : device->allocate(batch * (size_t)s->video_numbers * sizeof *s->x);
+    const bool good =
+        (s->with || !computes(s, WITH)) && (s->without || !computes(s, WITHOUT)) && (s->x || device->is_host);
+    return good ? TS_OK : TS_ERESOURCE;
 }
 
 static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params) {
@@ -73,12 +86,7 @@ static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *ker
     }
     TS_TRY(ts_schedule_make(&s->schedule, params->grid, params->steps, params->shift));
     s->branches = ts_denoise_branches(params->guidance, ts_comm_size(cfg), ts_comm_rank(cfg));
-    const size_t bytes = (size_t)(params->batch * s->context_numbers) * sizeof(float);
-    s->with = computes(s, WITH) ? ts_aligned_alloc(bytes) : NULL;
-    s->without = computes(s, WITHOUT) ? ts_aligned_alloc(bytes) : NULL;
-    if ((computes(s, WITH) && !s->with) || (computes(s, WITHOUT) && !s->without)) {
-        return TS_ERESOURCE;
-    }
+    TS_TRY(allocate(s));
     TS_TRY(ts_tape_open(&s->tape, kernels, TS_TAPE_RUN, model->params->operand_dtype));
     return computes(s, WITHOUT) ? encode_negative(s) : TS_OK;
 }
@@ -88,6 +96,7 @@ static int count_step(void *user, int64_t step, const float *x) {
     (void)step;
     (void)x;
     if (!s->params->quiet) {
+        TS_TRY(s->kernels->device->finish());  // what is told is done
         ts_progress_update(&s->progress, s->progress.done + s->group, NULL);
     }
     return TS_OK;
@@ -116,13 +125,10 @@ int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, i
     return TS_OK;
 }
 
-// Noise to latents for n <= batch videos, x [n, T, H, W, C].
-static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *x) {
+// The latents of n <= batch videos, x [n, T, H, W, C] device memory, from noise.
+static int denoise_group(sampler *s, int64_t n, float *x) {
     const ts_sample_params *p = s->params;
-    TS_TRY(ts_sample_noise(s->kernels, p, ts_dit_get_config(s->model->dit)->out_channels, n, first_index, x));
     ts_comm *video = ts_mesh_axis(s->mesh, TS_AXIS_VIDEO);
-    TS_TRY(ts_agree(video, computes(s, WITH) ? encode_prompts(s, prompts, n, s->with) : TS_OK));
-    s->group = n;
     const ts_denoise_params denoise = {
         .schedule = &s->schedule,
         .solver = p->solver,
@@ -133,16 +139,32 @@ static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64
         .width = p->width,
         .with = s->with,
         .without = s->without,
+        .record = ts_comm_size(video) == 1,
         .on_step = count_step,
         .user = s,
         .cfg = ts_mesh_axis(s->mesh, TS_AXIS_CFG),
     };
+    s->group = n;
     const int status = ts_denoise(s->model->dit, s->tape, &denoise, x);
     if (status && ts_comm_size(video) > 1) {
         ts_comm_abort(ts_mesh_axis(s->mesh, TS_AXIS_WORLD), status);  // the others wait for this rank inside a step
     }
-    TS_TRY(status);
-    return check_finite(s, x, n, first_index);
+    return status;
+}
+
+// Prompts to latents of n <= batch videos, host memory.
+static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *latents) {
+    const ts_sample_params *p = s->params;
+    const ts_device *device = s->kernels->device;
+    float *x = s->x ? s->x : latents;
+    TS_TRY(ts_sample_noise(s->kernels, p, ts_dit_get_config(s->model->dit)->out_channels, n, first_index, x));
+    TS_TRY(ts_agree(ts_mesh_axis(s->mesh, TS_AXIS_VIDEO),
+                    computes(s, WITH) ? encode_prompts(s, prompts, n, s->with) : TS_OK));
+    TS_TRY(denoise_group(s, n, x));
+    if (s->x) {
+        TS_TRY(device->download(latents, x, (size_t)(n * s->video_numbers) * sizeof *latents));
+    }
+    return check_finite(s, latents, n, first_index);
 }
 
 // Samples the videos [videos.first, videos.first + videos.count) of the call.
@@ -177,7 +199,13 @@ int ts_sample_check(const ts_degrees *degree, double guidance) {
     return TS_OK;
 }
 
-int ts_sample_check_reproducible(ts_dtype operands) {
+int ts_sample_check_reproducible(const ts_kernels *kernels, ts_dtype operands) {
+    if (!kernels->device->is_host) {
+        return TS_FAIL(TS_EUSAGE,
+                       "reproducible: matrix products on %s have other last digits when ranks share the rows; leave it "
+                       "out, or give --device cpu",
+                       kernels->device->name);
+    }
     if (ts_kernels_cpu_products_fixed(operands)) {
         return TS_OK;
     }

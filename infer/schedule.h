@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "core/kernels/kernels.h"
+
 typedef enum {
     TS_GRID_UNIPC,        // linspace(1, 0.001), shifted, truncated integer timesteps (diffusers >= 0.37)
     TS_GRID_WAN,          // linspace(0.999, 0), shifted, truncated integer timesteps (Wan's repository)
@@ -37,10 +39,12 @@ int ts_schedule_make(ts_schedule *out, ts_grid grid, int64_t steps, double shift
 //          predictor-corrector framework for fast sampling of diffusion models")
 typedef struct ts_solver ts_solver;
 
-// `schedule` is borrowed.
-int ts_solver_open(ts_solver **out, ts_solver_kind kind, const ts_schedule *schedule, int64_t n);
+// `schedule` and `kernels` are borrowed.
+int ts_solver_open(ts_solver **out, ts_solver_kind kind, const ts_schedule *schedule, const ts_kernels *kernels,
+                   int64_t n);
 void ts_solver_close(ts_solver **solver);
-// Steps 0 .. steps-1 in order. velocity [n], x [n] in place. f32, host. Not collective.
+// Steps 0 .. steps-1 in order. velocity [n], x [n] in place: f32, memory of the kernels' device. Each number is a sum
+// of a few terms, taken in f64 and rounded once. Not collective.
 int ts_solver_step(ts_solver *solver, int64_t step, const float *velocity, float *x);
 
 #endif

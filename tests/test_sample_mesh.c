@@ -116,10 +116,10 @@ static void compare_latents(const char *mesh, const float *latents, bool adds_up
 // With the reproducible flag every mesh gives the bits of one rank.
 static void test_reproducible(const char *name, ts_mesh *mesh, ts_dtype precision, const float *one_rank) {
     if (!ts_kernels_cpu_products_fixed(precision)) {
-        CHECK_FAILS(ts_sample_check_reproducible(precision), TS_EUSAGE, "reproducible");
+        CHECK_FAILS(ts_sample_check_reproducible(kernels, precision), TS_EUSAGE, "reproducible");
         return;
     }
-    CHECK_OK(ts_sample_check_reproducible(precision));
+    CHECK_OK(ts_sample_check_reproducible(kernels, precision));
     mesh->reproducible = true;
     float *latents = sample(mesh, precision);
     const bool same = memcmp(latents, one_rank, (size_t)(VIDEOS * numbers) * sizeof *latents) == 0;

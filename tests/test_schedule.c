@@ -6,6 +6,7 @@
 #include "tests/ts_test.h"
 
 static json_t *vectors;
+static const ts_kernels *kernels;
 
 static double number(const json_t *list, size_t i) {
     return json_number_value(json_array_get(list, i));
@@ -73,7 +74,7 @@ static void check_trajectory(const char *name, int64_t steps, double shift) {
     static ts_schedule schedule;
     ts_solver *solver = NULL;
     CHECK_OK(ts_schedule_make(&schedule, TS_GRID_UNIPC, steps, shift));
-    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_UNIPC, &schedule, n));
+    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_UNIPC, &schedule, kernels, n));
     double worst = 0.0;
     for (int64_t i = 0; i < steps; i++) {
         for (int64_t j = 0; j < n; j++) {
@@ -94,7 +95,7 @@ static void check_euler(void) {
     static ts_schedule schedule;
     ts_solver *solver = NULL;
     CHECK_OK(ts_schedule_make(&schedule, TS_GRID_EULER, 7, 3.0));
-    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_EULER, &schedule, 2));
+    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_EULER, &schedule, kernels, 2));
     float x[2] = {1.0f, -2.0f};
     const float velocity[2] = {0.5f, -1.5f};
     for (int64_t i = 0; i < 7; i++) {
@@ -110,6 +111,7 @@ static void check_euler(void) {
 }
 
 int main(void) {
+    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     CHECK_OK(ts_json_read("tests/vectors/schedulers.json", 1 << 20, &vectors));
     if (ts_test_failures) {
         return ts_test_end();

@@ -11,7 +11,6 @@
 #include "infer/prompts.h"
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
-const char *const ts_device_names[] = {"auto", "cpu", "cuda", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 const char *const ts_recompute_names[] = {"none", "elementwise", "block", "auto", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};

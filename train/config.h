@@ -19,8 +19,6 @@ typedef enum { TS_RUN_REPORT_NONE, TS_RUN_REPORT_COMM } ts_run_report;
 enum { TS_RECOMPUTE_AUTO = TS_RECOMPUTE_BLOCK + 1 };  // the fastest kind of ts_recompute that fits the memory
 extern const char *const ts_recompute_names[];        // as train.recompute spells them; NULL ends them
 
-extern const char *const ts_device_names[];  // for ts_kernels_open, as `device` spells them; NULL ends them
-
 typedef struct ts_train_config {
     const char *name, *out, *data, *init;
     int64_t seed, threads;

@@ -308,10 +308,14 @@ typedef struct ts_kernels {
 // `local_rank`, the rank of this process on its host, chooses among the GPUs there. TS_EUSAGE for another name and for
 // a backend that this program was built without, TS_EPEER when there is no GPU or its driver fails.
 int ts_kernels_open(const ts_kernels **out, const char *device, int local_rank);
+extern const char *const ts_device_names[];  // these names, for tables of options; NULL ends them
+// What it computes with, in words, into `text`: "cpu: amx", "cuda: NVIDIA H200, 141 GB". Returns text.
+const char *ts_kernels_describe(const ts_kernels *kernels, char *text, size_t text_bytes);
 // The CUDA table; linked in where the program was built with CUDA. Reached through ts_kernels_open.
 int ts_kernels_cuda(const ts_kernels **out, int local_rank);
-int ts_kernels_cuda_devices(void);  // usable GPUs; 0 without a driver
-bool ts_kernels_have_cuda(void);    // whether the program was built with the CUDA backend
+int ts_kernels_cuda_devices(void);         // usable GPUs; 0 without a driver
+const char *ts_kernels_cuda_device(void);  // the GPU of this process in words, once the table was reached
+bool ts_kernels_have_cuda(void);           // whether the program was built with the CUDA backend
 
 // The CPU table, chosen once for this processor. `instruction_set` caps the choice for tests and for reproducing other
 // machines: "auto", "amx" (AMX bf16), "avx512bf16", "avx512", "avx2", "generic". TS_EUSAGE when the processor lacks it.

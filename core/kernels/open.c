@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <stdio.h>
 #include <string.h>
 
 #include "core/base/status.h"
@@ -7,9 +8,20 @@
 // Defined by the CUDA backend (core/kernels/cuda/table.c), which a program is linked with or not.
 __attribute__((weak)) int ts_kernels_cuda(const ts_kernels **out, int local_rank);
 __attribute__((weak)) int ts_kernels_cuda_devices(void);
+__attribute__((weak)) const char *ts_kernels_cuda_device(void);
+
+const char *const ts_device_names[] = {"auto", "cpu", "cuda", NULL};
 
 bool ts_kernels_have_cuda(void) {
     return ts_kernels_cuda != NULL;
+}
+
+const char *ts_kernels_describe(const ts_kernels *kernels, char *text, size_t text_bytes) {
+    const char *with = kernels->device->is_host ? ts_kernels_cpu_instruction_set()
+                       : ts_kernels_cuda_device ? ts_kernels_cuda_device()
+                                                : "";
+    snprintf(text, text_bytes, "%s%s%s", kernels->name, *with ? ": " : "", with);
+    return text;
 }
 
 int ts_kernels_open(const ts_kernels **out, const char *device, int local_rank) {

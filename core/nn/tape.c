@@ -428,11 +428,15 @@ void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user) {
 }
 
 bool ts_tape_has_probe(const ts_tape *tape) {
-    return tape->probe && !tape->status && !tape->replaying && ts_tape_computes(tape);
+    return tape->probe != NULL;
+}
+
+bool ts_tape_is_watched(const ts_tape *tape) {
+    return tape->probe || tape->meter;
 }
 
 void ts_tape_probe(ts_tape *tape, const ts_var *var, const char *name_format, ...) {
-    if (!ts_tape_has_probe(tape)) {
+    if (!tape->probe || tape->status || tape->replaying || !ts_tape_computes(tape)) {
         return;
     }
     char name[256];

@@ -117,6 +117,7 @@ void ts_tape_set_meter(ts_tape *tape, ts_tape_meter_fn meter, void *user);
 typedef void (*ts_tape_probe_fn)(void *user, const char *name, const ts_var *var);
 void ts_tape_set_probe(ts_tape *tape, ts_tape_probe_fn probe, void *user);
 bool ts_tape_has_probe(const ts_tape *tape);
+bool ts_tape_is_watched(const ts_tape *tape);  // has a meter or a probe, which wait for the device
 void ts_tape_probe(ts_tape *tape, const ts_var *var, const char *name_format, ...)
     __attribute__((format(printf, 3, 4)));
 
