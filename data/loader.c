@@ -31,7 +31,8 @@ typedef struct slot {
     int status;  // of filling it, with the text of the error
     char text[TEXT_BYTES], place[PLACE_BYTES];
     ts_batch batch;
-    float *latent;         // [local batch, T, H, W, C] of the largest shape
+    float *latent;         // [local batch, T, H, W, C] of the largest shape, or NULL ..
+    uint16_t *bits;        // .. and this
     int64_t *clip;         // [local batch]
     const char **caption;  // [local batch]
 } slot;
@@ -57,7 +58,7 @@ struct ts_loader {
     int64_t order_epoch;  // the epoch that `order` and `plan` are of; -1 for none
     int64_t *order;       // [clips] each bucket's clips permuted, one bucket after the other
     int64_t *plan;        // [batches] which batch comes when
-    uint16_t *bits;       // one latent as stored
+    uint16_t *bits;       // one latent as stored, on its way to f32
 
     pthread_mutex_t lock;  // guards what follows and slot[].full
     pthread_cond_t changed;
@@ -109,13 +110,17 @@ static void advance(const ts_loader *l, ts_cursor *cursor) {
 
 // ---- filling a slot
 
-static int read_latent(ts_loader *l, int64_t clip, int64_t elements, float *out) {
-    TS_TRY(ts_dataset_read_latent(l->dataset, clip, l->bits));
+static int read_latent(ts_loader *l, const slot *s, int64_t item, int64_t clip, int64_t elements) {
+    uint16_t *bits = s->bits ? s->bits + item * elements : l->bits;
+    float *latent = s->latent ? s->latent + item * elements : NULL;
+    TS_TRY(ts_dataset_read_latent(l->dataset, clip, bits));
     uint32_t worst = 0;
     for (int64_t i = 0; i < elements; i++) {
-        const uint32_t magnitude = l->bits[i] & 0x7fffu;
+        const uint32_t magnitude = bits[i] & 0x7fffu;
         worst = magnitude > worst ? magnitude : worst;
-        out[i] = ts_bf16_to_f32(l->bits[i]);
+    }
+    for (int64_t i = 0; latent && i < elements; i++) {
+        latent[i] = ts_bf16_to_f32(bits[i]);
     }
     if (worst >= 0x7f80u) {
         return TS_FAIL(TS_EINPUT, "clip %lld (%s): its latent is not finite; the data set is damaged: ingest again",
@@ -137,6 +142,7 @@ static int fill(ts_loader *l, slot *s, ts_cursor cursor) {
                           .bucket = b,
                           .shape = l->bucket[b].shape,
                           .latent = s->latent,
+                          .bits = s->bits,
                           .clip = s->clip,
                           .caption = s->caption,
                           .cursor = cursor,
@@ -145,7 +151,7 @@ static int fill(ts_loader *l, slot *s, ts_cursor cursor) {
     for (int64_t i = 0; i < l->local; i++) {
         s->clip[i] = clips[i];
         s->caption[i] = ts_dataset_caption(l->dataset, clips[i]);
-        TS_TRY(read_latent(l, clips[i], elements, s->latent + i * elements));
+        TS_TRY(read_latent(l, s, i, clips[i], elements));
     }
     return TS_OK;
 }
@@ -313,8 +319,13 @@ static int make_room(ts_loader *l) {
         slot *s = &l->slot[i];
         s->clip = ts_malloc(items * sizeof *s->clip);
         s->caption = ts_malloc(items * sizeof *s->caption);
-        s->latent = ts_aligned_alloc((size_t)(local * largest + 1) * sizeof *s->latent);
-        good = good && s->clip && s->caption && s->latent;
+        const size_t elements = (size_t)(local * largest + 1);
+        if (l->params.device->is_host) {
+            s->latent = ts_aligned_alloc(elements * sizeof *s->latent);
+        } else {
+            s->bits = l->params.device->allocate_host(elements * sizeof *s->bits);
+        }
+        good = good && s->clip && s->caption && (s->latent || s->bits);
     }
     l->bits = ts_malloc((size_t)largest * sizeof *l->bits);
     l->bucket = ts_calloc((size_t)l->buckets, sizeof *l->bucket);
@@ -360,6 +371,7 @@ int ts_loader_open(ts_loader **out, const ts_dataset *dataset, const ts_loader_p
     }
     l->dataset = dataset;
     l->params = *params;
+    l->params.device = params->device ? params->device : &ts_device_host;
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->changed, NULL);
     const int status = open_all(l);
@@ -380,6 +392,7 @@ void ts_loader_close(ts_loader **loader) {
     pthread_mutex_destroy(&l->lock);
     for (int i = 0; i < SLOTS; i++) {
         free(l->slot[i].latent);
+        l->params.device->release_host(l->slot[i].bits);
         free(l->slot[i].clip);
         free(l->slot[i].caption);
     }

@@ -3,7 +3,9 @@
 //
 // Global batch k of an epoch holds `batch` clips of one bucket (latent shape): clips of each bucket are permuted, cut
 // into full batches, and the batches of all buckets are permuted. What does not fill a batch waits for the next epoch.
-// Rank r of n takes items [r*batch/n, (r+1)*batch/n) (uneven counts are fine). Latents are read ahead by one thread.
+// Rank r of n takes items [r*batch/n, (r+1)*batch/n) (uneven counts are fine). Latents are read ahead by one thread, in
+// the form that the device wants which will compute with them: f32 for the host; for another as stored, half the bytes
+// to send, in memory that it reads by itself.
 #ifndef TS_DATA_LOADER_H
 #define TS_DATA_LOADER_H
 
@@ -14,8 +16,9 @@
 typedef struct ts_loader_params {
     int64_t batch;  // global
     uint64_t seed;
-    int rank, size;    // of the data axis
-    int64_t held_out;  // clips of the validation set, taken off the training order (chosen by seed)
+    int rank, size;           // of the data axis
+    int64_t held_out;         // clips of the validation set, taken off the training order (chosen by seed)
+    const ts_device *device;  // that batches are for; NULL: the host
 } ts_loader_params;
 
 // Which batch comes next: saved in checkpoints.
@@ -29,8 +32,10 @@ typedef struct ts_batch {
     int64_t global_count;
     int64_t first_sample;  // global sample number of the first local item: keys its noise
     int bucket;
-    ts_shape shape;              // [T, H, W, C] of one item
-    const float *latent;         // [count, T, H, W, C] f32; borrowed until the next call
+    ts_shape shape;  // [T, H, W, C] of one item
+    // [count, T, H, W, C], borrowed until the next call: f32 where they are for the host ..
+    const float *latent;
+    const uint16_t *bits;        // .. else bf16, of the device's allocate_host, for upload_held; the other one is NULL
     const int64_t *clip;         // [count] clip numbers
     const char *const *caption;  // [count] borrowed from the data set
     ts_cursor cursor, next;      // of this batch, and of the one after it

@@ -117,11 +117,6 @@ static void test_shares(void) {
     CHECK_NEAR((double)dropped / SAMPLES, 0.15, 0.01);
 }
 
-static int cpu_noise(float *out, int64_t n, uint64_t seed, uint32_t purpose, uint64_t index, int64_t first) {
-    ts_rng_normal_fill(out, n, seed, purpose, index, first);
-    return TS_OK;
-}
-
 // A batch prepared whole equals the same batch prepared in uneven parts, bit for bit, and obeys the equations.
 static void test_parts(void) {
     enum { BATCH = 7, SIZE = 12, N = FRAMES * SIZE };
@@ -129,19 +124,27 @@ static void test_parts(void) {
     for (int kind = 0; kind < TS_PATTERN_COUNT; kind++) {
         o.pattern[kind] = 1;
     }
-    const ts_kernels kernels = {.name = "test", .noise = cpu_noise};
+    const ts_kernels *kernels = NULL;
+    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     const ts_shape shape = TS_SHAPE(FRAMES, 2, 3, 2);
     static float latent[BATCH * N];
     ts_rng_normal_fill(latent, BATCH * N, 3, TS_RNG_TEST, 0, 0);
     const char *caption[BATCH] = {"a", "b", "c", "d", "e", "f", "g"};
-    ts_arena *arena = NULL;
-    CHECK_OK(ts_arena_open(&arena, "test", 1 << 16, false));
+    ts_tape *tape = NULL;
+    CHECK_OK(ts_tape_open(&tape, kernels, TS_TAPE_RUN, TS_F32));
     ts_noisy whole, part;
-    CHECK_OK(ts_objective_prepare(&o, &kernels, latent, caption, 100, BATCH, shape, arena, &whole));
+    const ts_clean clean = {
+        .count = BATCH, .shape = shape, .latent = latent, .dtype = TS_F32, .caption = caption, .first = 100};
+    CHECK_OK(ts_objective_prepare(&o, tape, &clean, &whole));
     for (int64_t i = 0, count; i < BATCH; i += count) {
         count = i == 0 ? 3 : 2;
-        CHECK_OK(ts_objective_prepare(&o, &kernels, latent + i * N, caption + i, 100 + (uint64_t)i, count, shape, arena,
-                                      &part));
+        const ts_clean some = {.count = count,
+                               .shape = shape,
+                               .latent = latent + i * N,
+                               .dtype = TS_F32,
+                               .caption = caption + i,
+                               .first = 100 + (uint64_t)i};
+        CHECK_OK(ts_objective_prepare(&o, tape, &some, &part));
         CHECK(!memcmp(part.x, whole.x + i * N, (size_t)(count * N) * sizeof(float)));
         CHECK(!memcmp(part.target, whole.target + i * N, (size_t)(count * N) * sizeof(float)));
         CHECK(!memcmp(part.timestep, whole.timestep + i * FRAMES, (size_t)(count * FRAMES) * sizeof(float)));
@@ -158,7 +161,7 @@ static void test_parts(void) {
     }
     CHECK(loss_frames == ts_objective_loss_frames(&o, 100, BATCH, FRAMES));
     CHECK(loss_frames < BATCH * FRAMES);
-    ts_arena_close(&arena);
+    ts_tape_close(&tape);
 }
 
 int main(void) {

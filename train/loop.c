@@ -163,7 +163,7 @@ static int export_model(run *r) {
     int64_t parts;
     const ts_state_part *state = ts_optimizer_parts(r->trainer->optimizer, &parts);
     ts_weights_part *part = ts_malloc((size_t)(parts + 1) * sizeof *part);
-    int status = ts_agree(r->world, part ? TS_OK : TS_ERESOURCE);
+    int status = ts_agree(r->world, part ? r->trainer->kernels->device->finish() : TS_ERESOURCE);
     for (int64_t i = 0; !status && i < parts; i++) {
         const float *data = state[i].average ? state[i].average : state[i].weight;
         part[i] = (ts_weights_part){state[i].param, state[i].first, state[i].count, data};

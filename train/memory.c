@@ -42,6 +42,11 @@ static void close_model(declared *d) {
     ts_params_close(&d->params);
 }
 
+// Where to count what the host holds: with the rest, or apart from what a GPU holds.
+static int64_t *on_host(ts_memory_plan *out, const ts_memory_run *run, ts_memory_part part) {
+    return run->on_device ? &out->host : &out->bytes[part];
+}
+
 // What an allocation of `bytes` takes: large ones are whole huge pages (ts_aligned_alloc).
 static int64_t pages(int64_t bytes) {
     const int64_t page = 2 << 20;
@@ -106,7 +111,8 @@ static int count_training(ts_tape *tape, const ts_memory_run *run, const declare
         }
         ts_noisy noisy;
         ts_tape_reset(tape);
-        TS_TRY(ts_objective_prepare(&objective, NULL, NULL, NULL, 0, n, latent, ts_tape_arena(tape), &noisy));
+        const ts_clean clean = {.count = n, .shape = latent, .dtype = run->on_device ? TS_BF16 : TS_F32};
+        TS_TRY(ts_objective_prepare(&objective, tape, &clean, &noisy));
         const ts_token_target target = {noisy.target, noisy.weight, latent.dim[0], 1, NULL};
         TS_TRY(count_model(tape, run, model, latent, n, noisy.x, target, recompute));
         const int64_t bytes = (int64_t)ts_tape_get_stats(tape).forward_bytes;
@@ -125,7 +131,7 @@ static int count_validation(ts_tape *tape, const ts_memory_run *run, const decla
     for (int i = 0; i < run->latents && n > 0; i++) {
         ts_validation_arrays arrays;
         ts_tape_reset(tape);
-        TS_TRY(ts_validation_allocate(&arrays, ts_tape_arena(tape), n, run->latent[i]));
+        TS_TRY(ts_validation_allocate(&arrays, tape, n, run->latent[i]));
         const ts_token_target target = {arrays.target, NULL, run->latent[i].dim[0], 1, NULL};
         TS_TRY(count_model(tape, run, model, run->latent[i], n, arrays.x, target, TS_RECOMPUTE_NONE));
     }
@@ -134,7 +140,7 @@ static int count_validation(ts_tape *tape, const ts_memory_run *run, const decla
 
 // Packed operands of matrix products, in blocks of at most 2048 along k (core/kernels/cpu/gemm_amx.c), and what the
 // kernels' own growth adds.
-static void meter_kernels(void *user, const ts_cost *cost) {
+static void meter_host(void *user, const ts_cost *cost) {
     enum { BLOCK = 2048 };
     int64_t *most = user;
     if (!strcmp(cost->entry, "gemm")) {
@@ -145,13 +151,22 @@ static void meter_kernels(void *user, const ts_cost *cost) {
     }
 }
 
+// What the CUDA backend keeps for its kernels (core/kernels/cuda/cuda.h), from above: cuBLASLt's room and partial sums,
+// and f32 sums of attention's backward pass, of which a quarter of the bytes are gradients of queries.
+static void meter_device(void *user, const ts_cost *cost) {
+    enum { ANY = 128 << 20 };
+    int64_t *most = user;
+    const int64_t sums = strcmp(cost->entry, "attention_backward") ? 0 : (int64_t)(cost->bytes / 4);
+    *most = ANY + sums > *most ? ANY + sums : *most;
+}
+
 static int count_activations(ts_memory_plan *out, const ts_memory_run *run, const declared *model, int64_t samples,
                              int64_t clips) {
     ts_tape *tape = NULL;
     int status = TS_OK;
     int64_t forward = 0;
-    TS_TRY(ts_tape_open(&tape, NULL, TS_TAPE_COUNT, ts_train_config_operands(run->config)));
-    ts_tape_set_meter(tape, meter_kernels, &out->bytes[TS_MEMORY_KERNELS]);
+    TS_TRY(ts_tape_open(&tape, run->kernels, TS_TAPE_COUNT, ts_train_config_operands(run->config)));
+    ts_tape_set_meter(tape, run->on_device ? meter_device : meter_host, &out->bytes[TS_MEMORY_KERNELS]);
     TS_TRY_GOTO(status, count_training(tape, run, model, out->recompute, samples, &forward), done);
     ts_tape_reset(tape);
     TS_TRY_GOTO(status, ts_tape_set_mode(tape, TS_TAPE_COUNT_RUN), done);
@@ -159,7 +174,8 @@ static int count_activations(ts_memory_plan *out, const ts_memory_run *run, cons
     out->room = ts_tape_get_room(tape);
     out->bytes[TS_MEMORY_ACTIVATIONS] = forward;
     out->bytes[TS_MEMORY_BACKWARD] = pages((int64_t)out->room.values) + pages((int64_t)out->room.kept) +
-                                     pages((int64_t)out->room.gradients) + (int64_t)out->room.objects - forward;
+                                     pages((int64_t)out->room.gradients) - forward;
+    *on_host(out, run, TS_MEMORY_BACKWARD) += (int64_t)out->room.objects;
 done:
     ts_tape_close(&tape);
     return status;
@@ -173,10 +189,10 @@ static int count_state(ts_memory_plan *out, const ts_memory_run *run, const decl
     const ts_dtype gradients = ts_train_config_gradients(run->config);
     const ts_optimizer_params optimizer = ts_train_config_optimizer(run->config);
     TS_TRY(ts_params_place(model->params));
-    TS_TRY(
-        ts_optimizer_count(model->params, ts_train_config_operands(run->config), gradients, &optimizer, true, &state));
+    TS_TRY(ts_optimizer_count(model->params, ts_train_config_operands(run->config), gradients, &optimizer,
+                              !run->on_device, &state));
     TS_TRY(ts_zero_open(&zero, model->params, optimizer.muon));
-    out->bytes[TS_MEMORY_EXCHANGE] = ts_zero_exchange_bytes(zero, gradients);
+    *on_host(out, run, TS_MEMORY_EXCHANGE) += ts_zero_exchange_bytes(zero, gradients);
     ts_zero_close(&zero);
     out->parameters = model->params->total;
     out->bytes[TS_MEMORY_WEIGHTS] = pages(state.weights);
@@ -196,9 +212,11 @@ static void count_data(ts_memory_plan *out, const ts_memory_run *run, int64_t sa
         largest = elements > largest ? elements : largest;
         tables += tokens_of(run, &run->latent[i]) * run->dit.head_dim * (int64_t)sizeof(float);
     }
-    out->bytes[TS_MEMORY_DATA] = SLOTS * samples * largest * (int64_t)sizeof(float) +
-                                 (clips + 1) * largest * (int64_t)sizeof(uint16_t) +
-                                 NUMBERS_OF_A_CLIP * run->clips * (int64_t)sizeof(int64_t) + tables;
+    const int64_t f32 = (int64_t)sizeof(float), stored = (int64_t)sizeof(uint16_t);
+    out->bytes[TS_MEMORY_DATA] = tables + (run->on_device ? samples * largest * stored : 0);
+    *on_host(out, run, TS_MEMORY_DATA) += SLOTS * samples * largest * (run->on_device ? stored : f32) +
+                                          (clips + 1) * largest * stored +
+                                          NUMBERS_OF_A_CLIP * run->clips * (int64_t)sizeof(int64_t);
 }
 
 // While a run opens there are f32 values of all weights, which the optimizer then takes over, and no gradients or
@@ -227,7 +245,7 @@ int ts_memory_count(ts_memory_plan *out, const ts_memory_run *run, ts_recompute 
     status = status ? status : count_activations(out, run, &model, samples, clips);
     close_model(&model);
     count_data(out, run, samples, clips);
-    out->bytes[TS_MEMORY_PROCESS] = run->process + TOUCHED_LATER;
+    *on_host(out, run, TS_MEMORY_PROCESS) += run->process + TOUCHED_LATER;
     for (int i = 0; i < TS_MEMORY_PARTS; i++) {
         out->total += out->bytes[i];
     }
@@ -278,14 +296,36 @@ int ts_memory_plan_make(ts_memory_plan *out, const ts_memory_run *run, int64_t a
     return refuse(out, run, available);
 }
 
-int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available, int64_t *process) {
-    int64_t ranks = 1;
-    TS_TRY(ts_ranks_on_host(world, &ranks));
+// Free bytes of this rank's share of the host, with those that the process has; INT64_MAX when the system does not
+// tell.
+static int64_t host_share(int64_t ranks, int64_t process) {
     const int64_t free_bytes = ts_memory_available();
+    return free_bytes < 0 ? INT64_MAX : free_bytes / ranks + (process > 0 ? process : 0);
+}
+
+// Ranks of a host share its GPUs in turn.
+static int device_share(const ts_device *device, int64_t ranks, int64_t *out) {
+    const int64_t devices = ts_kernels_gpus();
+    size_t free_bytes, total;
+    TS_TRY(device->memory(&free_bytes, &total));
+    *out = (int64_t)free_bytes / ((ranks + devices - 1) / devices);
+    return TS_OK;
+}
+
+int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, int64_t *available,
+                    int64_t *process) {
+    int64_t ranks = 1;
+    int status = TS_OK;
+    TS_TRY(ts_ranks_on_host(world, &ranks));
     *process = ts_memory_resident();
-    *available = config->train.memory_gib > 0 ? (int64_t)(config->train.memory_gib * (1 << 30))
-                 : free_bytes < 0             ? INT64_MAX
-                                              : free_bytes / ranks + (*process > 0 ? *process : 0);
+    if (config->train.memory_gib > 0) {
+        *available = (int64_t)(config->train.memory_gib * (1 << 30));
+    } else if (kernels->device->is_host) {
+        *available = host_share(ranks, *process);
+    } else {
+        status = device_share(kernels->device, ranks, available);
+    }
+    TS_TRY(ts_agree(world, status));
     TS_TRY(ts_all_reduce(world, process, 1, TS_I64, TS_MAX));
     return ts_all_reduce(world, available, 1, TS_I64, TS_MIN);
 }
@@ -299,6 +339,9 @@ void ts_memory_print(const ts_memory_plan *plan, int64_t available) {
         if (plan->bytes[i]) {
             TS_INFO("  %-16s %10.1f MiB", NAMES[i], (double)plan->bytes[i] / (1 << 20));
         }
+    }
+    if (plan->host) {
+        TS_INFO("  %-16s %10.1f MiB", "beside, of host", (double)plan->host / (1 << 20));
     }
     TS_INFO("  %-16s %10.1f MiB of %.1f", "in all", (double)plan->total / (1 << 20), (double)available / (1 << 20));
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The memory plan of a training run: what one rank will need, counted before anything of it is allocated. Nothing here
 // asks for ranks: the mesh may be an imagined one (core/comm/mesh.h), the model is declared and not allocated.
+//
+// On a GPU the parts are its memory, and what stays on the host is one figure beside them. Not counted there are the
+// driver's context, which is no longer free when the limit is asked for, the buffers of NCCL, and samples that are made
+// while training (sample.every).
 #ifndef TS_TRAIN_MEMORY_H
 #define TS_TRAIN_MEMORY_H
 
@@ -32,17 +36,20 @@ typedef struct ts_memory_run {
     const ts_train_config *config;
     ts_dit_config dit;
     ts_text_config text;
-    const ts_mesh *mesh;     // as the rank in question sees it; NULL: one rank
-    const ts_shape *latent;  // [latents] shapes [T, H, W, C] of the samples
+    const ts_mesh *mesh;        // as the rank in question sees it; NULL: one rank
+    const ts_kernels *kernels;  // that it computes with, NULL when they are not here: counted as the CPU's
+    bool on_device;             // a GPU holds the numbers
+    const ts_shape *latent;     // [latents] shapes [T, H, W, C] of the samples
     int latents;
     int64_t clips;    // of the data set
-    int64_t process;  // bytes of program and libraries, as found
+    int64_t process;  // bytes of program and libraries on the host, as found
 } ts_memory_run;
 
 typedef struct ts_memory_plan {
     ts_recompute recompute;
     int64_t parameters;  // that this rank's tensor slice holds
     int64_t bytes[TS_MEMORY_PARTS], total;
+    int64_t host;       // beside that, where a GPU holds the numbers: what the rank needs of the host's memory
     ts_tape_room room;  // for ts_tape_reserve
 } ts_memory_plan;
 
@@ -57,9 +64,11 @@ void ts_memory_print(const ts_memory_plan *plan, int64_t available);
 // One line at the end of a run: planned against measured, of the rank that needed most. Collective.
 int ts_memory_report(ts_comm *world, const ts_memory_plan *plan);
 
-// What a rank may use: train.memory_gib, or this rank's share of what its machine has free, the least over all ranks,
-// with what the process has already; and what the largest process has. The same on all ranks. Collective.
-int ts_memory_share(ts_comm *world, const ts_train_config *config, int64_t *available, int64_t *process);
+// What a rank may use: train.memory_gib, or this rank's share of what its machine has free with what the process has
+// already, or of what its GPU has free; the least over all ranks. And what the largest process has of the host's
+// memory. The same on all ranks. Collective.
+int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, int64_t *available,
+                    int64_t *process);
 
 // How many of a rank's `samples`, each of `tokens` tokens, are computed at once. Unless told, the share is cut into
 // equal parts of about 384 tokens on a rank: their activations stay in the caches (80 tokens a sample, width 128, batch

@@ -6,6 +6,7 @@
 
 #include "core/base/rng.h"
 #include "core/base/status.h"
+#include "core/nn/layer.h"
 
 ts_objective ts_objective_from_config(const ts_train_config *config) {
     return (ts_objective){
@@ -133,41 +134,63 @@ bool ts_objective_drops_text(const ts_objective *o, uint64_t sample) {
 
 // ---- inputs and targets
 
-void ts_objective_mix(const float *x0, float sigma, float *x, float *eps_to_target, int64_t n) {
-#pragma omp parallel for simd schedule(static) if (n > 16384)
-    for (int64_t i = 0; i < n; i++) {
-        const float eps = eps_to_target[i];
-        x[i] = (1.0f - sigma) * x0[i] + sigma * eps;
-        eps_to_target[i] = eps - x0[i];
+// timestep, weight and prompt; the levels go to sigma [B, T].
+static void draw(const ts_objective *o, const ts_clean *clean, float *sigma, ts_noisy *out) {
+    const int64_t frames = clean->shape.dim[0];
+    for (int64_t i = 0; i < clean->count; i++) {
+        const uint64_t sample = clean->first + (uint64_t)i;
+        ts_objective_levels(o, sample, frames, sigma + i * frames, out->weight + i * frames);
+        for (int64_t row = i * frames; row < (i + 1) * frames; row++) {
+            out->timestep[row] = 1000.0f * sigma[row];
+        }
+        out->prompt[i] = ts_objective_drops_text(o, sample) ? "" : clean->caption[i];
     }
 }
 
-int ts_objective_prepare(const ts_objective *o, const ts_kernels *kernels, const float *latent,
-                         const char *const *caption, uint64_t first, int64_t count, ts_shape shape, ts_arena *arena,
-                         ts_noisy *out) {
-    const int64_t frames = shape.dim[0], frame_size = ts_shape_count(shape) / frames;
-    const size_t bytes = (size_t)(count * frames * frame_size) * sizeof(float);
-    const size_t row_bytes = (size_t)(count * frames) * sizeof(float);
-    out->x = ts_arena_alloc(arena, bytes);
-    out->target = ts_arena_alloc(arena, bytes);
-    out->timestep = ts_arena_alloc(arena, row_bytes);
-    out->weight = ts_arena_alloc(arena, row_bytes);
-    out->prompt = ts_arena_alloc(arena, (size_t)count * sizeof *out->prompt);
-    if (!out->x || !out->target || !out->timestep || !out->weight || !out->prompt) {
+static int add_noise(const ts_objective *o, const ts_kernels *kernels, const ts_clean *clean, const float *x0,
+                     const float *sigma, const ts_noisy *out) {
+    const int64_t size = ts_shape_count(clean->shape), frames = clean->shape.dim[0];
+    for (int64_t i = 0; i < clean->count; i++) {
+        const uint64_t sample = clean->first + (uint64_t)i;
+        TS_TRY(kernels->noise(out->target + i * size, size, o->seed, TS_RNG_NOISE, sample, 0));
+    }
+    return kernels->mix(&(ts_mix){.rows = clean->count * frames,
+                                  .width = size / frames,
+                                  .x0 = x0,
+                                  .sigma = sigma,
+                                  .x = out->x,
+                                  .eps_to_target = out->target});
+}
+
+int ts_objective_prepare(const ts_objective *o, ts_tape *tape, const ts_clean *clean, ts_noisy *out) {
+    ts_arena *arena = ts_tape_arena(tape);
+    const size_t rows = (size_t)(clean->count * clean->shape.dim[0]);
+    const size_t elements = (size_t)(clean->count * ts_shape_count(clean->shape));
+    float *sigma = ts_tape_object(tape, rows * sizeof *sigma);
+    *out = (ts_noisy){.x = ts_arena_alloc(arena, elements * sizeof *out->x),
+                      .target = ts_arena_alloc(arena, elements * sizeof *out->target),
+                      .timestep = ts_tape_object(tape, rows * sizeof *out->timestep),
+                      .weight = ts_tape_object(tape, rows * sizeof *out->weight),
+                      .prompt = ts_tape_object(tape, (size_t)clean->count * sizeof *out->prompt)};
+    if (!sigma || !out->x || !out->target || !out->timestep || !out->weight || !out->prompt) {
         return TS_ERESOURCE;
     }
-    for (int64_t i = 0; i < count && !ts_arena_counting(arena); i++) {
-        const uint64_t sample = first + (uint64_t)i;
-        float *sigma = out->timestep + i * frames;
-        ts_objective_levels(o, sample, frames, sigma, out->weight + i * frames);
-        float *target = out->target + i * frames * frame_size;
-        TS_TRY(kernels->noise(target, frames * frame_size, o->seed, TS_RNG_NOISE, sample, 0));
-        for (int64_t f = 0; f < frames; f++) {
-            const int64_t at = (i * frames + f) * frame_size;
-            ts_objective_mix(latent + at, sigma[f], out->x + at, out->target + at, frame_size);
-            sigma[f] *= 1000.0f;
-        }
-        out->prompt[i] = ts_objective_drops_text(o, sample) ? "" : caption[i];
+    const bool computes = ts_tape_computes(tape);
+    if (computes) {
+        draw(o, clean, sigma, out);
     }
+    const float *levels = ts_tape_upload(tape, sigma, rows * sizeof *sigma), *x0 = clean->latent;
+    TS_TRY(ts_tape_status(tape));
+    // Latents as stored are widened in memory that the model's values then take.
+    const ts_arena_mark mark = ts_arena_save(arena);
+    if (clean->dtype != TS_F32) {
+        float *wide = ts_arena_alloc(arena, elements * sizeof *wide);
+        x0 = wide;
+        TS_TRY(wide ? TS_OK : TS_ERESOURCE);
+        TS_TRY(computes ? ts_tape_kernels(tape)->cast(clean->latent, clean->dtype, wide, TS_F32, (int64_t)elements)
+                        : TS_OK);
+    }
+    TS_TRY(computes ? add_noise(o, ts_tape_kernels(tape), clean, x0, levels, out) : TS_OK);
+    ts_arena_release(arena, mark);
     return TS_OK;
 }

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/kernels/kernels.h"
+#include "core/nn/tape.h"
 #include "train/config.h"
 
 // Values index the weights; a pattern that needs more frames than a sample has falls back to TS_PATTERN_ALL.
@@ -52,20 +52,27 @@ bool ts_objective_drops_text(const ts_objective *objective, uint64_t sample);
 // Frames that carry loss among samples [first, first + count).
 int64_t ts_objective_loss_frames(const ts_objective *objective, uint64_t first, int64_t count, int64_t frames);
 
-// x = (1 - sigma) x0 + sigma eps, then eps becomes eps - x0. n elements.
-void ts_objective_mix(const float *x0, float sigma, float *x, float *eps_to_target, int64_t n);
+// The samples of one micro-batch as they are stored.
+typedef struct ts_clean {
+    int64_t count;
+    ts_shape shape;              // [T, H, W, C] of one
+    const void *latent;          // [count, T, H, W, C], memory of the tape's device
+    ts_dtype dtype;              // of it: F32 or BF16
+    const char *const *caption;  // [count]
+    uint64_t first;              // the samples are numbered first, first + 1, ...
+} ts_clean;
 
-// Inputs and targets of one micro-batch, in `arena`.
+// Inputs and targets of it, which live as long as the tape's variables.
 typedef struct ts_noisy {
-    float *x;             // [B, T, H, W, C]
-    float *target;        // [B, T, H, W, C]
+    // memory of the device
+    float *x;       // [B, T, H, W, C]
+    float *target;  // [B, T, H, W, C]
+    // memory of the host
     float *timestep;      // [B, T] 1000 sigma
     float *weight;        // [B, T]
     const char **prompt;  // [B] the caption, or "" where dropped
 } ts_noisy;
-// latent [B, T, H, W, C]; shape [T, H, W, C]; the samples are numbered first, first + 1, ...
-int ts_objective_prepare(const ts_objective *objective, const ts_kernels *kernels, const float *latent,
-                         const char *const *caption, uint64_t first, int64_t count, ts_shape shape, ts_arena *arena,
-                         ts_noisy *out);
+// In the count modes of the tape nothing is looked at but count, shape and dtype.
+int ts_objective_prepare(const ts_objective *objective, ts_tape *tape, const ts_clean *clean, ts_noisy *out);
 
 #endif

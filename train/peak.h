@@ -6,8 +6,8 @@
 #include "core/comm/comm.h"
 #include "core/kernels/kernels.h"
 
-// FLOP/s of a square matrix product that fits the caches, best of many, on all ranks at once and summed over them.
-// A fifth of a second. Collective.
+// FLOP/s of a square matrix product, best of many, on all ranks at once and summed over them. On the host it fits the
+// caches; on a GPU it is as large as fills the chip, 4096 on a side at most. A fifth of a second. Collective.
 int ts_peak_measure(const ts_kernels *kernels, ts_dtype dtype, ts_comm *world, double *flops_per_second);
 
 #endif

@@ -128,6 +128,8 @@ static json_t *state_to_json(const ts_trainer *t, const char *config_json) {
 int ts_state_save_start(ts_checkpoint_save **out, const ts_trainer *t, const char *folder, const char *config_json) {
     contents c;
     *out = NULL;
+    // Threads read the numbers beside the device's work, the last update must not be part of that.
+    TS_TRY(ts_agree(t->world, t->kernels->device->finish()));
     int status = open_contents(&c, t);
     json_t *state = state_to_json(t, config_json);
     if (!status) {

@@ -6,11 +6,11 @@
 #include "core/model/dit.h"
 
 typedef struct ts_token_target {
-    const float *target;  // [B, T, H, W, C] of the whole samples: noise - clean
-    const float *weight;  // [B, frames], or NULL: 1
+    const float *target;  // [B, T, H, W, C] of the whole samples: noise - clean; on the tape's device
+    const float *weight;  // [B, frames], or NULL: 1; on the host
     int64_t frames;       // T
     double scale;         // of the sum of squared errors
-    double *loss;         // [1] `=` this rank's part
+    double *loss;         // [1] `=` this rank's part; on the device
 } ts_token_target;
 
 // Forward pass and loss. *velocity has its gradient when the tape records, so that ts_tape_backward(tape, *velocity,

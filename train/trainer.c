@@ -8,6 +8,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/memory.h"
+#include "core/base/split.h"
 #include "core/base/status.h"
 #include "core/comm/backend.h"
 #include "train/token_loss.h"
@@ -70,6 +71,8 @@ static int plan_memory(ts_trainer *t, const ts_dit_config *dit, const ts_text_co
                          .dit = *dit,
                          .text = *text,
                          .mesh = &first,
+                         .kernels = t->kernels,
+                         .on_device = !t->kernels->device->is_host,
                          .latent = latent,
                          .latents = buckets,
                          .clips = ts_dataset_clips(t->dataset),
@@ -173,7 +176,8 @@ static int open_loader(ts_trainer *t) {
                                                           .seed = (uint64_t)c->seed,
                                                           .rank = ts_comm_rank(t->data),
                                                           .size = ts_comm_size(t->data),
-                                                          .held_out = c->validate.clips});
+                                                          .held_out = c->validate.clips,
+                                                          .device = t->kernels->device});
     return status ? ts_fail_context(status, "%s", c->data) : TS_OK;
 }
 
@@ -186,9 +190,26 @@ static int open_data(ts_trainer *t) {
     return open_loader(t);
 }
 
+// What a step sends to the device and reads from it.
+static int open_exchange(ts_trainer *t) {
+    const ts_device *device = t->kernels->device;
+    const int64_t local = ts_split(t->config->train.batch, ts_comm_size(t->data), ts_comm_rank(t->data)).count;
+    const size_t sums = (size_t)(1 + local) * sizeof(double);
+    int64_t largest = 0;
+    for (int b = 0; b < ts_dataset_buckets(t->dataset); b++) {
+        const int64_t elements = ts_shape_count(ts_dataset_bucket_shape(t->dataset, b));
+        largest = elements > largest ? elements : largest;
+    }
+    t->sums = device->allocate(sums);
+    t->seen = ts_malloc(sums);
+    t->bits = device->is_host ? NULL : device->allocate((size_t)(local * largest) * sizeof *t->bits);
+    return t->sums && t->seen && (t->bits || device->is_host) ? TS_OK : TS_ERESOURCE;
+}
+
 static int open_parts(ts_trainer *t) {
     const ts_train_config *c = t->config;
     TS_TRY(open_model(t));
+    TS_TRY(open_exchange(t));
     const ts_optimizer_params optimizer = ts_train_config_optimizer(c);
     TS_TRY(ts_optimizer_open(&t->optimizer, t->model->params, t->kernels, &optimizer));
     TS_TRY(ts_params_allocate_grad(t->model->params, ts_train_config_gradients(c)));
@@ -232,7 +253,7 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
     TS_TRY_GOTO(status, ts_backend_open(&t->kernels, world, ts_device_names[config->device]), failed);
     TS_TRY_GOTO(status, open_mesh(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_data(t)), failed);
-    TS_TRY_GOTO(status, ts_memory_share(world, config, &t->memory_available, &t->memory_process), failed);
+    TS_TRY_GOTO(status, ts_memory_share(world, config, t->kernels, &t->memory_available, &t->memory_process), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_parts(t)), failed);
     TS_TRY_GOTO(status, open_validation(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, ts_trainer_seek(t)), failed);
@@ -247,6 +268,11 @@ void ts_trainer_close(ts_trainer **trainer) {
     ts_trainer *t = *trainer;
     if (t) {
         ts_checkpoint_save_close(&t->saving);
+        if (t->kernels) {
+            t->kernels->device->release(t->sums);
+            t->kernels->device->release(t->bits);
+        }
+        free(t->seen);
         ts_validation_close(&t->validation);
         ts_tape_close(&t->tape);
         ts_optimizer_close(&t->optimizer);
@@ -271,14 +297,24 @@ static int grad_ready(void *user, int group) {
     return ts_zero_group_done(t->optimizer->zero, group, t->last_micro_batch);
 }
 
-// Forward, loss and backward of local items [first, first + count) of a batch.
+// Items of a batch from number `first` on, where the device has them.
+static ts_clean clean_of(const ts_trainer *t, const ts_batch *batch, int64_t first, int64_t count) {
+    const int64_t at = first * ts_shape_count(batch->shape);
+    return (ts_clean){.count = count,
+                      .shape = batch->shape,
+                      .latent = t->bits ? (const void *)(t->bits + at) : batch->latent + at,
+                      .dtype = t->bits ? TS_BF16 : TS_F32,
+                      .caption = batch->caption + first,
+                      .first = (uint64_t)(batch->first_sample + first)};
+}
+
+// Forward, loss and backward of local items [first, first + count) of a batch. *loss, on the device, is `=`.
 static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64_t count, double scale, double *loss) {
-    const int64_t frames = batch->shape.dim[0], size = ts_shape_count(batch->shape);
-    ts_tape_reset(t->tape);
-    ts_arena *arena = ts_tape_arena(t->tape);
+    const int64_t frames = batch->shape.dim[0];
+    const ts_clean clean = clean_of(t, batch, first, count);
     ts_noisy noisy;
-    TS_TRY(ts_objective_prepare(&t->objective, t->kernels, batch->latent + first * size, batch->caption + first,
-                                (uint64_t)(batch->first_sample + first), count, batch->shape, arena, &noisy));
+    ts_tape_reset(t->tape);
+    TS_TRY(ts_objective_prepare(&t->objective, t->tape, &clean, &noisy));
     const ts_shape shape = TS_SHAPE(count, frames, batch->shape.dim[1], batch->shape.dim[2], batch->shape.dim[3]);
     const ts_dit_input input = {
         .latent = ts_tape_input(t->tape, (ts_tensor){TS_F32, shape, noisy.x}, false),
@@ -289,38 +325,41 @@ static int micro_step(ts_trainer *t, const ts_batch *batch, int64_t first, int64
         .grad_ready = grad_ready,
         .grad_user = t,
     };
-    double part = 0;
     ts_var *velocity;
     TS_TRY(ts_token_loss(t->tape, t->model->dit, &input,
-                         &(ts_token_target){noisy.target, noisy.weight, frames, scale, &part}, &velocity));
-    *loss += part;
+                         &(ts_token_target){noisy.target, noisy.weight, frames, scale, loss}, &velocity));
     TS_TRY(ts_tape_backward(t->tape, velocity, NULL));
     return ts_zero_group_done(t->optimizer->zero, 0, t->last_micro_batch);
 }
 
 // Gradients of this rank's share of the batch, normalised by the elements that carry loss in the whole batch: their
-// sum over the world is the gradient of the global mean.
-static int local_gradients(ts_trainer *t, const ts_batch *batch, double *loss) {
+// sum over the world is the gradient of the global mean. The losses go to t->sums; *parts: their number.
+static int local_gradients(ts_trainer *t, const ts_batch *batch, int64_t *parts) {
     const int64_t frames = batch->shape.dim[0];
     const int64_t loss_frames =
         ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
     const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of(t, batch->shape));
-    *loss = 0;
+    *parts = 0;
     TS_TRY(ts_zero_begin(t->optimizer->zero));
     for (int64_t first = 0, count; first < batch->count; first += count) {
         count = batch->count - first < most ? batch->count - first : most;
         t->last_micro_batch = first + count == batch->count;
-        TS_TRY(micro_step(t, batch, first, count, scale, loss));
+        TS_TRY(micro_step(t, batch, first, count, scale, t->sums + 1 + (*parts)++));
     }
     return TS_OK;
 }
 
-// Sums gradients over ranks, and with one message their norm and the loss, to which each token came once; the wishes to
-// stop ride along, and how far a checkpoint is.
-static int reduce(ts_trainer *t, ts_stop wish, ts_step_result *out) {
-    double shared[5] = {out->loss, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
-    TS_TRY(ts_optimizer_reduce(t->optimizer, &shared[3]));
+// Sums gradients over ranks, and with one message their norm and the loss of all micro-batches, to which each token
+// came once; the wishes to stop ride along, and how far a checkpoint is.
+static int reduce(ts_trainer *t, ts_stop wish, int64_t parts, ts_step_result *out) {
+    double shared[5] = {0, wish == TS_STOP_TIME, wish == TS_STOP_SIGNAL};
+    TS_TRY(ts_optimizer_reduce(t->optimizer, t->sums));
+    TS_TRY(t->kernels->device->download(t->seen, t->sums, (size_t)(1 + parts) * sizeof *t->sums));
+    for (int64_t i = 0; i < parts; i++) {
+        shared[0] += t->seen[1 + i];
+    }
+    shared[3] = t->seen[0];
     shared[4] = t->saving && !ts_checkpoint_save_idle(t->saving);
     TS_TRY(ts_all_reduce(t->world, shared, 5, TS_F64, TS_SUM));
     out->loss = shared[0];
@@ -352,11 +391,16 @@ static void count_work(const ts_trainer *t, const ts_batch *batch, ts_step_resul
 
 int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
     ts_batch batch;
+    int64_t parts;
     *out = (ts_step_result){0};
     TS_TRY(ts_loader_next(t->loader, &batch));
     count_work(t, &batch, out);
-    TS_TRY(local_gradients(t, &batch, &out->loss));
-    TS_TRY(reduce(t, wish, out));
+    if (batch.bits) {
+        const size_t bytes = (size_t)(batch.count * ts_shape_count(batch.shape)) * sizeof *t->bits;
+        TS_TRY(t->kernels->device->upload_held(t->bits, batch.bits, bytes));
+    }
+    TS_TRY(local_gradients(t, &batch, &parts));
+    TS_TRY(reduce(t, wish, parts, out));
     const double before = ts_clock_seconds();
     ts_checkpoint_save_settle(t->saving);
     out->stall = ts_clock_seconds() - before;

@@ -35,6 +35,10 @@ typedef struct ts_trainer {
     ts_objective objective;
     ts_lr_schedule schedule;
     bool last_micro_batch;  // of the step
+    uint16_t *bits;         // [batch] latents as stored, on the device; NULL where the host computes
+    // On the device: squares of the gradients, then the loss of each micro-batch. Read once a step.
+    double *sums;
+    double *seen;  // the same, as the host reads it
 
     // What a checkpoint holds besides the arrays.
     int64_t step;      // steps done
@@ -65,7 +69,8 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
 void ts_trainer_close(ts_trainer **trainer);
 
 // One step. A failure of one rank is returned on that rank alone: the caller ends the job. Results are alike on all
-// ranks; the update is skipped when not finite.
+// ranks; the update is skipped when not finite. A device is waited for once, when loss and norm are known: the update
+// is then under way when this returns, and so are its failures.
 int ts_trainer_step(ts_trainer *trainer, ts_stop wish, ts_step_result *out);
 
 // Places the loader at trainer->cursor, after it was set from a checkpoint.

@@ -130,34 +130,52 @@ void ts_validation_close(ts_validation **validation) {
     }
 }
 
-int ts_validation_allocate(ts_validation_arrays *out, ts_arena *arena, int64_t clips, ts_shape shape) {
+int ts_validation_allocate(ts_validation_arrays *out, ts_tape *tape, int64_t clips, ts_shape shape) {
+    ts_arena *arena = ts_tape_arena(tape);
     const size_t bytes = (size_t)(clips * ts_shape_count(shape)) * sizeof(float);
+    const size_t row_bytes = (size_t)(clips * shape.dim[0]) * sizeof(float);
     *out = (ts_validation_arrays){.x0 = ts_arena_alloc(arena, bytes),
                                   .x = ts_arena_alloc(arena, bytes),
                                   .target = ts_arena_alloc(arena, bytes),
-                                  .timestep = ts_arena_alloc(arena, (size_t)(clips * shape.dim[0]) * sizeof(float))};
-    return out->x0 && out->x && out->target && out->timestep ? TS_OK : TS_ERESOURCE;
+                                  .sigma = ts_tape_object(tape, row_bytes),
+                                  .timestep = ts_tape_object(tape, row_bytes)};
+    return out->x0 && out->x && out->target && out->sigma && out->timestep ? TS_OK : TS_ERESOURCE;
 }
 
-// Sum of squared errors, over own tokens, of clips [first, first + n), which share one shape, at one level.
-static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *tape, int64_t first, int64_t n,
-                       int64_t level, const char *const *prompt, double *error) {
+// Clean and noisy clips [first, first + n), and the target, at level sigma for all frames.
+static int fill(const ts_validation *v, ts_tape *tape, int64_t first, int64_t n, int64_t level,
+                const ts_validation_arrays *a) {
     const ts_kernels *kernels = ts_tape_kernels(tape);
     const ts_shape shape = v->clip[first].shape;
-    const int64_t size = ts_shape_count(shape), frames = shape.dim[0];
+    const int64_t size = ts_shape_count(shape), rows = n * shape.dim[0];
     const float sigma = (float)(((double)level + 0.5) / (double)v->levels);
-    ts_validation_arrays a;
-    TS_TRY(ts_validation_allocate(&a, ts_tape_arena(tape), n, shape));
     for (int64_t i = 0; i < n; i++) {
         const held_clip *clip = &v->clip[first + i];
-        TS_TRY(kernels->cast(clip->latent, TS_BF16, a.x0 + i * size, TS_F32, size));
-        TS_TRY(kernels->noise(a.target + i * size, size, v->seed, TS_RNG_VALIDATION,
+        const uint16_t *bits = ts_tape_upload(tape, clip->latent, (size_t)size * sizeof *bits);
+        TS_TRY(ts_tape_status(tape));
+        TS_TRY(kernels->cast(bits, TS_BF16, a->x0 + i * size, TS_F32, size));
+        TS_TRY(kernels->noise(a->target + i * size, size, v->seed, TS_RNG_VALIDATION,
                               (uint64_t)(clip->number * v->levels + level), 0));
-        ts_objective_mix(a.x0 + i * size, sigma, a.x + i * size, a.target + i * size, size);
     }
-    for (int64_t i = 0; i < n * frames; i++) {
-        a.timestep[i] = 1000.0f * sigma;
+    for (int64_t row = 0; row < rows; row++) {
+        a->sigma[row] = sigma;
+        a->timestep[row] = 1000.0f * sigma;
     }
+    const float *levels = ts_tape_upload(tape, a->sigma, (size_t)rows * sizeof *levels);
+    TS_TRY(ts_tape_status(tape));
+    return kernels->mix(&(ts_mix){
+        .rows = rows, .width = n * size / rows, .x0 = a->x0, .sigma = levels, .x = a->x, .eps_to_target = a->target});
+}
+
+// Sum of squared errors, over own tokens, of clips [first, first + n), which share one shape, at one level: `error`, on
+// the device.
+static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *tape, int64_t first, int64_t n,
+                       int64_t level, const char *const *prompt, double *error) {
+    const ts_shape shape = v->clip[first].shape;
+    const int64_t frames = shape.dim[0];
+    ts_validation_arrays a;
+    TS_TRY(ts_validation_allocate(&a, tape, n, shape));
+    TS_TRY(fill(v, tape, first, n, level, &a));
     const ts_tensor latent = {TS_F32, TS_SHAPE(n, shape.dim[0], shape.dim[1], shape.dim[2], shape.dim[3]), a.x};
     const ts_dit_input input = {
         .latent = ts_tape_input(tape, latent, false),
@@ -169,20 +187,35 @@ static int batch_error(const ts_validation *v, const ts_model *model, ts_tape *t
     return ts_token_loss(tape, model->dit, &input, &(ts_token_target){a.target, NULL, frames, 1.0, error}, &velocity);
 }
 
-static int local_errors(ts_validation *v, const ts_model *model, ts_tape *tape) {
+// error [count, levels], on the device: that of the batch that begins with a clip; 0 of the others.
+static int run_batches(const ts_validation *v, const ts_model *model, ts_tape *tape, double *error) {
     for (int64_t first = 0, n; first < v->count; first += n) {
         const char *prompt[MAX_BATCH];
         for (n = 0; n < v->batch && first + n < v->count && v->clip[first + n].bucket == v->clip[first].bucket; n++) {
             prompt[n] = v->clip[first + n].caption;
         }
         for (int64_t level = 0; level < v->levels; level++) {
-            double error = 0;
             ts_tape_reset(tape);
-            TS_TRY(batch_error(v, model, tape, first, n, level, prompt, &error));
-            v->loss[level] += error;
+            TS_TRY(batch_error(v, model, tape, first, n, level, prompt, error + first * v->levels + level));
         }
     }
     return TS_OK;
+}
+
+// Adds this rank's errors to v->loss. The device is waited for once, at the end.
+static int local_errors(ts_validation *v, const ts_model *model, ts_tape *tape) {
+    const ts_device *device = ts_tape_kernels(tape)->device;
+    const size_t bytes = (size_t)(v->count * v->levels) * sizeof(double);
+    double *error = device->allocate(bytes), *seen = ts_malloc(bytes + 1);
+    int status = error && seen ? device->zero(error, bytes) : TS_ERESOURCE;
+    status = status ? status : run_batches(v, model, tape, error);
+    status = status ? status : device->download(seen, error, bytes);
+    for (int64_t i = 0; i < v->count * v->levels && !status; i++) {
+        v->loss[i % v->levels] += seen[i];
+    }
+    device->release(error);
+    free(seen);
+    return status;
 }
 
 int ts_validation_run(ts_validation *v, const ts_model *model, ts_tape *tape, ts_validation_result *out) {

@@ -35,10 +35,10 @@ typedef struct ts_validation_params {
 
 // What one batch of clips of shape [T, H, W, C] needs besides the model.
 typedef struct ts_validation_arrays {
-    float *x0, *x, *target;  // [clips, T, H, W, C]
-    float *timestep;         // [clips, T]
+    float *x0, *x, *target;   // [clips, T, H, W, C], on the tape's device
+    float *sigma, *timestep;  // [clips, T], on the host
 } ts_validation_arrays;
-int ts_validation_allocate(ts_validation_arrays *out, ts_arena *arena, int64_t clips, ts_shape shape);
+int ts_validation_allocate(ts_validation_arrays *out, ts_tape *tape, int64_t clips, ts_shape shape);
 
 // Reads this rank's share of the clips, which are dealt out over the data axis; captions stay borrowed from the data
 // set. Collective over `mesh`, which is borrowed.

@@ -39,6 +39,8 @@ typedef struct ts_device {
     int (*copy)(void *to, const void *from, size_t bytes);  // within the device; no overlap
     int (*zero)(void *to, size_t bytes);
     int (*finish)(void);  // waits for everything
+    // Bytes of its memory: what is free now, and all. NULL of the host (core/base/memory.h).
+    int (*memory)(size_t *free_bytes, size_t *total);
     // NULL, or marks bytes whose owner gave them up, in order, so that reading them shows: of imitated devices.
     void (*spoil)(void *memory, size_t bytes);
 

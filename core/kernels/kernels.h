@@ -316,6 +316,7 @@ int ts_kernels_cuda(const ts_kernels **out, int local_rank);
 int ts_kernels_cuda_devices(void);         // usable GPUs; 0 without a driver
 const char *ts_kernels_cuda_device(void);  // the GPU of this process in words, once the table was reached
 bool ts_kernels_have_cuda(void);           // whether the program was built with the CUDA backend
+int ts_kernels_gpus(void);                 // usable GPUs, in any program
 
 // The CPU table, chosen once for this processor. `instruction_set` caps the choice for tests and for reproducing other
 // machines: "auto", "amx" (AMX bf16), "avx512bf16", "avx512", "avx2", "generic". TS_EUSAGE when the processor lacks it.

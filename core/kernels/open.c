@@ -24,12 +24,16 @@ const char *ts_kernels_describe(const ts_kernels *kernels, char *text, size_t te
     return text;
 }
 
+int ts_kernels_gpus(void) {
+    return ts_kernels_cuda_devices ? ts_kernels_cuda_devices() : 0;
+}
+
 int ts_kernels_open(const ts_kernels **out, const char *device, int local_rank) {
     const bool automatic = !device || strcmp(device, "auto") == 0;
     if (!automatic && strcmp(device, "cpu") != 0 && strcmp(device, "cuda") != 0) {
         return TS_FAIL(TS_EUSAGE, "device %.40s: use auto, cpu or cuda", device);
     }
-    const bool cuda = automatic ? ts_kernels_cuda && ts_kernels_cuda_devices() > 0 : strcmp(device, "cuda") == 0;
+    const bool cuda = automatic ? ts_kernels_gpus() > 0 : strcmp(device, "cuda") == 0;
     if (cuda && !ts_kernels_cuda) {
         return TS_FAIL(TS_EUSAGE, "device cuda: this program was built without CUDA; configure with -DTS_CUDA=ON where "
                                   "nvcc is, or use cpu");
