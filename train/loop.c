@@ -136,10 +136,11 @@ static int open_run(run *r) {
     TS_TRY(ts_agree(r->world, open_folder(r)));
     TS_TRY(ts_agree(r->world, ts_comm_rank(r->world) == 0 ? open_on_first_rank(r, peak) : TS_OK));
     const int ranks = ts_comm_size(r->world);
-    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d rank%s of %s",
+    char device[192];
+    TS_INFO("%s: %.2f M parameters, %" PRId64 " clips, %" PRId64 " steps of %" PRId64 " samples on %d rank%s, on %s",
             r->config->out, 1e-6 * (double)count_parameters(r->trainer->model->params),
             ts_dataset_clips(r->trainer->dataset), r->config->train.steps, r->config->train.batch, ranks,
-            ranks == 1 ? "" : "s", r->trainer->kernels->device->name);
+            ranks == 1 ? "" : "s", ts_kernels_describe(r->trainer->kernels, device, sizeof device));
     ts_memory_print(&r->trainer->memory, r->trainer->memory_available);
     if (restored) {
         TS_INFO("resumed after step %" PRId64, r->trainer->step);
