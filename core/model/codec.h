@@ -3,6 +3,9 @@
 //
 // `pca` is a linear spacetime transform in closed form: the first frame's 8x8x3 blocks and the later frames' 4x8x8x3
 // blocks are each projected on their leading principal axes and scaled by (standard deviation)^-scale_power.
+//
+// A codec works on the CPU, in host memory, whichever device the model computes on: it is a small part of the work, and
+// its pixels go to and from files.
 #ifndef TS_MODEL_CODEC_H
 #define TS_MODEL_CODEC_H
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "core/base/status.h"
+#include "core/comm/backend.h"
 #include "core/comm/mesh.h"
 #include "core/config/command.h"
 #include "core/model/parity_private.h"
@@ -14,7 +15,7 @@
 
 typedef struct parity_options {
     const char *model, *config, *io, *grads, *mesh;
-    int dtype;
+    int dtype, device;
     double tolerance;
 } parity_options;
 
@@ -31,6 +32,9 @@ static const ts_option OPTIONS[] = {
      "config.json to use when the model folder has none", 0, 0, NULL, false},
     {"dtype", TS_OPTION_CHOICE, offsetof(parity_options, dtype), "f32", "operands of matrix products and attention", 0,
      0, DTYPES, false},
+    {"device", TS_OPTION_CHOICE, offsetof(parity_options, device), "auto",
+     "where to compute: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU", 0, 0,
+     ts_device_names, false},
     {"tolerance", TS_OPTION_REAL, offsetof(parity_options, tolerance), "1e-4",
      "largest difference of an output, and of a gradient relative to its largest value", 0, 1e6, NULL, false},
     {"mesh", TS_OPTION_STRING, offsetof(parity_options, mesh), NULL,
@@ -80,7 +84,10 @@ static int check_parity(ts_comm *world, const parity_options *options) {
                    .grads_path = options->grads,
                    .operand_dtype = options->dtype ? TS_BF16 : TS_F32,
                    .tolerance = options->tolerance};
-    int status = ts_agree(world, open_files(&p));
+    int status = ts_backend_open(&p.kernels, world, ts_device_names[options->device]);
+    if (!status) {
+        status = ts_agree(world, open_files(&p));
+    }
     if (!status) {
         status = ts_agree(world, ts_parity_run(&p));
     }
@@ -88,6 +95,7 @@ static int check_parity(ts_comm *world, const parity_options *options) {
         status = conclude(&p);
     }
     ts_mesh_close(&p.mesh);
+    free(p.level);
     free(p.seen);
     ts_safetensors_close(&p.grads);
     ts_safetensors_close(&p.io);

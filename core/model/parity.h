@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera check`: does what we compute equal what it should?
 //
-//   tessera check parity --model DIR --io FILE [--grads FILE] [--mesh MESH]     a component against its reference
+//   tessera check parity --model DIR --io FILE [--grads FILE] [--mesh MESH] [--device D]
+//                                                                             a component against its reference
 //   tessera check checkpoint DIR                                                core/store/checkpoint_check.h
 //
 // DIR of the first is a component's folder in diffusers' or transformers' layout; config.json tells which. FILE holds

@@ -166,11 +166,23 @@ static int compare_whole(ts_parity *p, const ts_safetensors_entry *entry, const 
     return status;
 }
 
+// A variable's numbers as f32 in new host memory that the caller frees.
+static int download(const ts_var *var, float **out) {
+    const int64_t n = ts_shape_count(var->value.shape);
+    const size_t bytes = ts_tensor_bytes(&var->value);
+    void *stored = ts_malloc(bytes + 1);
+    *out = ts_malloc((size_t)n * sizeof **out + 1);
+    int status =
+        stored && *out ? ts_device_of(var->value.data)->download(stored, var->value.data, bytes) : TS_ERESOURCE;
+    status = status ? status : ts_convert(*out, TS_F32, stored, var->value.dtype, n);
+    free(stored);
+    return status;
+}
+
 static int compare_var(ts_parity *p, const ts_safetensors_entry *entry, const ts_var *var) {
     ts_shape shape = var->value.shape;
-    const int64_t n = ts_shape_count(shape);
-    float *spread = NULL, *ours = ts_malloc((size_t)n * sizeof *ours + 1);
-    int status = ours ? ts_convert(ours, TS_F32, var->value.data, var->value.dtype, n) : TS_ERESOURCE;
+    float *spread = NULL, *ours;
+    int status = download(var, &ours);
     if (!status && is_level_table(entry->name)) {
         status = spread_levels(p, ours, ts_shape_count(entry->shape), &shape, &spread);
         status = status ? ts_fail_context(status, "tensor '%s'", entry->name) : 0;
@@ -184,11 +196,18 @@ static int compare_var(ts_parity *p, const ts_safetensors_entry *entry, const ts
     return status;
 }
 
+static int keep_levels(ts_parity *p, const ts_var *var) {
+    const size_t bytes = ts_tensor_bytes(&var->value);
+    free(p->level);
+    p->level = ts_malloc(bytes);
+    p->per_sample = var->value.shape.dim[1];
+    return p->level ? ts_device_of(var->value.data)->download(p->level, var->value.data, bytes) : TS_ERESOURCE;
+}
+
 void ts_parity_probe(void *user, const char *name, const ts_var *var) {
     ts_parity *p = user;
     if (strcmp(name, "level") == 0) {
-        p->level = var->value.data;
-        p->per_sample = var->value.shape.dim[1];
+        p->status = p->status ? p->status : keep_levels(p, var);
         return;
     }
     const ts_safetensors_entry *entry = ts_safetensors_find(p->io, name);

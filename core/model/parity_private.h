@@ -13,16 +13,17 @@ typedef struct ts_parity {
     ts_comm *world;
     const char *mesh_text;
     const char *model, *config, *io_path, *grads_path;  // config and grads_path may be NULL
+    const ts_kernels *kernels;
     ts_dtype operand_dtype;
     double tolerance;
     // the state of one check
     ts_safetensors *io, *grads;
     bool *seen;  // [tensors in io] compared, or an input
     ts_mesh mesh;
-    int64_t batch;         // samples in io
-    ts_part samples;       // those of this rank
-    ts_tokens tokens;      // this rank's own rows, of its samples
-    const int32_t *level;  // row of temb for each timestep, once probed; [own samples, per_sample]
+    int64_t batch;     // samples in io
+    ts_part samples;   // those of this rank
+    ts_tokens tokens;  // this rank's own rows, of its samples
+    int32_t *level;    // row of temb for each timestep, once probed; [own samples, per_sample]
     int64_t per_sample;
     int compared, exceeded;
     int status;  // first failure inside a probe
@@ -44,7 +45,8 @@ typedef enum {
     PARITY_PARTIAL,  // own samples, to be summed over those ranks
     PARITY_ROWS      // own rows of own samples
 } ts_parity_layout;
-// From this rank's part `data`: *whole is the shape that it has of all samples; PARITY_ROWS: [batch, tokens, width].
+// From this rank's part `data`, host memory: *whole is the shape that it has of all samples; PARITY_ROWS: [batch,
+// tokens, width].
 int ts_parity_whole(const ts_parity *p, ts_parity_layout layout, const float *data, ts_shape shape, ts_shape *whole,
                     float **out);
 // The sum of all ranks' gradients of a parameter, slices put into their places.

@@ -105,13 +105,18 @@ static int compare_parameter_gradients(ts_parity *p, const ts_params *params) {
 }
 
 static int compare_input_gradient(ts_parity *p, const char *name, const ts_var *input) {
-    float *whole = NULL;
+    const size_t bytes = ts_tensor_bytes(&input->value);
+    float *whole = NULL, *own = ts_malloc(bytes);
     ts_shape all;
-    int status = ts_parity_whole(p, PARITY_PARTIAL, input->grad, input->value.shape, &all, &whole);
+    int status = own ? p->kernels->device->download(own, input->grad, bytes) : TS_ERESOURCE;
+    if (!status) {
+        status = ts_parity_whole(p, PARITY_PARTIAL, own, input->value.shape, &all, &whole);
+    }
     if (!status) {
         status = ts_parity_gradient(p, name, whole, all);
     }
     free(whole);
+    free(own);
     return status;
 }
 
@@ -132,28 +137,36 @@ static int compare_loss(ts_parity *p, double loss) {
     return single ? 0 : TS_FAIL(TS_EINPUT, "%s: tensor 'loss' must be a single number", p->io_path);
 }
 
-// This rank's samples of a tensor of all.
-static ts_var *own_samples(const ts_parity *p, ts_tape *tape, float *data, ts_shape shape) {
+// This rank's samples of a tensor of all, on the device.
+static float *own_numbers(const ts_parity *p, ts_tape *tape, const float *data, ts_shape shape) {
     const int64_t size = ts_shape_count(shape) / p->batch;
+    return ts_tape_upload(tape, data + p->samples.first * size, (size_t)(p->samples.count * size) * sizeof *data);
+}
+
+static ts_var *own_samples(const ts_parity *p, ts_tape *tape, const float *data, ts_shape shape) {
+    float *own = own_numbers(p, tape, data, shape);
     shape.dim[0] = p->samples.count;
-    return ts_tape_input(tape, (ts_tensor){TS_F32, shape, data + p->samples.first * size}, true);
+    return ts_tape_input(tape, (ts_tensor){TS_F32, shape, own}, true);
 }
 
 // This rank's part of the loss mean((sample - target)^2), that of its own tokens; sets velocity's gradient.
 static int own_loss(ts_parity *p, ts_tape *tape, const ts_dit *dit, const transformer_io *io, ts_shape video,
                     ts_var *velocity, double *loss) {
-    const int64_t size = ts_shape_count(io->target_shape) / p->batch, features = ts_dit_token_features(dit);
+    const int64_t features = ts_dit_token_features(dit);
+    const float *target = own_numbers(p, tape, io->target, io->target_shape);
     float *own = ts_arena_alloc(ts_tape_arena(tape), (size_t)(p->tokens.rows.count * features) * sizeof *own);
-    if (!own) {
+    double *sum = ts_arena_alloc(ts_tape_arena(tape), sizeof *sum);
+    if (!target || !own || !sum) {
         return TS_ERESOURCE;
     }
     video.dim[4] = io->target_shape.dim[4];
-    TS_TRY(ts_dit_take_tokens(tape, dit, video, io->target + p->samples.first * size, own));
+    TS_TRY(ts_dit_take_tokens(tape, dit, video, target, own));
     const ts_velocity_loss mean = {.target = own,
                                    .rows = p->tokens.rows.count,
                                    .scale = 1.0 / (double)ts_shape_count(io->target_shape),
-                                   .loss = loss};
-    return ts_nn_velocity_loss(tape, velocity, &mean);
+                                   .loss = sum};
+    TS_TRY(ts_nn_velocity_loss(tape, velocity, &mean));
+    return p->kernels->device->download(loss, sum, sizeof *loss);
 }
 
 static int run_transformer(ts_parity *p, ts_tape *tape, const ts_dit *dit, const ts_params *params,
@@ -337,10 +350,9 @@ static int check_component(ts_parity *p, ts_tape *tape, ts_params *params, const
 }
 
 static int open_and_check(ts_parity *p, ts_tape **tape, ts_params **params, const json_t *json, const char *name) {
-    const ts_kernels *kernels;
-    TS_TRY(ts_kernels_cpu(&kernels, "auto"));
-    TS_TRY(ts_tape_open(tape, kernels, p->grads ? TS_TAPE_RECORD : TS_TAPE_RUN, p->operand_dtype));
+    TS_TRY(ts_tape_open(tape, p->kernels, p->grads ? TS_TAPE_RECORD : TS_TAPE_RUN, p->operand_dtype));
     TS_TRY(ts_params_open(params));
+    (*params)->kernels = p->kernels;
     ts_tape_set_probe(*tape, ts_parity_probe, p);
     return check_component(p, *tape, *params, json, name);
 }

@@ -56,12 +56,12 @@ int ts_parity_whole(const ts_parity *p, ts_parity_layout layout, const float *da
 int ts_parity_whole_gradient(const ts_parity *p, const ts_param *param, float **out) {
     const int64_t count = ts_shape_count(param->whole);
     ts_piece piece[TS_MAX_PIECES];
-    const float *grad = param->grad;
+    int64_t own = 0;
     TS_TRY(zeros(count, out));
     const int pieces = ts_param_pieces(param, 0, param->count, piece);
     for (int i = 0; i < pieces; i++) {
-        for (int64_t run = 0; run < piece[i].runs; run++, grad += piece[i].length) {
-            memcpy(*out + piece[i].first + run * piece[i].stride, grad, (size_t)piece[i].length * sizeof *grad);
+        for (int64_t run = 0; run < piece[i].runs; run++, own += piece[i].length) {
+            TS_TRY(ts_param_read_grad(param, own, piece[i].length, *out + piece[i].first + run * piece[i].stride));
         }
     }
     return sum_over_world(p, *out, count);
