@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transformer: gradients against differences, run equal to record, recomputation equal to none, counted equal to
-// real memory, configuration both ways. TEST: ranks=1 timeout=60
+// real memory, configuration both ways. TEST: ranks=1 timeout=120 backend=cuda
 #include "core/base/arena.h"
 #include "core/base/json.h"
 #include "core/base/rng.h"
 #include "core/model/dit.h"
 #include "core/nn/gradcheck.h"
+#include "core/nn/layer.h"
 #include "core/nn/loss.h"
-#include "tests/ts_test.h"
+#include "tests/device_test.h"
 
 enum { B = 2, T = 3, H = 4, W = 6, C = 3, ROWS = 5, TOKENS = T * (H / 2) * (W / 2) };
 
@@ -33,7 +34,8 @@ typedef struct fixture {
     ts_params *params;
     ts_dit *dit;
     ts_tape *tape;
-    float latent[B * T * H * W * C], target[B * T * H * W * C], context[B * ROWS * 7], image[B * 4 * 6];
+    float *latent, *target, *context, *image, *weight;  // these and the loss, device memory
+    double *loss;
     float timestep[B * TOKENS];
     int64_t timesteps;
     ts_recompute recompute;
@@ -41,27 +43,44 @@ typedef struct fixture {
     float *latent_grad, *context_grad, *image_grad;
 } fixture;
 
+enum { VIDEO = B * T * H * W * C, VIDEO_BYTES = VIDEO * sizeof(float), CONTEXT = B * ROWS * 7, IMAGE = B * 4 * 6 };
+
+static float *random_numbers(int64_t n, uint64_t stream) {
+    float *host = test_new_copy(&ts_device_host, (size_t)n * sizeof *host);
+    ts_rng_normal_fill(host, n, 1, TS_RNG_TEST, stream, 0);
+    return test_device(host, (size_t)n * sizeof *host);
+}
+
+static void add_noise(const ts_param *p, uint64_t index) {
+    float *value = malloc((size_t)p->count * sizeof *value);
+    CHECK_OK(ts_param_read(p, 0, p->count, value));
+    for (int64_t j = 0; j < p->count; j++) {
+        value[j] += 0.1f * ts_rng_normal(6, TS_RNG_TEST, index, (uint32_t)j);
+    }
+    CHECK_OK(ts_param_write(p, 0, p->count, value));
+    free(value);
+}
+
 static void open_fixture(fixture *f, const ts_dit_config *config, ts_dtype dtype, ts_tape_mode mode) {
     memset(f, 0, sizeof *f);
-    const ts_kernels *kernels;
-    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     CHECK_OK(ts_params_open(&f->params));
+    f->params->kernels = test_kernels;
     CHECK_OK(ts_dit_open(&f->dit, config, f->params, "transformer."));
     CHECK_OK(ts_params_allocate(f->params, dtype, true));
-    ts_dit_init(f->dit, 5);
+    CHECK_OK(ts_dit_init(f->dit, 5));
     // Nothing may hide behind a special value such as a zero bias.
     for (int64_t i = 0; i < f->params->count; i++) {
-        ts_param *p = f->params->item[i];
-        for (int64_t j = 0; j < p->count; j++) {
-            p->value[j] += 0.1f * ts_rng_normal(6, TS_RNG_TEST, (uint64_t)i, (uint32_t)j);
-        }
+        add_noise(f->params->item[i], (uint64_t)i);
     }
-    ts_params_refresh_operands(f->params);
-    CHECK_OK(ts_tape_open(&f->tape, kernels, mode, dtype));
-    ts_rng_normal_fill(f->latent, B * T * H * W * C, 1, TS_RNG_TEST, 1, 0);
-    ts_rng_normal_fill(f->target, B * T * H * W * C, 1, TS_RNG_TEST, 2, 0);
-    ts_rng_normal_fill(f->context, B * ROWS * 7, 1, TS_RNG_TEST, 3, 0);
-    ts_rng_normal_fill(f->image, B * 4 * 6, 1, TS_RNG_TEST, 4, 0);
+    CHECK_OK(ts_params_refresh_operands(f->params));
+    CHECK_OK(ts_tape_open(&f->tape, test_kernels, mode, dtype));
+    f->latent = random_numbers(VIDEO, 1);
+    f->target = random_numbers(VIDEO, 2);
+    f->context = random_numbers(CONTEXT, 3);
+    f->image = random_numbers(IMAGE, 4);
+    static const float weight[B * T] = {1, 1, 0, 1, 0.5f, 1};  // held frames weigh nothing
+    f->weight = test_device(weight, sizeof weight);
+    f->loss = test_new_copy(test_kernels->device, sizeof *f->loss);
     const float levels[] = {999, 437, 437, 0, 0, 611};
     memcpy(f->timestep, levels, sizeof levels);
     f->timesteps = T;
@@ -89,8 +108,8 @@ static int step(void *user, bool gradients, double *loss) {
                                 .timesteps_per_sample = f->timesteps,
                                 .recompute = f->recompute};
     f->sample = ts_dit_forward(f->tape, f->dit, &input);
-    const float weight[B * T] = {1, 1, 0, 1, 0.5f, 1};  // held frames weigh nothing
-    const ts_velocity_loss p = {.target = f->target, .rows = B * T, .weight = weight, .scale = 0.01, .loss = loss};
+    const ts_velocity_loss p = {
+        .target = f->target, .rows = B * T, .weight = f->weight, .scale = 0.01, .loss = f->loss};
     TS_TRY(ts_nn_velocity_loss(f->tape, f->sample, &p));
     if (gradients) {
         TS_TRY(ts_tape_backward(f->tape, f->sample, NULL));
@@ -98,7 +117,7 @@ static int step(void *user, bool gradients, double *loss) {
         f->context_grad = f->context_var->grad;
         f->image_grad = f->image_var ? f->image_var->grad : NULL;
     }
-    return 0;
+    return ts_tape_computes(f->tape) ? test_kernels->device->download(loss, f->loss, sizeof *loss) : 0;
 }
 
 static void check_gradients(const ts_dit_config *config, int64_t timesteps, ts_recompute recompute) {
@@ -106,9 +125,9 @@ static void check_gradients(const ts_dit_config *config, int64_t timesteps, ts_r
     open_fixture(&f, config, TS_F32, TS_TAPE_RECORD);
     f.timesteps = timesteps;
     f.recompute = recompute;
-    const ts_gradcheck_target targets[] = {{"latent", f.latent, &f.latent_grad, B * T * H * W * C},
-                                           {"context", f.context, &f.context_grad, B * ROWS * 7},
-                                           {"image", f.image, &f.image_grad, B * 4 * 6}};
+    const ts_gradcheck_target targets[] = {{"latent", f.latent, &f.latent_grad, VIDEO},
+                                           {"context", f.context, &f.context_grad, CONTEXT},
+                                           {"image", f.image, &f.image_grad, IMAGE}};
     ts_gradcheck_result result;
     CHECK_OK(ts_gradcheck(step, &f, targets, config->image_dim ? 3 : 2, f.params,
                           &(ts_gradcheck_params){.directions = 1, .seed = 3}, &result));
@@ -145,18 +164,19 @@ static void test_modes_agree(ts_dtype dtype, ts_recompute recompute) {
     CHECK_OK(step(&recomputed, true, &loss[1]));
     CHECK_OK(step(&run, false, &loss[2]));
     CHECK(loss[0] == loss[1] && loss[0] == loss[2]);
-    CHECK(!memcmp(kept.sample->value.data, recomputed.sample->value.data, sizeof kept.latent));
-    CHECK(!memcmp(kept.sample->value.data, run.sample->value.data, sizeof kept.latent));
-    CHECK(!memcmp(kept.params->grad, recomputed.params->grad, (size_t)kept.params->total * sizeof(float)));
-    CHECK(!memcmp(kept.latent_grad, recomputed.latent_grad, sizeof kept.latent));
-    CHECK(!memcmp(kept.context_grad, recomputed.context_grad, sizeof kept.context));
-    CHECK(kept.latent[0] == run.latent[0] && kept.latent[7] == run.latent[7]);  // inputs are not overwritten
+    const size_t all_parameters = (size_t)kept.params->total * sizeof(float);
+    CHECK(test_same(kept.sample->value.data, recomputed.sample->value.data, VIDEO_BYTES));
+    CHECK(test_same(kept.sample->value.data, run.sample->value.data, VIDEO_BYTES));
+    CHECK(test_same(kept.params->grad, recomputed.params->grad, all_parameters));
+    CHECK(test_same(kept.latent_grad, recomputed.latent_grad, VIDEO_BYTES));
+    CHECK(test_same(kept.context_grad, recomputed.context_grad, CONTEXT * sizeof(float)));
+    CHECK(test_same(random_numbers(VIDEO, 1), run.latent, VIDEO_BYTES));  // inputs are not overwritten
     CHECK(ts_tape_get_stats(recomputed.tape).activation_bytes < ts_tape_get_stats(kept.tape).activation_bytes);
     // A second step repeats the first bit by bit.
-    ts_params_zero_grad(recomputed.params);
+    CHECK_OK(ts_params_zero_grad(recomputed.params));
     CHECK_OK(step(&recomputed, true, &loss[1]));
     CHECK(loss[0] == loss[1]);
-    CHECK(!memcmp(kept.params->grad, recomputed.params->grad, (size_t)kept.params->total * sizeof(float)));
+    CHECK(test_same(kept.params->grad, recomputed.params->grad, all_parameters));
     close_fixture(&kept);
     close_fixture(&recomputed);
     close_fixture(&run);
@@ -252,13 +272,17 @@ static void test_config(void) {
 
 int main(void) {
     test_config();
-    for (ts_recompute recompute = TS_RECOMPUTE_ELEMENTWISE; recompute <= TS_RECOMPUTE_BLOCK; recompute++) {
-        test_modes_agree(TS_F32, recompute);
-        test_modes_agree(TS_BF16, recompute);
+    for (int table = 0; test_choose(table); table++) {
+        for (ts_recompute recompute = TS_RECOMPUTE_ELEMENTWISE; recompute <= TS_RECOMPUTE_BLOCK; recompute++) {
+            test_modes_agree(TS_F32, recompute);
+            test_modes_agree(TS_BF16, recompute);
+        }
+        test_counting();
+        test_run_memory();
+        test_errors();
+        if (test_kernels->device->is_host) {  // elsewhere kernels are checked against the CPU's, one by one
+            test_gradients();
+        }
     }
-    test_counting();
-    test_run_memory();
-    test_errors();
-    test_gradients();
     return ts_test_end();
 }

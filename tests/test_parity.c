@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera check parity` on the golden files that travel with the repository: the text encoder and a transformer with a
-// timestep for each token, against the reference implementation's outputs. TEST: ranks=1 timeout=60
+// timestep for each token, against the reference implementation's outputs. TEST: ranks=1 timeout=120 backend=cuda
 #include "core/model/parity.h"
 
 #include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/store/safetensors.h"
-#include "tests/ts_test.h"
+#include "tests/device_test.h"
 
 static ts_comm *world;
 
+static char device[32];
+
 #define CHECK_PARITY(...)                                                                                              \
-    ts_command_check(world, (int)(sizeof((char *[]){"check", "parity", __VA_ARGS__}) / sizeof(char *)),                \
-                     (char *[]){"check", "parity", __VA_ARGS__})
+    ts_command_check(world, (int)(sizeof((char *[]){"check", "parity", device, __VA_ARGS__}) / sizeof(char *)),        \
+                     (char *[]){"check", "parity", device, __VA_ARGS__})
 
 #define TEXT        "--model=tests/vectors/umt5_tiny/text_encoder"
 #define TRANSFORMER "--model=tests/vectors/wan_ti2v_tiny/transformer"
@@ -83,6 +85,8 @@ static void test_errors(void) {
 }
 
 int main(int argc, char **argv) {
+    test_choose(0);
+    snprintf(device, sizeof device, "--device=%s", ts_test_backend());
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     test_golden();
     test_exceeds();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// `tessera check parity` on all golden files: outputs, intermediates and every gradient. TEST: ranks=1 timeout=60
+// `tessera check parity` on all golden files: outputs, intermediates and every gradient. TEST: ranks=1 timeout=120
+// backend=cuda
 #include "core/model/parity.h"
-#include "tests/ts_test.h"
+#include "tests/device_test.h"
 
 static ts_comm *world;
 static const char *shared;
@@ -9,8 +10,8 @@ static const char *shared;
 // The check of SHARED/parity/MODEL with IO (and GRADS beside it) at a dtype and tolerance.
 static int check(const char *model, const char *io, const char *grads, const char *config, const char *dtype,
                  const char *tolerance) {
-    char text[6][512];
-    char *argv[8] = {"check", "parity"};
+    char text[7][512];
+    char *argv[9] = {"check", "parity"};
     int argc = 2;
     const struct {
         const char *option, *value;
@@ -25,6 +26,8 @@ static int check(const char *model, const char *io, const char *grads, const cha
     argv[argc++] = text[4];
     snprintf(text[5], sizeof text[5], "--tolerance=%s", tolerance);
     argv[argc++] = text[5];
+    snprintf(text[6], sizeof text[6], "--device=%s", ts_test_backend());
+    argv[argc++] = text[6];
     return ts_command_check(world, argc, argv);
 }
 
@@ -32,6 +35,7 @@ static int check(const char *model, const char *io, const char *grads, const cha
 
 int main(int argc, char **argv) {
     shared = ts_test_shared();
+    test_choose(0);
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(check(T2V "transformer", T2V "io.safetensors", T2V "grads.safetensors", NULL, "f32", "1e-4"));
     CHECK_OK(check(T2V "transformer_sharded", T2V "io.safetensors", T2V "grads.safetensors", NULL, "f32", "1e-4"));
