@@ -62,8 +62,10 @@ int ts_cuda_attention_backward(const ts_attention *p);
 int ts_cuda_attention_merge(const ts_attention_merge *p);  // attention_merge.cu
 int ts_cuda_conv3d_forward(const ts_conv3d *p);            // conv3d.cu
 int ts_cuda_conv3d_backward(const ts_conv3d *p);
-void ts_cuda_fill_rows(ts_kernels *kernels);  // rows.cu, norm.cu: sums over rows and columns
+void ts_cuda_fill_rows(ts_kernels *kernels);  // rows.cu, loss.cu, norm.cu, rms_norm.cu: sums over rows and columns
+void ts_cuda_fill_loss(ts_kernels *kernels);
 void ts_cuda_fill_norm(ts_kernels *kernels);
+void ts_cuda_fill_rms_norm(ts_kernels *kernels);
 void ts_cuda_fill_flat(ts_kernels *kernels);  // flat.cu, activation.cu, optimizer.cu, ..
 void ts_cuda_fill_activation(ts_kernels *kernels);
 void ts_cuda_fill_optimizer(ts_kernels *kernels);

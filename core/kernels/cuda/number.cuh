@@ -106,6 +106,15 @@ static __device__ __forceinline__ void ts_store_some(T *to, const float (&in)[N]
     }
 }
 
+// Begins to bring what is at `place` to the L2 cache.
+static __device__ __forceinline__ void ts_prefetch(const void *place) {
+#ifdef TS_SHIM
+    (void)place;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place));
+#endif
+}
+
 // Whether a pointer, or a distance in bytes, is a multiple of 16 bytes: for the host, before it chooses ts_load.
 static inline bool ts_is_aligned(const void *pointer) {
     return (uintptr_t)pointer % 16 == 0;
@@ -115,35 +124,42 @@ static inline bool ts_is_aligned(const void *pointer) {
 
 enum { TS_WARP = 32 };
 
-// The sum, and the maximum, over the 32 lanes of a warp, for all of which it is the same.
-template <typename T> static __device__ __forceinline__ T ts_warp_sum(T x) {
+struct ts_add {
+    template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
+};
+struct ts_larger {
+    __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// x of all 32 lanes of a warp together, the same for each.
+template <typename T, typename Together> static __device__ __forceinline__ T ts_warp_reduce(T x, Together together) {
 #pragma unroll
     for (int lanes = TS_WARP / 2; lanes; lanes /= 2) {
-        x += __shfl_xor_sync(0xffffffffu, x, lanes);
+        x = together(x, __shfl_xor_sync(0xffffffffu, x, lanes));
     }
     return x;
 }
+template <typename T> static __device__ __forceinline__ T ts_warp_sum(T x) {
+    return ts_warp_reduce(x, ts_add());
+}
 static __device__ __forceinline__ float ts_warp_max(float x) {
-#pragma unroll
-    for (int lanes = TS_WARP / 2; lanes; lanes /= 2) {
-        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
-    }
-    return x;
+    return ts_warp_reduce(x, ts_larger());
 }
 
 // Shared memory of the sums of a block. It is used in two halves by turns, so that a sum needs one barrier: whoever
 // writes a half again has passed the barrier of the sum in between, and so has everyone who read it.
 template <typename T, int N> struct ts_block_memory { T of_warp[2][N][TS_WARP]; };
 
-// Replaces each of x[0 .. N) by its sum over all threads of the block, which are whole warps. `turn` is 0 before the
-// first of a kernel's sums.
-template <typename T, int N>
-static __device__ __forceinline__ void ts_block_sum(T (&x)[N], ts_block_memory<T, N> &memory, int &turn) {
+// Replaces each of x[0 .. N) by that of all threads of the block together, which are whole warps; `none` is what leaves
+// a number as it is. `turn` is 0 before the first of a kernel's calls with this memory.
+template <typename T, int N, typename Together>
+static __device__ __forceinline__ void ts_block_reduce(T (&x)[N], T none, Together together,
+                                                       ts_block_memory<T, N> &memory, int &turn) {
     const int warp = (int)threadIdx.x / TS_WARP, lane = (int)threadIdx.x % TS_WARP, warps = (int)blockDim.x / TS_WARP;
     T(&of_warp)[N][TS_WARP] = memory.of_warp[turn];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        x[i] = ts_warp_sum(x[i]);
+        x[i] = ts_warp_reduce(x[i], together);
         if (lane == 0) {
             of_warp[i][warp] = x[i];
         }
@@ -151,9 +167,13 @@ static __device__ __forceinline__ void ts_block_sum(T (&x)[N], ts_block_memory<T
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        x[i] = ts_warp_sum(lane < warps ? of_warp[i][lane] : T(0));
+        x[i] = ts_warp_reduce(lane < warps ? of_warp[i][lane] : none, together);
     }
     turn ^= 1;
+}
+template <typename T, int N>
+static __device__ __forceinline__ void ts_block_sum(T (&x)[N], ts_block_memory<T, N> &memory, int &turn) {
+    ts_block_reduce(x, T(0), ts_add(), memory, turn);
 }
 
 #endif
