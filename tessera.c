@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/base/status.h"
 #include "core/comm/comm.h"
+#include "core/doctor/doctor.h"
 #include "core/model/parity.h"
 #include "data/ingest.h"
 #include "data/world.h"
@@ -28,6 +29,7 @@ static const command commands[] = {
     {"plan", "foretell a training step on every mesh of some devices, and recommend one", ts_command_plan},
     {"generate", "prompts to videos", ts_command_generate},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},
+    {"doctor", "tell what this machine offers, what stands in the way and what to do", ts_command_doctor},
     {"bench", "measure this machine and what share of it the kernels reach", ts_command_bench},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
