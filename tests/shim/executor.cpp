@@ -61,6 +61,7 @@ struct executor {
     barrier barriers[16];
     unsigned char *shared = nullptr;
     size_t shared_bytes = 0, shared_room = 0;
+    uint64_t blocks_run = 0;
 
     ~executor() { std::free(shared); }
 };
@@ -247,6 +248,7 @@ static void run_block(const launch &kernel, uint64_t number) {
                 (unsigned)(number / kernel.grid.x / kernel.grid.y)};
     static std::atomic<uint64_t> blocks;
     order_threads(kernel.grid.x == 1 ? blocks++ : number + blocks / 7);
+    here->blocks_run++;
     here->meeting_count = 0;
     std::memset(here->barriers, 0, sizeof here->barriers);
     if (here->shared_bytes) {
@@ -473,6 +475,10 @@ int ts_shim_threads(void) {
 
 int ts_shim_lane() {
     return here->current & 31;
+}
+
+uint64_t ts_shim_block_number(void) {
+    return here->blocks_run;
 }
 
 void *ts_shim_dynamic_shared(void) {

@@ -46,6 +46,10 @@ typedef enum { TS_SHIM_WARP = 32, TS_SHIM_WARPGROUP = 128, TS_SHIM_BLOCK = 0 } t
 void ts_shim_meet(ts_shim_scope scope, unsigned mask, const char *what, int line, void *operand,
                   void (*act)(void *const *operand, int count));
 
+// All 32 lanes of the caller's warp hand in `bytes` bytes; each gets those of all lanes, [32][bytes], which stay until
+// its next exchange.
+const void *ts_shim_warp_exchange(const void *mine, size_t bytes, const char *what, int line);
+
 // Named barriers (PTX bar.sync and bar.arrive): 0 .. 15, of `threads` arrivals. __syncthreads is number 0 of all.
 void ts_shim_barrier_sync(int barrier, int threads, int line);
 void ts_shim_barrier_arrive(int barrier, int threads, int line);
@@ -56,6 +60,8 @@ void ts_shim_wait(bool (*ready)(void *), void *argument, const char *what);
 // Number of the calling thread within its block, and of threads in the block.
 int ts_shim_thread(void);
 int ts_shim_threads(void);
+// Another number for each block that runs, in all launches; of this thread of the host.
+uint64_t ts_shim_block_number(void);
 
 void *ts_shim_dynamic_shared(void);
 size_t ts_shim_dynamic_shared_bytes(void);

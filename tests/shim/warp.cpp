@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the lanes of a warp exchange, and reductions at a barrier.
 #include <cstring>
+#include <vector>
 
 #include "tests/shim/private.h"
 
@@ -40,6 +41,38 @@ void ts_shim_shuffle(unsigned mask, void *value, size_t bytes, int source, const
 
 void ts_shim_syncwarp(unsigned mask, int line) {
     ts_shim_meet(TS_SHIM_WARP, mask, "__syncwarp", line, nullptr, nullptr);
+}
+
+// ---- exchanges of any size
+
+namespace {
+struct deposit {
+    const void *bytes;
+    size_t count;
+    std::vector<char> *all;  // of the warp
+};
+}  // namespace
+
+static void gather(void *const *operand, int count) {
+    const deposit *const first = (const deposit *)operand[0];
+    for (int lane = 0; lane < count; lane++) {
+        const deposit *const d = (const deposit *)operand[lane];
+        if (!d || !first || d->count != first->count) {
+            ts_shim_die("lane %d takes no part in an exchange of the whole warp, or with another size", lane);
+        }
+    }
+    first->all->resize((size_t)count * first->count);
+    for (int lane = 0; lane < count; lane++) {
+        std::memcpy(first->all->data() + (size_t)lane * first->count, ((const deposit *)operand[lane])->bytes,
+                    first->count);
+    }
+}
+
+const void *ts_shim_warp_exchange(const void *mine, size_t bytes, const char *what, int line) {
+    static thread_local std::vector<char> warps[1024 / 32];
+    deposit d = {mine, bytes, &warps[ts_shim_thread() / 32]};
+    ts_shim_meet(TS_SHIM_WARP, ~0u, what, line, &d, gather);
+    return d.all->data();
 }
 
 // ---- votes and reductions

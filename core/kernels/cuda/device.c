@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The GPU's memory, and what moves between it and the host's.
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "core/base/arena.h"
 #include "core/kernels/cuda/recording.h"
 
 static int refuse_while_recording(const char *what) {
@@ -30,14 +32,23 @@ static void release(void *memory) {
     }
 }
 
+// Ordinary memory that is page-locked afterwards, not the driver's: other processes on this host may read it
+// (process_vm_readv), as MPI does.
 static void *allocate_host(size_t bytes) {
-    void *memory = NULL;
-    return ts_cuda_check(cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocDefault), "cudaHostAlloc") ? NULL
-                                                                                                           : memory;
+    void *memory = ts_aligned_alloc(bytes ? bytes : 1);
+    if (memory &&
+        ts_cuda_check(cudaHostRegister(memory, bytes ? bytes : 1, cudaHostRegisterDefault), "cudaHostRegister")) {
+        free(memory);
+        memory = NULL;
+    }
+    return memory;
 }
 
 static void release_host(void *memory) {
-    (void)cudaFreeHost(memory);
+    if (memory) {
+        (void)ts_cuda_check(cudaHostUnregister(memory), "cudaHostUnregister");
+        free(memory);
+    }
 }
 
 // ---- uploads: through page-locked blocks, so that nobody waits for the copy
