@@ -11,9 +11,15 @@
 
 static const ts_kernels *guarded_cpu;
 
-static inline void guarded_all(int access) {
+// Opens or closes the blocks that these pointers lie in.
+static inline void guarded_blocks(const void *const *pointer, size_t count, int access) {
     for (int i = 0; i < GUARDED_BLOCKS; i++) {
-        if (guarded_block[i].first) {
+        const uintptr_t first = (uintptr_t)guarded_block[i].first, end = first + guarded_block[i].bytes;
+        bool wanted = false;
+        for (size_t p = 0; p < count && first; p++) {
+            wanted = wanted || ((uintptr_t)pointer[p] >= first && (uintptr_t)pointer[p] < end);
+        }
+        if (wanted) {
             mprotect(guarded_block[i].first, guarded_block[i].bytes, access);
         }
     }
@@ -26,7 +32,13 @@ static inline void guarded_open(const char *entry, const void *const *pointer, s
             abort();
         }
     }
-    guarded_all(PROT_READ | PROT_WRITE);
+    pthread_mutex_lock(&guarded_lock);
+    guarded_blocks(pointer, count, PROT_READ | PROT_WRITE);
+}
+
+static inline void guarded_close(const void *const *pointer, size_t count) {
+    guarded_blocks(pointer, count, PROT_NONE);
+    pthread_mutex_unlock(&guarded_lock);
 }
 
 // An entry whose parameters are in parentheses, then its arguments, then the pointers among them.
@@ -35,7 +47,7 @@ static inline void guarded_open(const char *entry, const void *const *pointer, s
         const void *const pointer[] = {__VA_ARGS__};                                                                   \
         guarded_open(#entry, pointer, sizeof pointer / sizeof *pointer);                                               \
         const int status = guarded_cpu->entry arguments;                                                               \
-        guarded_all(PROT_NONE);                                                                                        \
+        guarded_close(pointer, sizeof pointer / sizeof *pointer);                                                      \
         return status;                                                                                                 \
     }
 #define GUARDED_CALL(entry, type, ...) GUARDED(entry, (const type *p), (p), __VA_ARGS__)
