@@ -119,6 +119,12 @@ const ts_cuda_properties *ts_cuda_get_properties(void) {
     return &gpu.properties;
 }
 
+const char *ts_kernels_cuda_device(void) {
+    static char text[160];
+    snprintf(text, sizeof text, "%s, %.0f GB", gpu.properties.name, 1e-9 * (double)gpu.properties.memory_bytes);
+    return text;
+}
+
 // ---- streams
 
 cudaStream_t ts_cuda_stream(void) {

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shipped model on another device: the same weights, the same noise to the bit, latents like the CPU's, and the
+// same bits whether steps are recorded or not. TEST: ranks=1 timeout=120 backend=cuda
+#include "core/base/rng.h"
+#include "core/model/model.h"
+#include "infer/denoise.h"
+#include "infer/sample.h"
+#include "tests/device_test.h"
+
+enum { VIDEOS = 3, T = 2, H = 4, W = 6, STEPS = 4 };
+
+static const char *const prompts[VIDEOS] = {"a red circle moves left on a black background",
+                                            "a cyan square moves down on a brown background", "a circle"};
+static int64_t numbers;  // of a video's latents
+
+static ts_sample_params sampling(ts_solver_kind solver, double guidance) {
+    return (ts_sample_params){.frames = T,
+                              .height = H,
+                              .width = W,
+                              .steps = STEPS,
+                              .guidance = guidance,
+                              .shift = 3.0,
+                              .grid = TS_GRID_UNIPC,
+                              .solver = solver,
+                              .seed = 11,
+                              .batch = 2,
+                              .quiet = true};
+}
+
+static ts_model *load(const ts_kernels *kernels, ts_dtype operands) {
+    ts_model *model = NULL;
+    CHECK_OK(ts_model_load(&model, "configs/shapes-model", kernels, NULL, operands, false));
+    return model;
+}
+
+static void compare_weights(const ts_model *cpu, const ts_model *model) {
+    for (int64_t i = 0; i < cpu->params->count; i++) {
+        const ts_param *a = cpu->params->item[i], *b = model->params->item[i];
+        CHECK(a->count == b->count && test_same(a->value, b->value, (size_t)a->count * sizeof *a->value));
+        test_free_copies();
+    }
+}
+
+static void compare_noise(const ts_kernels *cpu) {
+    const ts_sample_params params = sampling(TS_SOLVER_EULER, 1.0);
+    const size_t bytes = (size_t)(VIDEOS * numbers) * sizeof(float);
+    float *host = test_new_copy(&ts_device_host, bytes), *x = test_new_copy(test_kernels->device, bytes);
+    CHECK_OK(ts_sample_noise(cpu, &params, numbers / (T * H * W), VIDEOS, 5, host));
+    CHECK_OK(ts_sample_noise(test_kernels, &params, numbers / (T * H * W), VIDEOS, 5, x));
+    CHECK(test_same(host, x, bytes));
+    test_free_copies();
+}
+
+// Latents after the last step, relative to the largest of the CPU's.
+static void compare_latents(const ts_model *on_cpu, const ts_kernels *cpu, const ts_model *model, ts_solver_kind solver,
+                            double guidance, double tolerance) {
+    const ts_sample_params params = sampling(solver, guidance);
+    const size_t bytes = (size_t)(VIDEOS * numbers) * sizeof(float);
+    float *wanted = malloc(bytes), *got = malloc(bytes);
+    double largest = 0.0, worst = 0.0;
+    CHECK_OK(ts_sample(on_cpu, cpu, &params, prompts, VIDEOS, 5, wanted));
+    CHECK_OK(ts_sample(model, test_kernels, &params, prompts, VIDEOS, 5, got));
+    for (int64_t i = 0; i < VIDEOS * numbers; i++) {
+        largest = fmax(largest, fabs((double)wanted[i]));
+        worst = fmax(worst, fabs((double)got[i] - (double)wanted[i]));
+    }
+    printf("%s, guidance %g: latents differ by %.2g of %.2g\n", ts_solver_names[solver], guidance, worst, largest);
+    CHECK(largest > 0.1 && worst <= tolerance * largest);
+    free(wanted);
+    free(got);
+}
+
+static void record_steps(const ts_model *model, double guidance) {
+    const ts_dit_config *config = ts_dit_get_config(model->dit);
+    const size_t contexts = (size_t)(config->text_rows * config->text_dim), bytes = (size_t)numbers * sizeof(float);
+    static ts_schedule schedule;
+    ts_tape *tape = NULL;
+    float *with = test_new_copy(test_kernels->device, contexts * sizeof *with);
+    float *without = test_new_copy(test_kernels->device, contexts * sizeof *without);
+    float *x[2] = {test_new_copy(test_kernels->device, bytes), test_new_copy(test_kernels->device, bytes)};
+    CHECK_OK(test_kernels->noise(with, (int64_t)contexts, 1, TS_RNG_TEST, 0, 0));
+    CHECK_OK(test_kernels->noise(without, (int64_t)contexts, 1, TS_RNG_TEST, 1, 0));
+    CHECK_OK(ts_schedule_make(&schedule, TS_GRID_UNIPC, STEPS + 1, 3.0));
+    CHECK_OK(ts_tape_open(&tape, test_kernels, TS_TAPE_RUN, model->params->operand_dtype));
+    for (int record = 0; record < 2; record++) {
+        const ts_denoise_params params = {.schedule = &schedule,
+                                          .solver = TS_SOLVER_UNIPC,
+                                          .guidance = guidance,
+                                          .n = 1,
+                                          .frames = T,
+                                          .height = H,
+                                          .width = W,
+                                          .with = with,
+                                          .without = without,
+                                          .record = record};
+        CHECK_OK(test_kernels->noise(x[record], numbers, 1, TS_RNG_TEST, 2, 0));
+        CHECK_OK(ts_denoise(model->dit, tape, &params, x[record]));
+    }
+    CHECK(test_same(x[0], x[1], bytes));
+    CHECK(isfinite(*(const float *)test_host(x[1], bytes)));
+    ts_tape_close(&tape);
+    test_free_copies();
+}
+
+int main(void) {
+    for (int table = 0; test_choose(table); table++) {
+        const ts_kernels *cpu = NULL;
+        CHECK_OK(ts_kernels_cpu(&cpu, "auto"));
+        ts_model *on_cpu = load(cpu, TS_F32), *model = load(test_kernels, TS_F32);
+        numbers = T * H * W * ts_dit_get_config(model->dit)->out_channels;
+        compare_weights(on_cpu, model);
+        compare_noise(cpu);
+        compare_latents(on_cpu, cpu, model, TS_SOLVER_UNIPC, 3.0, 1e-3);
+        compare_latents(on_cpu, cpu, model, TS_SOLVER_EULER, 1.0, 1e-3);
+        record_steps(model, 3.0);
+        record_steps(model, 1.0);
+        ts_model_close(&model);
+        model = load(test_kernels, TS_BF16);
+        compare_latents(on_cpu, cpu, model, TS_SOLVER_UNIPC, 3.0, 0.1);
+        ts_model_close(&model);
+        ts_model_close(&on_cpu);
+    }
+    return ts_test_end();
+}
