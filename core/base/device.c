@@ -87,6 +87,17 @@ const ts_device *ts_device_of(const void *place) {
     return device;
 }
 
+const void *ts_device_block(const void *place, size_t *bytes) {
+    const uintptr_t at = (uintptr_t)place;
+    pthread_mutex_lock(&noted.lock);
+    const size_t i = find(at);
+    const bool inside = i < noted.count && noted.range[i].first <= at;
+    const range found = inside ? noted.range[i] : (range){0, 0, NULL};
+    pthread_mutex_unlock(&noted.lock);
+    *bytes = found.end - found.first;
+    return (const void *)found.first;
+}
+
 static bool make_room(void) {
     if (noted.count < noted.capacity) {
         return true;

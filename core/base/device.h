@@ -59,6 +59,8 @@ extern const ts_device ts_device_host;
 
 // The device that owns the memory at `place`: the one that noted it, else the host. Any thread.
 const ts_device *ts_device_of(const void *place);
+// The allocation of a device that holds `place`, with its bytes; NULL for memory of the host. Any thread.
+const void *ts_device_block(const void *place, size_t *bytes);
 // For devices: notes what they allocated, and forgets it. TS_ERESOURCE when memory is exhausted.
 int ts_device_note(const ts_device *device, const void *memory, size_t bytes);
 void ts_device_forget(const void *memory);

@@ -13,21 +13,42 @@ enum { NAME_BYTES = 48 };
 
 ts_device_choice ts_device_wanted = TS_DEVICE_TRANSPORT_AUTO;
 
-int ts_device_read_environment(void) {
-    static const char *const names[] = {[TS_DEVICE_TRANSPORT_AUTO] = "auto",
-                                        [TS_DEVICE_TRANSPORT_NCCL] = "nccl",
-                                        [TS_DEVICE_TRANSPORT_STAGED] = "staged"};
-    const char *const text = getenv("TESSERA_DEVICE_TRANSPORT");
-    if (!text) {
-        return TS_OK;
-    }
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (!strcmp(text, names[i])) {
-            ts_device_wanted = (ts_device_choice)i;
+ts_nccl_sums_choice ts_nccl_sums = TS_NCCL_SUMS_AUTO;
+bool ts_nccl_registers = false;
+
+// One of `count` words, `said` being how the message lists them.
+static int read_choice(const char *variable, const char *const *words, int count, const char *said, int *out) {
+    const char *const text = getenv(variable);
+    for (int i = 0; i < count && text; i++) {
+        if (!strcmp(text, words[i])) {
+            *out = i;
             return TS_OK;
         }
     }
-    return TS_FAIL(TS_EUSAGE, "TESSERA_DEVICE_TRANSPORT=%.40s: use auto, nccl or staged", text);
+    return text ? TS_FAIL(TS_EUSAGE, "%s=%.40s: use %s", variable, text, said) : TS_OK;
+}
+
+int ts_device_read_environment(void) {
+    static const char *const ways[] = {[TS_DEVICE_TRANSPORT_AUTO] = "auto",
+                                       [TS_DEVICE_TRANSPORT_NCCL] = "nccl",
+                                       [TS_DEVICE_TRANSPORT_STAGED] = "staged"};
+    static const char *const sums[] = {
+        [TS_NCCL_SUMS_AUTO] = "auto", [TS_NCCL_SUMS_ORDERED] = "ordered", [TS_NCCL_SUMS_NCCL] = "nccl"};
+    static const char *const no_yes[] = {"0", "1"};
+    int way = (int)ts_device_wanted, sum = (int)ts_nccl_sums, registers = ts_nccl_registers;
+    TS_TRY(read_choice("TESSERA_DEVICE_TRANSPORT", ways, 3, "auto, nccl or staged", &way));
+    TS_TRY(read_choice("TESSERA_NCCL_SUMS", sums, 3, "auto, ordered or nccl", &sum));
+    TS_TRY(read_choice("TESSERA_NCCL_REGISTER", no_yes, 2, "0 or 1", &registers));
+    ts_device_wanted = (ts_device_choice)way;
+    ts_nccl_sums = (ts_nccl_sums_choice)sum;
+    ts_nccl_registers = registers;
+    return TS_OK;
+}
+
+void ts_device_fix_order(bool one_host) {
+    if (ts_nccl_sums == TS_NCCL_SUMS_NCCL || (ts_nccl_sums == TS_NCCL_SUMS_AUTO && !one_host)) {
+        setenv("NCCL_ALGO", "Ring", 0);  // what the user has set stays
+    }
 }
 
 // ---- who is where

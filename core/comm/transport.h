@@ -87,8 +87,15 @@ int ts_mpi_next_chunk(int64_t left);  // elements of the next call when `left` a
 typedef enum { TS_DEVICE_TRANSPORT_AUTO, TS_DEVICE_TRANSPORT_NCCL, TS_DEVICE_TRANSPORT_STAGED } ts_device_choice;
 // For communicators to come. Tests change it.
 extern ts_device_choice ts_device_wanted;
-// TESSERA_DEVICE_TRANSPORT, read when the world is opened.
+// Who makes sums over NCCL. In order: we do, as everywhere else. NCCL does it with fewer bytes between hosts, in an
+// order of its own. Auto: in order where all ranks of a communicator are on one host.
+typedef enum { TS_NCCL_SUMS_AUTO, TS_NCCL_SUMS_ORDERED, TS_NCCL_SUMS_NCCL } ts_nccl_sums_choice;
+extern ts_nccl_sums_choice ts_nccl_sums;
+extern bool ts_nccl_registers;  // whether buffers are registered with NCCL
+// TESSERA_DEVICE_TRANSPORT, TESSERA_NCCL_SUMS and TESSERA_NCCL_REGISTER, read when the world is opened.
 int ts_device_read_environment(void);
+// Keeps NCCL's sums the same on every run; before its first use, which reads this.
+void ts_device_fix_order(bool one_host);
 // Chooses how memory of `device` travels between the ranks of comm, and opens that. Collective: at the first call with
 // such memory.
 int ts_device_open(ts_comm *comm, const ts_device *device);

@@ -45,7 +45,10 @@ static int find_local_rank(ts_comm *world) {
     MPI_Comm host;
     TS_TRY(ts_mpi_check(MPI_Comm_split_type(world->mpi, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &host),
                         "MPI_Comm_split_type"));
+    int here;
     MPI_Comm_rank(host, &world->local_rank);
+    MPI_Comm_size(host, &here);
+    ts_device_fix_order(here == world->size);
     MPI_Comm_free(&host);
     return TS_OK;
 }

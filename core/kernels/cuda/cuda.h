@@ -16,6 +16,7 @@ extern "C" {
 #endif
 
 #include "core/base/status.h"
+#include "core/comm/comm.h"
 #include "core/kernels/kernels.h"
 
 // TS_EPEER with CUDA's own words, and what to do about the likely ones, when `code` is not cudaSuccess.
@@ -49,6 +50,7 @@ typedef enum {
     TS_CUDA_SCRATCH_RESULT,   // a result on its way to where it is accumulated
     TS_CUDA_SCRATCH_ATTENTION,
     TS_CUDA_SCRATCH_CONVOLUTION,
+    TS_CUDA_SCRATCH_EXCHANGE,  // parts on their way to their sum: on the communication stream alone
     TS_CUDA_SCRATCH_COUNT
 } ts_cuda_scratch_use;
 // Device memory, 256-byte aligned, uninitialised, until the same use asks again: for kernels on ts_cuda_stream, whose
@@ -71,6 +73,20 @@ void ts_cuda_fill_activation(ts_kernels *kernels);
 void ts_cuda_fill_optimizer(ts_kernels *kernels);
 void ts_cuda_fill_embed(ts_kernels *kernels);  // embed.cu: patches, embeddings, sinusoids, noise
 
+// For core/comm/nccl.c: out[i] = part 0's [i] op part 1's [i] op .., as ts_reduce_parts does (core/comm/reduce.h), bit
+// by bit. Part r lies at parts + r * stride elements, but that of `rank` at `own`, where `out` may be, too. On the
+// communication stream.
+typedef struct ts_cuda_parts {
+    void *out;
+    const void *own, *parts;
+    int64_t stride, count;  // elements
+    int rank, size;
+} ts_cuda_parts;
+int ts_cuda_reduce_parts(const ts_cuda_parts *p, ts_dtype dtype, ts_reduce_op op);  // reduce.cu
+
+// Memory that is about to be given up: nccl.c may have registered it.
+void ts_nccl_forget(const void *memory);
+
 extern const ts_device ts_cuda_device;
 
 #ifdef __cplusplus
@@ -80,16 +96,16 @@ extern const ts_device ts_cuda_device;
 // ---- kernels (.cu files)
 
 // TS_LAUNCH(kernel, grid, block, shared_bytes, arguments ..) on ts_cuda_stream; an int status. Templates with a comma
-// need parentheses: TS_LAUNCH((norm<float, 4>), ..). Arguments are copied now.
+// need parentheses: TS_LAUNCH((norm<float, 4>), ..). Arguments are copied now. TS_LAUNCH_ON: on another stream.
 // TS_SHARED_BYTES(type, name) declares the launch's dynamic shared memory, 1024-byte aligned.
+#define TS_LAUNCH(kernel, ...) TS_LAUNCH_ON(ts_cuda_stream(), kernel, __VA_ARGS__)
 #ifdef TS_SHIM
-#define TS_LAUNCH(kernel, grid, block, shared_bytes, ...)                                                              \
-    ts_shim_launch(#kernel, dim3(grid), dim3(block), (shared_bytes), ts_cuda_stream(), kernel, __VA_ARGS__)
+#define TS_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                                                   \
+    ts_shim_launch(#kernel, dim3(grid), dim3(block), (shared_bytes), (stream), kernel, __VA_ARGS__)
 #define TS_SHARED_BYTES(type, name) type *const name = (type *)ts_shim_dynamic_shared()
 #else
-#define TS_LAUNCH(kernel, grid, block, shared_bytes, ...)                                                              \
-    (kernel<<<(grid), (block), (shared_bytes), ts_cuda_stream()>>>(__VA_ARGS__),                                       \
-     ts_cuda_check(cudaPeekAtLastError(), #kernel))
+#define TS_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                                                   \
+    (kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__), ts_cuda_check(cudaPeekAtLastError(), #kernel))
 #define TS_SHARED_BYTES(type, name)                                                                                    \
     extern __shared__ __align__(1024) unsigned char ts_dynamic_shared[];                                               \
     type *const name = (type *)ts_dynamic_shared

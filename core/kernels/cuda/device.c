@@ -28,6 +28,7 @@ static void *allocate(size_t bytes) {
 static void release(void *memory) {
     if (memory) {
         ts_device_forget(memory);
+        ts_nccl_forget(memory);
         (void)ts_cuda_give_up(memory);
     }
 }
