@@ -2,7 +2,13 @@
 // The CUDA backend's kernel table.
 #include "core/kernels/cuda/cuda.h"
 
-static ts_kernels table = {.name = "cuda", .device = &ts_cuda_device};
+static ts_kernels table = {
+    .name = "cuda",
+    .device = &ts_cuda_device,
+    .attention_forward = ts_cuda_attention_forward,
+    .attention_backward = ts_cuda_attention_backward,
+    .attention_merge = ts_cuda_attention_merge,
+};
 
 int ts_kernels_cuda(const ts_kernels **out, int local_rank) {
     TS_TRY(ts_cuda_open(local_rank));

@@ -74,6 +74,7 @@ static inline int3 make_int3(int x, int y, int z) {
 // ---- launches
 
 extern "C" int ts_cuda_check(cudaError_t code, const char *call);
+extern "C" void *ts_shim_dynamic_shared(void);
 
 // `name` is the kernel as the source names it, `function` its address.
 cudaError_t ts_shim_launch_closure(const char *name, const void *function, dim3 grid, dim3 block, size_t shared_bytes,
