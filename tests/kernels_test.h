@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernel tests share: blocks of random operands, double-precision comparison, instruction sets, threads.
+// What the kernel tests share: blocks of random operands, double-precision comparison, instruction sets, threads, and
+// the way to another device's kernels.
 #ifndef TS_KERNELS_TEST_H
 #define TS_KERNELS_TEST_H
 
@@ -7,12 +8,15 @@
 
 #include "core/base/rng.h"
 #include "core/kernels/kernels.h"
+#include "tests/bridge.h"
 #include "tests/ts_test.h"
 
 // ---- memory of one case: separate blocks, so that a sanitizer sees every overrun
+// All that a kernel reads or writes is in blocks: on a device that is not the host they are what is copied there.
 
 enum { TEST_MAX_BLOCKS = 256 };
 static void *test_blocks[TEST_MAX_BLOCKS];
+static size_t test_block_bytes[TEST_MAX_BLOCKS];
 static int test_block_count;
 
 static inline void *test_zeros(size_t bytes) {
@@ -20,7 +24,19 @@ static inline void *test_zeros(size_t bytes) {
     if (!block || test_block_count == TEST_MAX_BLOCKS) {
         abort();
     }
+    test_block_bytes[test_block_count] = bytes;
     return test_blocks[test_block_count++] = block;
+}
+
+static inline size_t test_find_block(const void *place, char **first) {
+    for (int i = 0; i < test_block_count; i++) {
+        *first = test_blocks[i];
+        if ((const char *)place >= *first && (const char *)place <= *first + test_block_bytes[i]) {
+            return test_block_bytes[i];
+        }
+    }
+    fprintf(stderr, "a kernel is given a pointer outside of the test's blocks\n");
+    exit(1);
 }
 
 static inline void test_free_blocks(void) {
@@ -71,6 +87,23 @@ static inline void *test_copy(const void *data, size_t bytes) {
     return memcpy(test_zeros(bytes), data, bytes);
 }
 
+// ---- what is tested
+
+__attribute__((weak)) int ts_kernels_cuda_devices(void);  // of the CUDA backend, where the test is linked with it
+
+// Whether this case is run on a GPU's kernels; a SKIP where there is no GPU.
+static inline bool test_on_gpu(void) {
+    const bool gpu = strcmp(ts_test_backend(), "cpu") != 0;
+    if (gpu && (!ts_kernels_have_cuda() || ts_kernels_cuda_devices() == 0)) {
+        ts_test_skip("no GPU");
+    }
+    return gpu;
+}
+
+static inline const char *test_where(void) {
+    return test_on_gpu() ? "cuda" : ts_kernels_cpu_instruction_set();
+}
+
 // ---- comparison
 
 // Unit roundoff: the largest relative error of one rounding.
@@ -84,8 +117,8 @@ static inline bool test_close(const char *what, const void *got, ts_dtype dtype,
     for (int64_t i = 0; i < n; i++) {
         const double g = test_get(got, dtype, i);
         if (!(fabs(g - want[i]) <= absolute + relative * fabs(want[i]))) {
-            fprintf(stderr, "%s [%s]: element %lld is %.9g, wanted %.9g (tolerance %g + %g)\n", what,
-                    ts_kernels_cpu_instruction_set(), (long long)i, g, want[i], absolute, relative * fabs(want[i]));
+            fprintf(stderr, "%s [%s]: element %lld is %.9g, wanted %.9g (tolerance %g + %g)\n", what, test_where(),
+                    (long long)i, g, want[i], absolute, relative * fabs(want[i]));
             return false;
         }
     }
@@ -136,13 +169,19 @@ static inline void test_gradient(const char *what, test_function f, const void *
     }
 }
 
-// ---- instruction sets
+// ---- instruction sets and devices
 
 // Runs `body` with the table of every instruction set up to `highest` that this machine has. From the highest down: the
-// GEMM library keeps to the level of its first call.
+// GEMM library keeps to the level of its first call. On a GPU, runs it once, with the GPU's kernels.
 static inline void test_levels(const char *highest, void (*body)(const ts_kernels *k)) {
     static const char *const levels[] = {"amx", "avx512bf16", "avx512", "avx2", "generic"};
     const ts_kernels *k;
+    if (test_on_gpu()) {
+        CHECK_OK(ts_kernels_open(&k, "cuda", 0));
+        body(bridge_open(k, test_find_block));
+        test_free_blocks();
+        return;
+    }
     bool reached = false;
     for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
         reached = reached || strcmp(levels[i], highest) == 0;

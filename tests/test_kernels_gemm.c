@@ -57,9 +57,9 @@ static bool agrees(const ts_gemm *p, const void *got, const double *want, const 
             fprintf(stderr,
                     "gemm [%s] %lldx%lldx%lld %s->%s ta %d tb %d accumulate %d bias %d gelu %d: (%lld, %lld) is %.9g, "
                     "wanted %.9g\n",
-                    ts_kernels_cpu_instruction_set(), (long long)p->m, (long long)p->n, (long long)p->k,
-                    ts_dtype_name(p->dtype_ab), ts_dtype_name(p->dtype_c), p->transpose_a, p->transpose_b,
-                    p->accumulate, p->bias != NULL, p->gelu, (long long)(i / p->n), (long long)(i % p->n), g, w);
+                    test_where(), (long long)p->m, (long long)p->n, (long long)p->k, ts_dtype_name(p->dtype_ab),
+                    ts_dtype_name(p->dtype_c), p->transpose_a, p->transpose_b, p->accumulate, p->bias != NULL, p->gelu,
+                    (long long)(i / p->n), (long long)(i % p->n), g, w);
             return false;
         }
     }
@@ -143,7 +143,7 @@ static void gemm_cases(const ts_kernels *k) {
 
 // The same bits on one, two and three threads, where the product is ours (oneDNN cuts k up by threads).
 static void thread_cases(const ts_kernels *k) {
-    if (strcmp(ts_kernels_cpu_instruction_set(), "amx") != 0) {
+    if (strcmp(test_where(), "amx") != 0) {
         return;
     }
     const int most = omp_get_max_threads();
@@ -168,8 +168,8 @@ static void thread_cases(const ts_kernels *k) {
 }
 
 static void bad_calls(const ts_kernels *k) {
-    uint16_t x[4] = {0};
-    float y[4];
+    uint16_t *x = test_zeros(4 * sizeof *x);
+    float *y = test_zeros(4 * sizeof *y);
     ts_gemm p = {.m = 2,
                  .n = 2,
                  .k = 2,

@@ -82,10 +82,11 @@ static void activation_cases(const ts_kernels *k) {
         test_free_blocks();
     }
     const float not_a_number = NAN;
-    float y;
-    CHECK_OK(k->gelu_forward(&not_a_number, &y, TS_F32, 1));
-    CHECK(isnan(y));
-    CHECK_FAILS(k->gelu_forward(&y, &y, TS_I32, 1), TS_EINTERNAL, "gelu");
+    const float *x = test_copy(&not_a_number, sizeof not_a_number);
+    float *y = test_zeros(sizeof *y);
+    CHECK_OK(k->gelu_forward(x, y, TS_F32, 1));
+    CHECK(isnan(*y));
+    CHECK_FAILS(k->gelu_forward(y, y, TS_I32, 1), TS_EINTERNAL, "gelu");
 }
 
 static void softmax_cases(const ts_kernels *k) {
@@ -140,7 +141,8 @@ static void vector_cases(const ts_kernels *k) {
         const int64_t n = COUNTS[c];
         cast_check(k, n);
         float *x = test_random(TS_F32, n, 1), *y = test_random(TS_F32, n, 1);
-        double *want = test_doubles(y, TS_F32, n), *doubled = test_doubles(x, TS_F32, n), squares = 0, got = -1;
+        double *want = test_doubles(y, TS_F32, n), *doubled = test_doubles(x, TS_F32, n), squares = 0;
+        double *got = test_zeros(sizeof *got);
         for (int64_t i = 0; i < n; i++) {
             squares += (double)x[i] * (double)x[i];
             want[i] += -2.5 * (double)x[i];
@@ -148,22 +150,21 @@ static void vector_cases(const ts_kernels *k) {
         }
         CHECK_OK(k->axpy(-2.5f, x, y, n));
         CHECK(test_close("axpy", y, TS_F32, want, n, 1e-6, 1e-6));
-        got = 0;
-        CHECK_OK(k->sum_squares(x, n, &got));
-        CHECK_NEAR(got, squares, 1e-13 * squares);
+        CHECK_OK(k->sum_squares(x, n, got));
+        CHECK_NEAR(*got, squares, 1e-13 * squares);
         CHECK_OK(k->scale(3, x, n));
         CHECK(test_close("scale", x, TS_F32, doubled, n, 0, 1e-7));
         test_free_blocks();
     }
     const int64_t n = 3 * 65536 + 77;
     float *x = test_random(TS_F32, n, 1);
-    double one = 0, two = 0;
+    double *one = test_zeros(sizeof *one), *two = test_zeros(sizeof *two);
     const int most = omp_get_max_threads();
     omp_set_num_threads(1);
-    CHECK_OK(k->sum_squares(x, n, &one));
+    CHECK_OK(k->sum_squares(x, n, one));
     omp_set_num_threads(3);
-    CHECK_OK(k->sum_squares(x, n, &two));
-    CHECK(one == two);
+    CHECK_OK(k->sum_squares(x, n, two));
+    CHECK(*one == *two);
     omp_set_num_threads(most);
 }
 
@@ -197,7 +198,7 @@ static void mse_cases(const ts_kernels *k) {
         float *weight = test_random(TS_F32, rows, 1), *d_v = test_zeros((size_t)n * sizeof *d_v);
         weight[0] = 0;
         const double scale = 1.0 / (double)n;
-        double want = 0, loss = -1, *want_d = test_zeros((size_t)n * sizeof *want_d);
+        double want = 0, *loss = test_random(TS_F32, 2, 1), *want_d = test_zeros((size_t)n * sizeof *want_d);
         double *row_loss = test_zeros((size_t)rows * sizeof *row_loss), row_sum = 0;
         for (int64_t i = 0; i < n; i++) {
             const double w = variant % 2 ? (double)weight[i / width] : 1, e = (double)v[i] - (double)target[i];
@@ -210,11 +211,11 @@ static void mse_cases(const ts_kernels *k) {
                           .target = target,
                           .weight = variant % 2 ? weight : NULL,
                           .scale = scale,
-                          .loss = &loss,
+                          .loss = loss,
                           .row_loss = row_loss,
                           .d_v = d_v};
         CHECK_OK(k->mse(&p));
-        CHECK_NEAR(loss, want, 1e-6 * (fabs(want) + 1e-3));
+        CHECK_NEAR(*loss, want, 1e-6 * (fabs(want) + 1e-3));
         CHECK(test_close("mse d_v", d_v, TS_F32, want_d, n, 1e-8, 1e-6));
         for (int64_t row = 0; row < rows; row++) {
             row_sum += row_loss[row];
@@ -223,10 +224,9 @@ static void mse_cases(const ts_kernels *k) {
         ts_mse plain = p;
         plain.row_loss = NULL;
         plain.d_v = NULL;
-        double again;
-        plain.loss = &again;
+        plain.loss = test_zeros(sizeof(double));
         CHECK_OK(k->mse(&plain));
-        CHECK(again == loss);
+        CHECK(*plain.loss == *loss);
         test_free_blocks();
     }
 }
@@ -282,7 +282,9 @@ static void adamw_cases(const ts_kernels *k) {
         adamw_check(k, COUNTS[c], c % 2);
         test_free_blocks();
     }
-    float w = 1, m = 1e-38f, v = 1e-38f, g = 0;
+    enum { W, M, V, G };
+    const float number[] = {1, 1e-38f, 1e-38f, 0};
+    float *x = test_copy(number, sizeof number);
     const ts_adamw p = {.count = 1,
                         .step = 100,
                         .lr = 0,
@@ -290,12 +292,12 @@ static void adamw_cases(const ts_kernels *k) {
                         .beta2 = 0.1f,
                         .eps = 1e-8f,
                         .grad_scale = 1,
-                        .weight = &w,
-                        .m = &m,
-                        .v = &v,
-                        .grad = &g};
+                        .weight = &x[W],
+                        .m = &x[M],
+                        .v = &x[V],
+                        .grad = &x[G]};
     CHECK_OK(k->adamw(&p));
-    CHECK(m == 0 && v == 0 && w == 1);  // no denormal moments are left behind
+    CHECK(x[M] == 0 && x[V] == 0 && x[W] == 1);  // no denormal moments are left behind
     volatile float tiny = 1e-38f;
     CHECK(tiny * 0.1f > 0);  // and the caller's arithmetic is as it was
 }
@@ -306,7 +308,7 @@ static void embedding_cases(const ts_kernels *k) {
     enum { VOCAB = 11, N = 300, WIDTH = 70 };
     float *table = test_random(TS_F32, VOCAB * WIDTH, 1), *y = test_zeros(N * WIDTH * sizeof *y);
     float *d_y = test_random(TS_F32, N * WIDTH, 1), *d_table = test_random(TS_F32, VOCAB * WIDTH, 1);
-    int32_t id[N];
+    int32_t *id = test_zeros(N * sizeof *id);
     double *want = test_zeros(N * WIDTH * sizeof *want), *want_d = test_doubles(d_table, TS_F32, VOCAB * WIDTH);
     for (int i = 0; i < N; i++) {
         id[i] = (int32_t)(i * i % VOCAB);
@@ -323,8 +325,9 @@ static void embedding_cases(const ts_kernels *k) {
 
 static void sinusoid_cases(const ts_kernels *k) {
     enum { ROWS = 5, HALF = 33 };
-    const float t[ROWS] = {0, 1, 0.25f, 999.5f, 1000};
-    float y[ROWS * 2 * HALF];
+    const float times[ROWS] = {0, 1, 0.25f, 999.5f, 1000};
+    const float *t = test_copy(times, sizeof times);
+    float *y = test_zeros(ROWS * 2 * HALF * sizeof *y);
     double want[ROWS * 2 * HALF];
     for (int row = 0; row < ROWS; row++) {
         for (int i = 0; i < HALF; i++) {

@@ -39,7 +39,7 @@ template <typename F, typename T>
 static __global__ void __launch_bounds__(F::THREADS) layer_norm_forward(ts_layer_norm p, int64_t chunk) {
     __shared__ ts_block_memory<float, 1> memory;
     const ts_row_share<F> share(p.width);
-    ts_row_numbers<F> x, factor, shift;
+    ts_row_numbers<F> x = {}, factor = {}, shift = {};
     int64_t loaded = -1;  // table row of factor and shift
     int turn = 0;
     for (int64_t row = blockIdx.x * chunk; row < ts_chunk_end(blockIdx.x, chunk, p.rows); row++) {

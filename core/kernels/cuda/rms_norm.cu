@@ -94,7 +94,7 @@ static __global__ void __launch_bounds__(F::THREADS) rms_norm_forward(ts_rms_nor
     const ts_row_share<F> share(p.width);
     const int64_t begin = blockIdx.x * chunk;
     rotation<F> angles(p, share, begin);
-    ts_row_numbers<F> x, weight;
+    ts_row_numbers<F> x = {}, weight = {};
     int turn = 0;
     if (F::KEPT) {
         share.load(weight, p.weight);

@@ -97,7 +97,7 @@ static int gated_forward(const ts_gated_residual *p) {
         if (p->rows <= 0 || p->width <= 0) {
             return (int)TS_OK;
         }
-        strip_plan plan;
+        strip_plan plan = {};
         TS_TRY(plan_strips("gated_residual", p->rows, (p->width + 3) / 4, &plan));
         const bool whole = p->width % 4 == 0 && ts_row_is_aligned<4>(p->x, p->width, TS_F32) &&
                            ts_row_is_aligned<4>(p->y, p->width, p->dtype_y) &&
@@ -137,7 +137,7 @@ static int add_rows(const float *a, const float *b, float *out, int64_t rows, in
     if (n <= 0) {
         return TS_OK;
     }
-    strip_plan plan;
+    strip_plan plan = {};
     TS_TRY(plan_strips("add_rows", (n + period - 1) / period, (period + 3) / 4, &plan));
     const bool whole = width % 4 == 0 && ts_is_aligned(a) && ts_is_aligned(b) && ts_is_aligned(out);
     return whole ? TS_LAUNCH(add_periods<true>, plan.blocks, plan.threads, 0, a, b, out, n, period, plan.strips)
@@ -172,7 +172,7 @@ static __global__ void __launch_bounds__(STRIP) copy_words(const W *from, int64_
 template <typename W>
 static int copy_by(const void *from, int64_t from_stride, void *to, int64_t to_stride, int64_t rows, int64_t bytes) {
     const int64_t size = sizeof(W);
-    strip_plan plan;
+    strip_plan plan = {};
     TS_TRY(plan_strips("copy_rows", rows, bytes / size, &plan));
     return TS_LAUNCH(copy_words<W>, plan.blocks, plan.threads, 0, (const W *)from, from_stride / size, (W *)to,
                      to_stride / size, rows, bytes / size, plan.strips);
@@ -258,7 +258,7 @@ static __global__ void __launch_bounds__(STRIP) sum_columns(const T *x, int64_t 
 template <int V, typename T>
 static int sum_columns_of(const T *d_y, ts_dtype dtype, int64_t row_stride, ts_run_sums *s) {
     const bool whole = s->width % V == 0 && ts_row_is_aligned<V>(d_y, row_stride, dtype) && ts_is_aligned(s->target[0]);
-    sum_plan plan;
+    sum_plan plan = {};
     TS_TRY(plan_sums("bias_gradient", V, s, &plan));
     TS_TRY(ts_cuda_run_sums_open(s));
     if (whole) {
@@ -353,7 +353,7 @@ static int gated_backward(const ts_gated_residual *p) {
         s.table_rows = p->table_rows;
         s.count = 1;
         s.target[0] = p->d_gate;
-        sum_plan plan;
+        sum_plan plan = {};
         TS_TRY(plan_sums("gated_residual", 4, &s, &plan));
         const bool whole = p->width % 4 == 0 && ts_row_is_aligned<4>(p->d_out, p->width, TS_F32) &&
                            ts_row_is_aligned<4>(p->y, p->width, p->dtype_y) &&

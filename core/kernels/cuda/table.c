@@ -12,6 +12,10 @@ static ts_kernels table = {
 
 int ts_kernels_cuda(const ts_kernels **out, int local_rank) {
     TS_TRY(ts_cuda_open(local_rank));
+    ts_cuda_fill_rows(&table);
+    ts_cuda_fill_loss(&table);
+    ts_cuda_fill_norm(&table);
+    ts_cuda_fill_rms_norm(&table);
     *out = &table;
     return TS_OK;
 }
