@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // A transformer that no mesh divides evenly: 3 heads of 28, a feed-forward of 50, 75 tokens, 17 rows of text; and a
-// step of it on any mesh.
+// step of it on any mesh and device (tests/device_test.h).
 #ifndef TS_SHARD_MODEL_H
 #define TS_SHARD_MODEL_H
 
 #include "core/base/rng.h"
 #include "core/model/dit.h"
+#include "core/nn/layer.h"
 #include "core/nn/loss.h"
-#include "tests/ts_test.h"
+#include "tests/device_test.h"
 
 enum { SHARD_CHANNELS = 4, SHARD_TEXT_ROWS = 17, SHARD_TEXT_DIM = 24, SHARD_MAX_NUMBERS = 4096, SHARD_MAX_LEVELS = 16 };
 
@@ -45,25 +46,37 @@ typedef struct shard_model {
     ts_params *params;
     ts_dit *dit;
     ts_tape *tape;
-    float latent[SHARD_MAX_NUMBERS], target[SHARD_MAX_NUMBERS], own_target[SHARD_MAX_NUMBERS];
-    float context[2 * SHARD_TEXT_ROWS * SHARD_TEXT_DIM], timestep[SHARD_MAX_LEVELS];
+    float *latent, *target, *own_target;  // device memory, as the next
+    float *context;                       // [2, SHARD_TEXT_ROWS, SHARD_TEXT_DIM]
+    double *loss_sum;
+    float timestep[SHARD_MAX_LEVELS];
     ts_var *latent_var, *context_var, *velocity;
     double loss;  // this rank's part
 } shard_model;
+
+enum { SHARD_NUMBERS_BYTES = SHARD_MAX_NUMBERS * sizeof(float), SHARD_TEXT = 2 * SHARD_TEXT_ROWS * SHARD_TEXT_DIM };
+
+static inline float *shard_numbers(int64_t n, uint64_t stream) {
+    float *host = test_new_copy(&ts_device_host, (size_t)n * sizeof *host);
+    ts_rng_normal_fill(host, n, 1, TS_RNG_TEST, stream, 0);
+    return test_device(host, (size_t)n * sizeof *host);
+}
 
 // Nothing may hide behind a special value such as a zero bias.
 static inline void shard_values(ts_params *params) {
     for (int64_t i = 0; i < params->count; i++) {
         ts_param *const p = params->item[i];
-        float *const fresh = malloc((size_t)p->count * sizeof *fresh + 1);
-        memcpy(fresh, p->value, (size_t)p->count * sizeof *fresh);
-        ts_param_init_normal(p, 6, 0.1f);
+        float *const fresh = malloc(2 * (size_t)p->count * sizeof *fresh + 1), *const value = fresh + p->count;
+        CHECK_OK(ts_param_read(p, 0, p->count, fresh));
+        CHECK_OK(ts_param_init_normal(p, 6, 0.1f));
+        CHECK_OK(ts_param_read(p, 0, p->count, value));
         for (int64_t j = 0; j < p->count; j++) {
-            p->value[j] += fresh[j];
+            value[j] += fresh[j];
         }
+        CHECK_OK(ts_param_write(p, 0, p->count, value));
         free(fresh);
     }
-    ts_params_refresh_operands(params);
+    CHECK_OK(ts_params_refresh_operands(params));
 }
 
 // `allocate` false: parameters are only declared, as planning does.
@@ -73,20 +86,21 @@ static inline void shard_open(shard_model *m, const ts_mesh *mesh, shard_size si
     m->mesh = mesh;
     m->size = size;
     const ts_dit_config config = shard_config();
-    const ts_kernels *kernels;
-    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     CHECK_OK(ts_params_open(&m->params));
     m->params->mesh = mesh;
+    m->params->kernels = test_kernels;
     CHECK_OK(ts_dit_open(&m->dit, &config, m->params, ""));
     if (allocate) {
         CHECK_OK(ts_params_allocate(m->params, dtype, true));
-        ts_dit_init(m->dit, 5);
+        CHECK_OK(ts_dit_init(m->dit, 5));
         shard_values(m->params);
     }
-    CHECK_OK(ts_tape_open(&m->tape, kernels, mode, dtype));
-    ts_rng_normal_fill(m->latent, SHARD_MAX_NUMBERS, 1, TS_RNG_TEST, 1, 0);
-    ts_rng_normal_fill(m->target, SHARD_MAX_NUMBERS, 1, TS_RNG_TEST, 2, 0);
-    ts_rng_normal_fill(m->context, 2 * SHARD_TEXT_ROWS * SHARD_TEXT_DIM, 1, TS_RNG_TEST, 3, 0);
+    CHECK_OK(ts_tape_open(&m->tape, test_kernels, mode, dtype));
+    m->latent = shard_numbers(SHARD_MAX_NUMBERS, 1);
+    m->target = shard_numbers(SHARD_MAX_NUMBERS, 2);
+    m->own_target = test_new_copy(test_kernels->device, SHARD_NUMBERS_BYTES);
+    m->context = shard_numbers(SHARD_TEXT, 3);
+    m->loss_sum = test_new_copy(test_kernels->device, sizeof *m->loss_sum);
     for (int i = 0; i < SHARD_MAX_LEVELS; i++) {
         m->timestep[i] = (float)(937 - 150 * (i % 6));
     }
@@ -115,16 +129,17 @@ static inline ts_dit_input shard_input(shard_model *m, ts_recompute recompute) {
 static inline int shard_step(shard_model *m, const ts_dit_input *input) {
     const ts_shape video = shard_video(m->size);
     if (m->params->grad) {
-        ts_params_zero_grad(m->params);
+        TS_TRY(ts_params_zero_grad(m->params));
     }
     m->velocity = ts_dit_forward_tokens(m->tape, m->dit, input);
     TS_TRY(ts_dit_take_tokens(m->tape, m->dit, video, m->target, m->own_target));
     const ts_velocity_loss mean = {.target = m->own_target,
                                    .rows = ts_dit_tokens(m->dit, video).rows.count,
                                    .scale = 1.0 / (double)ts_shape_count(video),
-                                   .loss = &m->loss};
+                                   .loss = m->loss_sum};
     TS_TRY(ts_nn_velocity_loss(m->tape, m->velocity, &mean));
-    return ts_tape_backward(m->tape, m->velocity, NULL);
+    TS_TRY(ts_tape_backward(m->tape, m->velocity, NULL));
+    return ts_tape_computes(m->tape) ? test_kernels->device->download(&m->loss, m->loss_sum, sizeof m->loss) : 0;
 }
 
 #endif

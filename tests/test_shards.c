@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera check parity` on meshes: every value and every gradient of a transformer that no mesh divides evenly,
-// against those of one rank. TEST: ranks=2,3,4 timeout=120
+// against those of one rank of the CPU. TEST: ranks=2,3,4 timeout=120 backend=cuda
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -102,8 +102,8 @@ static void write_vectors(const char *folder, shard_size size) {
 // ---- the check
 
 static int check(const char *folder, const char *mesh, const char *dtype, const char *tolerance) {
-    char text[6][160];
-    char *argv[8] = {"check", "parity"};
+    char text[7][160];
+    char *argv[9] = {"check", "parity"};
     const char *const format[] = {"--model=%s", "--io=%s/io.safetensors", "--grads=%s/grads.safetensors"};
     for (int i = 0; i < 3; i++) {
         snprintf(text[i], sizeof text[i], format[i], folder);
@@ -111,10 +111,11 @@ static int check(const char *folder, const char *mesh, const char *dtype, const 
     snprintf(text[3], sizeof text[3], "--mesh=%s", mesh);
     snprintf(text[4], sizeof text[4], "--dtype=%s", dtype);
     snprintf(text[5], sizeof text[5], "--tolerance=%s", tolerance);
-    for (int i = 0; i < 6; i++) {
+    snprintf(text[6], sizeof text[6], "--device=%s", ts_test_backend());
+    for (int i = 0; i < 7; i++) {
         argv[2 + i] = text[i];
     }
-    return ts_command_check(world, 8, argv);
+    return ts_command_check(world, 9, argv);
 }
 
 static const char *const MESHES[5][9] = {
@@ -148,6 +149,8 @@ static void check_size(shard_size size) {
 }
 
 int main(int argc, char **argv) {
+    test_choose(0);
+    CHECK_OK(ts_kernels_cpu(&test_kernels, "auto"));
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     check_size(SHARD_75);
     check_size(SHARD_3);
