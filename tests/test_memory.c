@@ -121,11 +121,28 @@ static void test_imagined(void) {
 static void test_validation_batch(void) {
     ts_train_config config = make_config(16, 128, 16);
     config.train.micro_batch = 0;
-    CHECK(ts_validation_batch(&config, NULL, 80) == 16);
-    CHECK(ts_validation_batch(&config, NULL, 512) == 4);
-    CHECK(ts_validation_batch(&config, NULL, 32760) == 1);
+    CHECK(ts_validation_batch(&config, NULL, false, 80) == 16);
+    CHECK(ts_validation_batch(&config, NULL, false, 512) == 4);
+    CHECK(ts_validation_batch(&config, NULL, false, 32760) == 1);
+    CHECK(ts_validation_batch(&config, NULL, true, 80) == 64 && ts_validation_batch(&config, NULL, true, 2048) == 8);
     config.train.micro_batch = 3;
-    CHECK(ts_validation_batch(&config, NULL, 32760) == 3);
+    CHECK(ts_validation_batch(&config, NULL, false, 32760) == 3);
+}
+
+// A GPU holds what the host does otherwise, but for the process, what is read ahead and what the tape notes.
+static void test_device(void) {
+    ts_train_config config = make_config(8, 64, 8);
+    ts_memory_run run = make_run(&config, NULL);
+    ts_memory_plan host, device;
+    CHECK_OK(ts_memory_count(&host, &run, TS_RECOMPUTE_NONE));
+    run.on_device = true;
+    CHECK_OK(ts_memory_count(&device, &run, TS_RECOMPUTE_NONE));
+    for (int part = TS_MEMORY_WEIGHTS; part <= TS_MEMORY_AVERAGE; part++) {
+        CHECK(device.bytes[part] == host.bytes[part]);
+    }
+    CHECK(device.bytes[TS_MEMORY_ACTIVATIONS] == host.bytes[TS_MEMORY_ACTIVATIONS]);
+    CHECK(device.bytes[TS_MEMORY_PROCESS] == 0 && device.bytes[TS_MEMORY_DATA] < host.bytes[TS_MEMORY_DATA]);
+    CHECK(host.host == 0 && device.host > run.process && device.total < host.total + (1 << 28));
 }
 
 static void test_choice(void) {
@@ -153,6 +170,7 @@ int main(void) {
     test_state();
     test_imagined();
     test_validation_batch();
+    test_device();
     test_choice();
     ts_arena_close(&arena);
     return ts_test_end();

@@ -40,7 +40,8 @@ const ts_option ts_train_options[] = {
     CHOICE("precision", precision, "bf16", PRECISIONS,
            "operands of matrix products and attention; sums and weights are f32 in both"),
     CHOICE("device", device, "auto", ts_device_names,
-           "where to compute: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU"),
+           "where to compute: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU. plan "
+           "counts for GPUs when told cuda"),
     INT("threads", threads, "0", 0, 4096,
         "threads of each rank; 0: the cores of the machine shared out over its ranks"),
 
@@ -76,7 +77,7 @@ const ts_option ts_train_options[] = {
          "stop after this much training time in minutes, summed over resumed runs; 0: no limit"),
     INT("train.batch", train.batch, "32", 1, 1 << 24, "samples of a step over all ranks"),
     INT("train.micro_batch", train.micro_batch, "0", 0, 1 << 24,
-        "samples computed at once on a rank, which bounds the memory; 0: about 384 tokens"),
+        "samples computed at once on a rank, which bounds the memory; 0: about 384 tokens, on a GPU 16,384"),
     REAL("train.lr", train.lr, "0.001", 0, 10, "peak learning rate"),
     REAL("train.lr_text", train.lr_text, "1", 0, 100, "factor of the learning rate for the text encoder"),
     CHOICE("train.optimizer", train.optimizer, "adamw", OPTIMIZERS,

@@ -141,7 +141,7 @@ static int open_run(run *r) {
             r->config->out, 1e-6 * (double)count_parameters(r->trainer->model->params),
             ts_dataset_clips(r->trainer->dataset), r->config->train.steps, r->config->train.batch, ranks,
             ranks == 1 ? "" : "s", ts_kernels_describe(r->trainer->kernels, device, sizeof device));
-    ts_memory_print(&r->trainer->memory, r->trainer->memory_available);
+    ts_memory_print(&r->trainer->memory, r->trainer->limit.available);
     if (restored) {
         TS_INFO("resumed after step %" PRId64, r->trainer->step);
     }
@@ -324,7 +324,7 @@ static int train(run *r) {
     TS_TRY(after_step(r, true));
     TS_TRY(export_model(r));
     ts_report_clear_line(r->report);
-    TS_TRY(ts_memory_report(r->world, &r->trainer->memory));
+    TS_TRY(ts_memory_report(r->world, &r->trainer->memory, r->trainer->kernels, &r->trainer->limit));
     TS_INFO("trained %" PRId64 " steps; the model is in %s", r->trainer->step, r->model);
     return TS_OK;
 }

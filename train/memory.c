@@ -60,23 +60,27 @@ static int64_t tokens_of(const ts_memory_run *run, const ts_shape *latent) {
     return dim[0] / patch[0] * (dim[1] / patch[1]) * (dim[2] / patch[2]);
 }
 
-int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t samples, int64_t tokens) {
+enum { DEVICE_TOKENS = 1 << 14 };  // computed at once
+
+int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, bool on_device, int64_t samples,
+                       int64_t tokens) {
     enum { TOKENS = 384 };
     if (config->train.micro_batch) {
         return config->train.micro_batch < samples ? config->train.micro_batch : samples;
     }
-    const int64_t most = TOKENS * ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE));
+    const int64_t most = (on_device ? DEVICE_TOKENS : TOKENS) * ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE));
     const int64_t parts = (samples * tokens + most - 1) / most;
     return parts ? (samples + parts - 1) / parts : 0;
 }
 
-int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t tokens) {
+int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, bool on_device, int64_t tokens) {
     enum { MOST = 64, USUAL = 16, TOKENS = 2048 };
     if (config->train.micro_batch) {
         return config->train.micro_batch < MOST ? config->train.micro_batch : MOST;
     }
-    const int64_t fitting = TOKENS * ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE)) / tokens;
-    return fitting < 1 ? 1 : fitting < USUAL ? fitting : USUAL;
+    const int64_t ranks = ts_comm_size(ts_mesh_axis(mesh, TS_AXIS_SEQUENCE)), most = on_device ? MOST : USUAL;
+    const int64_t fitting = (on_device ? DEVICE_TOKENS : TOKENS) * ranks / tokens;
+    return fitting < 1 ? 1 : fitting < most ? fitting : most;
 }
 
 static int no_mark(void *user, int group) {
@@ -105,7 +109,7 @@ static int count_training(ts_tape *tape, const ts_memory_run *run, const declare
     const ts_objective objective = ts_objective_from_config(run->config);
     for (int i = 0; i < run->latents; i++) {
         const ts_shape latent = run->latent[i];
-        const int64_t n = ts_micro_batch(run->config, run->mesh, samples, tokens_of(run, &latent));
+        const int64_t n = ts_micro_batch(run->config, run->mesh, run->on_device, samples, tokens_of(run, &latent));
         if (n == 0) {
             continue;  // more ranks than samples
         }
@@ -127,7 +131,8 @@ static int count_validation(ts_tape *tape, const ts_memory_run *run, const decla
         const int64_t count = tokens_of(run, &run->latent[i]);
         tokens = count > tokens ? count : tokens;
     }
-    const int64_t most = ts_validation_batch(run->config, run->mesh, tokens), n = clips < most ? clips : most;
+    const int64_t most = ts_validation_batch(run->config, run->mesh, run->on_device, tokens),
+                  n = clips < most ? clips : most;
     for (int i = 0; i < run->latents && n > 0; i++) {
         ts_validation_arrays arrays;
         ts_tape_reset(tape);
@@ -303,31 +308,27 @@ static int64_t host_share(int64_t ranks, int64_t process) {
     return free_bytes < 0 ? INT64_MAX : free_bytes / ranks + (process > 0 ? process : 0);
 }
 
-// Ranks of a host share its GPUs in turn.
+// The same of the GPU, which ranks of a host share in turn.
 static int device_share(const ts_device *device, int64_t ranks, int64_t *out) {
-    const int64_t devices = ts_kernels_gpus();
+    const int64_t devices = ts_kernels_gpus(), sharing = devices > 0 ? (ranks + devices - 1) / devices : ranks;
     size_t free_bytes, total;
     TS_TRY(device->memory(&free_bytes, &total));
-    *out = (int64_t)free_bytes / ((ranks + devices - 1) / devices);
+    *out = (int64_t)free_bytes / sharing;
     return TS_OK;
 }
 
-int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, int64_t *available,
-                    int64_t *process) {
+int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, ts_memory_limit *out) {
+    const bool is_host = kernels->device->is_host;
     int64_t ranks = 1;
-    int status = TS_OK;
     TS_TRY(ts_ranks_on_host(world, &ranks));
-    *process = ts_memory_resident();
-    if (config->train.memory_gib > 0) {
-        *available = (int64_t)(config->train.memory_gib * (1 << 30));
-    } else if (kernels->device->is_host) {
-        *available = host_share(ranks, *process);
-    } else {
-        status = device_share(kernels->device, ranks, available);
-    }
-    TS_TRY(ts_agree(world, status));
-    TS_TRY(ts_all_reduce(world, process, 1, TS_I64, TS_MAX));
-    return ts_all_reduce(world, available, 1, TS_I64, TS_MIN);
+    *out = (ts_memory_limit){.process = ts_memory_resident()};
+    TS_TRY(ts_agree(world, is_host ? TS_OK : device_share(kernels->device, ranks, &out->device)));
+    out->available = config->train.memory_gib > 0 ? (int64_t)(config->train.memory_gib * (1 << 30))
+                     : is_host                    ? host_share(ranks, out->process)
+                                                  : out->device;
+    TS_TRY(ts_all_reduce(world, &out->process, 1, TS_I64, TS_MAX));
+    TS_TRY(ts_all_reduce(world, &out->device, 1, TS_I64, TS_MIN));
+    return ts_all_reduce(world, &out->available, 1, TS_I64, TS_MIN);
 }
 
 void ts_memory_print(const ts_memory_plan *plan, int64_t available) {
@@ -346,10 +347,17 @@ void ts_memory_print(const ts_memory_plan *plan, int64_t available) {
     TS_INFO("  %-16s %10.1f MiB of %.1f", "in all", (double)plan->total / (1 << 20), (double)available / (1 << 20));
 }
 
-int ts_memory_report(ts_comm *world, const ts_memory_plan *plan) {
-    int64_t most[2] = {plan->total, ts_memory_peak()};
+int ts_memory_report(ts_comm *world, const ts_memory_plan *plan, const ts_kernels *kernels,
+                     const ts_memory_limit *limit) {
+    const bool is_host = kernels->device->is_host;
+    int64_t most[2] = {plan->total, ts_memory_peak()}, ranks = 1, left = 0;
+    TS_TRY(ts_ranks_on_host(world, &ranks));
+    TS_TRY(ts_agree(world, is_host ? TS_OK : device_share(kernels->device, ranks, &left)));
+    if (!is_host) {
+        most[1] = limit->device > left ? limit->device - left : 0;
+    }
     TS_TRY(ts_all_reduce(world, most, 2, TS_I64, TS_MAX));
-    TS_INFO("memory of the largest rank: %.1f MiB planned, %.1f MiB at the peak", (double)most[0] / (1 << 20),
-            (double)most[1] / (1 << 20));
+    TS_INFO("memory of the largest rank: %.1f MiB planned, %.1f MiB %s", (double)most[0] / (1 << 20),
+            (double)most[1] / (1 << 20), is_host ? "at the peak" : "of the GPU taken");
     return TS_OK;
 }

@@ -61,21 +61,27 @@ int ts_memory_plan_make(ts_memory_plan *out, const ts_memory_run *run, int64_t a
 // The table that is printed at the start of a run.
 void ts_memory_print(const ts_memory_plan *plan, int64_t available);
 
-// One line at the end of a run: planned against measured, of the rank that needed most. Collective.
-int ts_memory_report(ts_comm *world, const ts_memory_plan *plan);
-
-// What a rank may use: train.memory_gib, or this rank's share of what its machine has free with what the process has
-// already, or of what its GPU has free; the least over all ranks. And what the largest process has of the host's
-// memory. The same on all ranks. Collective.
-int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, int64_t *available,
-                    int64_t *process);
+// What each rank may use, and what was there before there was a model: the same on all ranks.
+typedef struct ts_memory_limit {
+    int64_t available;
+    int64_t process;  // bytes that the largest process has of its host's memory
+    int64_t device;   // bytes that a rank's share of its GPU had free; 0 where the host computes
+} ts_memory_limit;
+// What a rank may use is train.memory_gib, or this rank's share of what its machine has free with what the process has
+// already, or of what its GPU has free; the least over all ranks. Collective.
+int ts_memory_share(ts_comm *world, const ts_train_config *config, const ts_kernels *kernels, ts_memory_limit *out);
+// One line at the end of a run: planned against measured, of the rank that needed most; of GPUs what is not free any
+// more, since a run keeps all that it takes. Collective.
+int ts_memory_report(ts_comm *world, const ts_memory_plan *plan, const ts_kernels *kernels,
+                     const ts_memory_limit *limit);
 
 // How many of a rank's `samples`, each of `tokens` tokens, are computed at once. Unless told, the share is cut into
 // equal parts of about 384 tokens on a rank: their activations stay in the caches (80 tokens a sample, width 128, batch
-// 32: a fifth less time than all at once).
-int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t samples, int64_t tokens);
-// The same of validation clips, which need no memory for a backward pass: 16, or about 2048 tokens on a rank. `tokens`:
-// those of the largest clip.
-int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, int64_t tokens);
+// 32: a fifth less time than all at once). On a GPU, which many tokens keep busy, of about 16,384.
+int64_t ts_micro_batch(const ts_train_config *config, const ts_mesh *mesh, bool on_device, int64_t samples,
+                       int64_t tokens);
+// The same of validation clips, which need no memory for a backward pass: 16, or about 2048 tokens on a rank; on a GPU
+// 64, or about 16,384. `tokens`: those of the largest clip.
+int64_t ts_validation_batch(const ts_train_config *config, const ts_mesh *mesh, bool on_device, int64_t tokens);
 
 #endif

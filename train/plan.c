@@ -252,7 +252,7 @@ static int check_latent(const ts_plan_run *run) {
 }
 
 int ts_plan_run_open(ts_plan_run *out, const ts_train_config *config, const char *latent, int64_t vocabulary) {
-    *out = (ts_plan_run){.config = config};
+    *out = (ts_plan_run){.config = config, .on_device = !strcmp(ts_device_names[config->device], "cuda")};
     if (latent) {
         TS_TRY(parse_latent(latent, &out->latent));
     } else {

@@ -209,7 +209,7 @@ static void add_shard_messages(ts_plan_step *step, const ts_plan_run *run, const
     const ts_axis axis = shard->span->cut ? TS_AXIS_REPLICA : TS_AXIS_WORLD;
     const ts_dtype weight =
         ts_train_config_operands(run->config) == TS_BF16 && shard->span->is_operand ? TS_BF16 : TS_F32;
-    if (ts_comm_size(shard->comm) == 1) {
+    if (ts_comm_size(shard->comm) == 1 || shard->span->count == 0) {
         return;
     }
     ts_plan_message *sums = &step->message[axis][TS_REDUCE_SCATTER], *parts = &step->message[axis][TS_ALL_GATHER];
@@ -249,8 +249,13 @@ static int count_optimizer(ts_plan_step *step, const ts_plan_run *run, model *m)
 static int count_memory(ts_plan_step *step, const ts_plan_run *run) {
     ts_memory_plan plan;
     ts_mesh mesh;
-    const ts_memory_run memory = {
-        .config = run->config, .dit = run->dit, .text = run->text, .mesh = &mesh, .latent = &run->latent, .latents = 1};
+    const ts_memory_run memory = {.config = run->config,
+                                  .dit = run->dit,
+                                  .text = run->text,
+                                  .mesh = &mesh,
+                                  .on_device = run->on_device,
+                                  .latent = &run->latent,
+                                  .latents = 1};
     TS_TRY(ts_mesh_imagine(&mesh, &step->degree, 0));
     const int status = ts_memory_count(&plan, &memory, step->recompute);
     ts_mesh_close(&mesh);
@@ -297,7 +302,7 @@ static int count_layers(ts_plan_step *out, const ts_plan_run *run, const ts_plan
     int status = open_model(&m, run, &like->degree, layers, NULL);
     status = status ? status : ts_params_place(m.params);
     if (!status) {
-        out->micro_batch = ts_micro_batch(run->config, &m.mesh, out->samples, ts_plan_tokens(run));
+        out->micro_batch = ts_micro_batch(run->config, &m.mesh, run->on_device, out->samples, ts_plan_tokens(run));
         status = count_passes(out, run, &m);
     }
     status = status ? status : count_noise(out, run);
@@ -381,7 +386,7 @@ int ts_plan_rehearsal_open(ts_plan_rehearsal **out, const ts_plan_run *run, cons
         ts_plan_rehearsal_close(&r);
         return status;
     }
-    r->samples = ts_micro_batch(run->config, &r->model.mesh, samples, ts_plan_tokens(run));
+    r->samples = ts_micro_batch(run->config, &r->model.mesh, run->on_device, samples, ts_plan_tokens(run));
     *out = r;
     return TS_OK;
 }

@@ -18,6 +18,7 @@ typedef struct ts_plan_run {
     ts_dit_config dit;
     ts_text_config text;
     ts_shape latent;  // [T, H, W, C] of a sample, the largest there is
+    bool on_device;   // on GPUs
 } ts_plan_run;
 
 // Kernel calls that are alike: entry, dtype, dimensions and work.

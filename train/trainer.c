@@ -76,9 +76,9 @@ static int plan_memory(ts_trainer *t, const ts_dit_config *dit, const ts_text_co
                          .latent = latent,
                          .latents = buckets,
                          .clips = ts_dataset_clips(t->dataset),
-                         .process = t->memory_process};
+                         .process = t->limit.process};
     if (!status) {
-        status = ts_memory_plan_make(&t->memory, &run, t->memory_available);
+        status = ts_memory_plan_make(&t->memory, &run, t->limit.available);
     }
     if (!status) {
         run.mesh = &t->mesh;
@@ -232,7 +232,7 @@ static int open_validation(ts_trainer *t) {
     ts_validation_params params = {
         .levels = c->validate.levels,
         .seed = (uint64_t)c->seed,
-        .batch = ts_validation_batch(c, &t->mesh, largest),
+        .batch = ts_validation_batch(c, &t->mesh, !t->kernels->device->is_host, largest),
     };
     params.count = ts_loader_validation(t->loader, &params.clips);
     return params.count ? ts_validation_open(&t->validation, t->dataset, &params, &t->mesh) : TS_OK;
@@ -253,7 +253,7 @@ int ts_trainer_open(ts_trainer **out, const ts_train_config *config, ts_comm *wo
     TS_TRY_GOTO(status, ts_backend_open(&t->kernels, world, ts_device_names[config->device]), failed);
     TS_TRY_GOTO(status, open_mesh(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_data(t)), failed);
-    TS_TRY_GOTO(status, ts_memory_share(world, config, t->kernels, &t->memory_available, &t->memory_process), failed);
+    TS_TRY_GOTO(status, ts_memory_share(world, config, t->kernels, &t->limit), failed);
     TS_TRY_GOTO(status, ts_agree(world, open_parts(t)), failed);
     TS_TRY_GOTO(status, open_validation(t), failed);
     TS_TRY_GOTO(status, ts_agree(world, ts_trainer_seek(t)), failed);
@@ -339,7 +339,7 @@ static int local_gradients(ts_trainer *t, const ts_batch *batch, int64_t *parts)
     const int64_t loss_frames =
         ts_objective_loss_frames(&t->objective, (uint64_t)batch->cursor.samples, batch->global_count, frames);
     const double scale = 1.0 / ((double)loss_frames * (double)(ts_shape_count(batch->shape) / frames));
-    const int64_t most = ts_micro_batch(t->config, &t->mesh, batch->count, tokens_of(t, batch->shape));
+    const int64_t most = ts_micro_batch(t->config, &t->mesh, t->bits != NULL, batch->count, tokens_of(t, batch->shape));
     *parts = 0;
     TS_TRY(ts_zero_begin(t->optimizer->zero));
     for (int64_t first = 0, count; first < batch->count; first += count) {

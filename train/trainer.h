@@ -28,9 +28,8 @@ typedef struct ts_trainer {
     ts_model *model;
     ts_optimizer *optimizer;
     ts_tape *tape;
-    ts_memory_plan memory;      // of this rank
-    int64_t memory_available;   // to each rank
-    int64_t memory_process;     // of the largest process before there is a model
+    ts_memory_plan memory;  // of this rank
+    ts_memory_limit limit;
     ts_validation *validation;  // NULL when validate.clips is 0
     ts_objective objective;
     ts_lr_schedule schedule;

@@ -137,6 +137,11 @@ int ts_zero_begin(ts_zero *z) {
     return ts_params_zero_grad(z->params);
 }
 
+// Not what one rank holds alone, and not slices that are empty, on all ranks of the communicator alike.
+static bool travels(const ts_shard *shard) {
+    return ts_comm_size(shard->comm) > 1 && shard->span->count > 0;
+}
+
 static int wait_group(ts_zero *z, int group) {
     for (int s = 0; s < z->params->spans; s++) {
         if (z->shard[s].span->group == group) {
@@ -154,7 +159,7 @@ static int send_group(ts_zero *z, int group) {
     }
     for (int s = 0; s < params->spans; s++) {
         ts_shard *shard = &z->shard[s];
-        if (shard->span->group != group || ts_comm_size(shard->comm) == 1) {
+        if (shard->span->group != group || !travels(shard)) {
             continue;
         }
         char *grad = dtype == TS_F32 ? (char *)shard->span->grad : (char *)shard->span->kept_grad;
@@ -200,7 +205,7 @@ int64_t ts_zero_exchange_bytes(const ts_zero *z, ts_dtype dtype) {
 int ts_zero_gather_start(ts_zero *z, int s) {
     ts_shard *shard = &z->shard[s];
     const ts_span *span = shard->span;
-    if (ts_comm_size(shard->comm) == 1) {
+    if (!travels(shard)) {
         return TS_OK;
     }
     const ts_dtype dtype = span->operand ? TS_BF16 : TS_F32;

@@ -128,6 +128,11 @@ static int finish(void) {
     return TS_OK;
 }
 
+static int tell_memory(size_t *free_bytes, size_t *total) {
+    TS_CUDA(cudaMemGetInfo(free_bytes, total));
+    return TS_OK;
+}
+
 static struct {
     pthread_mutex_t lock;
     cudaStream_t stream;
@@ -182,6 +187,7 @@ const ts_device ts_cuda_device = {
     .copy = copy,
     .zero = zero,
     .finish = finish,
+    .memory = tell_memory,
 #ifdef TS_SHIM
     .spoil = spoil,
 #endif
