@@ -102,6 +102,15 @@ static __global__ void write_at(float *x, long at) {
     x[at] = 1;
 }
 
+struct reading {
+    long at;
+    const float *x;
+    float *out;
+};
+static __global__ void read_from(reading r) {
+    r.out[0] = r.x[r.at];
+}
+
 // ---- helpers
 
 static float *device_floats(int n) {
@@ -222,13 +231,18 @@ static int touch(int how) {
     case 5:
         RUN(TS_LAUNCH(read_at, 1, 1, 0, (const float *)&n, out, 0L));
         break;
-    case 6: {  // the pointer hidden from the launch
-        float *const volatile later = x;
-        RUN(TS_LAUNCH(fill, 1, 128, 0, later, 1.0f, n));
+    case 6:
         CALL(cudaFree(x));
         CALL(cudaMemcpyAsync(out, x, sizeof(float), cudaMemcpyDeviceToDevice, ts_cuda_stream()));
         break;
+    case 7: {
+        const float one = 1;
+        RUN(TS_LAUNCH(read_from, 1, 1, 0, (reading{0, &one, out})));
+        break;
     }
+    case 8:
+        RUN(TS_LAUNCH(read_from, 1, 1, 0, (reading{0, x, out})));
+        break;
     default:
         break;
     }
@@ -296,7 +310,7 @@ int main(int argc, char **argv) {
         {"none",
          [] {
              return sums(true) | shuffles(32, 32) | streams(true, true) | page_locked(true) | early_read(true) |
-                    touch(0) | launch(1024, 48 << 10) | barriers(64, false) | graph(false, true);
+                    touch(0) | touch(8) | launch(1024, 48 << 10) | barriers(64, false) | graph(false, true);
          }},
         {"missing-barrier", [] { return sums(false); }},
         {"missing-lanes", [] { return shuffles(32, 31); }},
@@ -309,6 +323,7 @@ int main(int argc, char **argv) {
         {"freed-argument", [] { return touch(3); }},
         {"host-reads-device", [] { return touch(4); }},
         {"kernel-gets-host-pointer", [] { return touch(5); }},
+        {"struct-holds-host-pointer", [] { return touch(7); }},
         {"copy-of-freed", [] { return touch(6); }},
         {"unwritten", fresh_memory},
         {"too-many-threads", [] { return launch(1025, 0); }},

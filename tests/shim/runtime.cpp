@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The imitated GPU's properties, errors, launches, and the list of kernels that were launched.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdarg>
@@ -335,6 +336,29 @@ bool ts_shim_check_argument(const char *kernel, int index, const void *pointer) 
             where == place::device ? "outside of all memory of the device" : "memory of the host");
     told(cudaErrorIllegalAddress);
     return false;
+}
+
+// Whether there is memory of the host at the address.
+static bool is_mapped(uintptr_t address) {
+    unsigned char resident;
+    return mincore((void *)(address & ~(uintptr_t)4095), 1, &resident) == 0;
+}
+
+bool ts_shim_check_words(const char *kernel, int index, const void *words, size_t count) {
+    const std::lock_guard<std::recursive_mutex> hold(lock);
+    for (size_t i = 0; i < count; i++) {
+        uintptr_t word;
+        std::memcpy(&word, (const char *)words + i * sizeof word, sizeof word);
+        place where;
+        const bool plausible = word >> 32 && word >> 47 == 0;
+        if (plausible && look_up((const void *)word, 0, &where) && where == place::pageable && is_mapped(word)) {
+            fprintf(stderr, "shim: kernel %s: argument %d holds a pointer to memory of the host at byte %zu: %p\n",
+                    kernel, index, i * sizeof word, (void *)word);
+            told(cudaErrorIllegalAddress);
+            return false;
+        }
+    }
+    return true;
 }
 
 cudaError_t ts_shim_launch_closure(const char *name, const void *function, dim3 grid, dim3 block, size_t shared_bytes,

@@ -79,15 +79,25 @@ extern "C" void *ts_shim_dynamic_shared(void);
 // `name` is the kernel as the source names it, `function` its address.
 cudaError_t ts_shim_launch_closure(const char *name, const void *function, dim3 grid, dim3 block, size_t shared_bytes,
                                    cudaStream_t stream, std::function<void()> thread);
-// A pointer among the arguments must be the device's, or page-locked, or NULL.
+// A pointer among the arguments must be the device's, or page-locked, or NULL; none in a struct may be the host's.
 bool ts_shim_check_argument(const char *kernel, int index, const void *pointer);
+bool ts_shim_check_words(const char *kernel, int index, const void *words, size_t count);
 
 template <typename T> static inline bool ts_shim_check_value(const char *kernel, int index, const T &value) {
     if constexpr (std::is_pointer_v<T>) {
         return ts_shim_check_argument(kernel, index, (const void *)value);
+    } else if constexpr (std::is_class_v<T> && std::is_trivially_copyable_v<T> && alignof(T) >= sizeof(void *)) {
+#ifdef __clang__
+        return true;  // it cannot tell padding, which may look like anything
+#else
+        T clean = value;
+        __builtin_clear_padding(&clean);
+        return ts_shim_check_words(kernel, index, &clean, sizeof clean / sizeof(void *));
+#endif
+    } else {
+        (void)kernel, (void)index, (void)value;
+        return true;
     }
-    (void)kernel, (void)index, (void)value;
-    return true;
 }
 
 template <typename... P, typename... A>
