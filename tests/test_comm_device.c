@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3,4 timeout=120 backend=cuda
 // Every collective on a device's memory, over every way it can travel: the bits that sums in the order of the ranks
-// have, bytes as the formulas say, uneven and empty parts, in place and not; several under way at once.
+// have, bytes as the formulas say, uneven and empty parts, in place and not; several under way at once; recorded ones.
 #include "core/base/rng.h"
 #include "core/comm/mesh.h"
 #include "core/comm/reduce.h"
@@ -20,15 +20,18 @@ _Alignas(64) static char wanted[MOST * ELEMENT];
 _Alignas(64) static char got[MOST * ELEMENT + PAD];
 static char *a, *b, *c;  // of the device: [MOST * ELEMENT + PAD]
 
+static bool whole;  // whole numbers, whose sums are the same in every order
+
 // ---- numbers
 
 static void put(ts_dtype dtype, char *at, int64_t i, float x) {
+    x = whole ? roundf(20 * x) + 0.0F : x;  // not -0, which is as large as 0
     switch (dtype) {
     case TS_F32:
         ((float *)(void *)at)[i] = x;
         break;
     case TS_F64:
-        ((double *)(void *)at)[i] = 1.1 * (double)x;
+        ((double *)(void *)at)[i] = (whole ? 1 : 1.1) * (double)x;
         break;
     case TS_I64:
         ((int64_t *)(void *)at)[i] = (int64_t)(1e12F * x);
@@ -262,18 +265,69 @@ static void test_in_flight(const parts *p, uint64_t seed) {
     device->release(sum);
 }
 
+// ---- recordings
+
+static int exchange_twice(float *sum, float *passed) {
+    ts_request *request;
+    TS_TRY(ts_ring_start(comm, sum, 500, passed, 500, TS_F32, &request));
+    TS_TRY(ts_wait(&request));
+    TS_TRY(device->copy(sum, passed, 500 * sizeof *sum));
+    return ts_all_reduce(comm, sum, 500, TS_F32, TS_SUM);
+}
+
+// Each run passes the numbers on and adds them up; of calls that wait for the host there is no recording.
+static void test_recording(bool nccl) {
+    ts_recording *recording = NULL;
+    float *const sum = (float *)(void *)a, *const passed = (float *)(void *)b;
+    if (!device->record_begin) {
+        return;
+    }
+    whole = true;
+    make_given(TS_F32, 500, 7);
+    upload(a, given[rank], 500 * sizeof(float));
+    CHECK_OK(device->record_begin());
+    if (size > 1 && !nccl) {
+        CHECK_FAILS(ts_all_reduce(comm, sum, 500, TS_F32, TS_SUM), TS_EUSAGE, "cannot be recorded");
+        (void)device->record_end(&recording);
+        device->recording_close(&recording);
+        return;
+    }
+    CHECK_OK(exchange_twice(sum, passed));
+    CHECK_OK(device->record_end(&recording));
+    memcpy(wanted, given[rank], 500 * sizeof(float));
+    CHECK(came(a, 500 * sizeof(float)));  // nothing has been done yet
+    for (int run = 0; run < 3; run++) {
+        CHECK_OK(device->recording_run(recording));
+    }
+    sum_given(TS_F32, 0, 500, TS_SUM);
+    for (int i = 0; i < 500; i++) {
+        for (int run = 1; run < 3; run++) {
+            float *const at = (float *)(void *)wanted + i, one = *at;
+            for (int r = 1; r < size; r++) {
+                *at += one;
+            }
+        }
+    }
+    CHECK(came(a, 500 * sizeof(float)));
+    device->recording_close(&recording);
+}
+
 // ---- the ways
 
 typedef struct way {
     const char *name;
     ts_device_choice choice;
     int64_t piece;  // 0: as it is
+    ts_nccl_sums_choice sums;
+    bool far, registers;  // as if the ranks were on several hosts
 } way;
 
 static const way WAYS[] = {
-    {"staged", TS_DEVICE_TRANSPORT_STAGED, 0},
-    {"staged in small pieces", TS_DEVICE_TRANSPORT_STAGED, 1000},
-    {"chosen", TS_DEVICE_TRANSPORT_AUTO, 0},
+    {"staged", TS_DEVICE_TRANSPORT_STAGED, 0, TS_NCCL_SUMS_AUTO, false, false},
+    {"staged in small pieces", TS_DEVICE_TRANSPORT_STAGED, 1000, TS_NCCL_SUMS_AUTO, false, false},
+    {"chosen", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_AUTO, false, false},
+    {"chosen, with NCCL's sums", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_NCCL, false, true},
+    {"chosen, as between hosts", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_ORDERED, true, false},
 };
 enum { WAY_COUNT = sizeof WAYS / sizeof *WAYS };
 
@@ -307,12 +361,17 @@ static void test_way(ts_comm *world, const way *w) {
     piece = piece ? piece : ts_staged_piece;
     ts_staged_piece = w->piece ? w->piece : piece;
     ts_device_wanted = w->choice;
+    ts_nccl_sums = w->sums;
+    ts_nccl_registers = w->registers;
+    whole = w->sums == TS_NCCL_SUMS_NCCL;
     CHECK_OK(ts_mesh_open(&mesh, world, &(ts_degrees){size, 1, 1, 1, 1}));
     comm = mesh.axis[TS_AXIS_DATA];
     test_all_reduce(TS_F32, TS_SUM, 0);
+    comm->one_host = comm->one_host && !w->far;
     test_sizes(7);
     test_sizes(2400);
     const bool nccl = comm->nccl != NULL;
+    test_recording(nccl);
     CHECK(ts_comm_records(comm) == (size == 1 || nccl));
     CHECK(!nccl || w->choice != TS_DEVICE_TRANSPORT_STAGED);
     CHECK_OK(device->finish());
@@ -342,7 +401,7 @@ int main(int argc, char **argv) {
     a = device->allocate(MOST * ELEMENT + PAD);
     b = device->allocate(MOST * ELEMENT + PAD);
     c = device->allocate(MOST * ELEMENT + PAD);
-    for (int i = 0; i < WAY_COUNT; i++) {
+    for (int i = 0; i < (device->is_host ? 1 : WAY_COUNT); i++) {
         test_way(world, &WAYS[i]);
     }
     device->release(a);

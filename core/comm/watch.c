@@ -45,6 +45,7 @@ static struct {
     ts_watch_entry *entries;
     bool *stuck;
     double last_round, awake;  // awake: when this thread last went on after a stop
+    double failing;            // when NCCL was first found to have failed; 0: it has not
 } watch = {.wake = -1, .listening = {-1, -1}};
 
 // ---- the end of the job
@@ -99,7 +100,9 @@ static bool is_elsewhere(const ts_watch_peer *peer) {
     return peer->present && peer->silent > watch.timeout / 2 && strcmp(peer->host, watch.host) != 0;
 }
 
-// The launcher ends the ranks of a job of which one fails; for a launcher that does not, they are told.
+// The launcher ends the ranks of a job of which one fails; for a launcher that does not, they are told. _exit leaves
+// out what CUDA and NCCL do at the end of a program, which would wait for kernels that wait for a rank that is gone;
+// the driver ends those with the process.
 _Noreturn static void end_job(const char *text) {
     bool host_lost = false;
     for (int rank = 0; rank < watch.size; rank++) {
@@ -141,6 +144,22 @@ static void begin_beat(double now) {
         _exit(atomic_load(&watch.abort_code));
     }
     ts_watch_take_pulse(&watch.own, watch.rank);
+}
+
+// Ranks that wait for the device come upon what fails there only when their wait ends, and with another rank gone it
+// never does. Why NCCL failed rank 0 may find out meanwhile, and is given the time to say it.
+static void check_device(double now, double turn) {
+    char what[512], text[900];
+    if (!ts_nccl_is_there() || !ts_nccl_backend.find_error(what, sizeof what)) {
+        return;
+    }
+    watch.failing = watch.failing > 0 ? watch.failing : now;
+    if (now - watch.failing > TS_WATCH_LOSS_SECONDS + turn) {
+        ts_watch_peer own = {.pulse = watch.own};
+        snprintf(own.host, sizeof own.host, "%s", watch.host);
+        ts_watch_describe_error(&own, watch.rank, watch.size, what, text, sizeof text);
+        end_job(text);
+    }
 }
 
 // From now on a peer owes signs of life.
@@ -293,6 +312,7 @@ static void beat_first(double now) {
         }
     }
     judge(now);
+    check_device(now, 0);
 }
 
 static void *run_first(void *unused) {
@@ -359,6 +379,7 @@ static void beat_other(ts_watch_wire *wire, double now) {
         ts_watch_describe_silence(first, 0, watch.size, text, sizeof text);
         end_job(text);
     }
+    check_device(now, turn());
 }
 
 static void *run_other(void *unused) {
@@ -493,6 +514,7 @@ int ts_watch_open(ts_comm *world, const ts_watch_params *params) {
     watch.interval = params->interval > 0 ? params->interval : tenth < 1 ? tenth : 1;
     watch.own = (ts_watch_pulse){.rank = watch.rank, .step = -1, .inside = -1};
     watch.last_round = watch.awake = ts_clock_seconds();
+    watch.failing = 0;
     atomic_store(&watch.stop, false);
     gethostname(watch.host, sizeof watch.host - 1);
     int status = TS_OK;

@@ -7,6 +7,7 @@
 //   mismatch   two ranks of a communicator give its call of the same number another kind, size, type, root or step
 //   deadlock   ranks wait for each other in different calls, or one has come to its end while others wait for it
 //   loss       the process of a rank is gone and the launcher has not noticed
+//   device     NCCL has failed, which who waits for the device would not come to know
 //
 // The job then ends with TS_EPEER as its exit code and one line on standard error, such as
 //   [rank 2/4 host-b] step 117: silent for 30 s; last seen in all-gather #2031 on the tensor axis (1.2 MiB)

@@ -76,6 +76,12 @@ void ts_watch_describe_silence(const ts_watch_peer *peer, int rank, int size, ch
     snprintf(text, bytes, "%s %s; last seen %s", who_text(peer, rank, size, who, sizeof who), what, seen);
 }
 
+void ts_watch_describe_error(const ts_watch_peer *peer, int rank, int size, const char *what, char *text,
+                             size_t bytes) {
+    char who[160];
+    snprintf(text, bytes, "%s %s", who_text(peer, rank, size, who, sizeof who), what);
+}
+
 // ---- silence and loss
 
 static bool is_lost(const ts_watch_judge *judge, int rank, double timeout) {

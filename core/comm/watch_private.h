@@ -119,6 +119,8 @@ static const double TS_WATCH_LOSS_SECONDS = 3;  // that a launcher gets to notic
 bool ts_watch_find_fault(const ts_watch_judge *judge, char *text, size_t bytes);
 // "[rank 2/4 host-b] step 117: silent for 30 s; last seen ..."
 void ts_watch_describe_silence(const ts_watch_peer *peer, int rank, int size, char *text, size_t bytes);
+// "[rank 2/4 host-b] step 117: " and what has failed
+void ts_watch_describe_error(const ts_watch_peer *peer, int rank, int size, const char *what, char *text, size_t bytes);
 
 // ---- sockets
 
