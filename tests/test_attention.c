@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1 timeout=120
+// TEST: ranks=1 timeout=120 backend=cuda
 // Fused attention against a double-precision loop that forms the whole score matrix, on every instruction set here.
-#include <omp.h>
-
-#include "core/base/rng.h"
-#include "core/kernels/cpu/cpu.h"
-#include "tests/ts_test.h"
+#include "tests/kernels_test.h"
 
 static const ts_kernels *kernels;
 
@@ -54,43 +50,22 @@ typedef struct problem {
     int64_t fused_factor;
 } problem;
 
-static size_t element_bytes(ts_dtype dtype) {
-    return dtype == TS_BF16 ? 2 : 4;
-}
-
-static void put(void *data, ts_dtype dtype, int64_t i, float value) {
-    if (dtype == TS_BF16) {
-        ((uint16_t *)data)[i] = ts_f32_to_bf16(value);
-    } else {
-        ((float *)data)[i] = value;
-    }
-}
-
-static double get(const void *data, ts_dtype dtype, int64_t i) {
-    return dtype == TS_BF16 ? (double)ts_bf16_to_f32(((const uint16_t *)data)[i]) : (double)((const float *)data)[i];
-}
-
-static void *allocate(size_t bytes) {
-    void *block = calloc(1, bytes);
-    if (!block) {
+static void *random_block(ts_dtype dtype, int64_t n, uint64_t index, float size) {
+    float *noise = malloc((size_t)n * sizeof *noise);
+    void *block = test_zeros((size_t)n * ts_dtype_bytes(dtype));
+    if (!noise) {
         abort();
     }
-    return block;
-}
-
-static void *random_block(ts_dtype dtype, int64_t n, uint64_t index, float size) {
-    float *noise = allocate((size_t)n * sizeof *noise);
-    void *block = allocate((size_t)n * element_bytes(dtype));
     ts_rng_normal_fill(noise, n, 7, TS_RNG_TEST, index, 0);
     for (int64_t i = 0; i < n; i++) {
-        put(block, dtype, i, size * noise[i]);
+        test_put(block, dtype, i, (double)(size * noise[i]));
     }
     free(noise);
     return block;
 }
 
 static void *shifted(void *block, ts_dtype dtype, int64_t elements) {
-    return (char *)block + (size_t)elements * element_bytes(dtype);
+    return (char *)block + (size_t)elements * ts_dtype_bytes(dtype);
 }
 
 // Rows of separate tensors carry 3 elements of gap, so that strides and neighbours are tested.
@@ -138,14 +113,14 @@ static void make_problem(problem *x, const shape *s, ts_dtype dtype) {
     c->out_batch = s->queries * c->out_row;
     c->out = random_block(dtype, s->batch * c->out_batch, 9, 1);
     c->d_out = random_block(dtype, s->batch * c->out_batch, 4, 1);
-    c->lse = x->lse = allocate((size_t)(s->batch * s->heads * s->queries) * sizeof(float));
+    c->lse = x->lse = test_zeros((size_t)(s->batch * s->heads * s->queries) * sizeof(float));
     if (s->bias) {
         const int64_t strip = s->heads * (s->queries + s->keys - 1);
         c->bias_strip = x->strip = random_block(TS_F32, strip, 5, 1);
         c->d_bias_strip = x->d_strip = random_block(TS_F32, strip, 6, 1);
     }
     if (s->masked) {
-        x->key_count = allocate((size_t)s->batch * sizeof *x->key_count);
+        x->key_count = test_zeros((size_t)s->batch * sizeof *x->key_count);
         for (int64_t b = 0; b < s->batch; b++) {
             x->key_count[b] = (int32_t)(s->keys - (s->keys * b) / s->batch - (s->keys > 2 ? 1 : 0));
         }
@@ -153,18 +128,8 @@ static void make_problem(problem *x, const shape *s, ts_dtype dtype) {
     }
 }
 
-static void free_problem(problem *x) {
-    void *blocks[] = {
-        x->q_block,  x->k_block, x->v_block, x->d_q_block, x->d_k_block,     x->d_v_block,
-        x->call.out, x->lse,     x->strip,   x->d_strip,   x->key_count,     x->out,
-        x->d_q,      x->d_k,     x->d_v,     x->d_bias,    x->reference_lse, (void *)(uintptr_t)x->call.d_out};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
-        free(blocks[i]);
-    }
-}
-
 static double *doubles(int64_t n) {
-    return allocate((size_t)n * sizeof(double));
+    return test_zeros((size_t)n * sizeof(double));
 }
 
 // Reference of one query: probabilities into `row`; adds to every gradient.
@@ -177,7 +142,8 @@ static void reference_query(problem *x, int64_t b, int64_t h, int64_t i, double 
     for (int64_t j = 0; j < count; j++) {
         double dot = 0;
         for (int64_t e = 0; e < d; e++) {
-            dot += get(c->q, c->dtype, q + e) * get(c->k, c->dtype, b * c->k_batch + j * c->k_row + h * d + e);
+            dot +=
+                test_get(c->q, c->dtype, q + e) * test_get(c->k, c->dtype, b * c->k_batch + j * c->k_row + h * d + e);
         }
         row[j] = (double)c->scale * dot + (c->bias_strip ? (double)c->bias_strip[strip + j] : 0);
         max = fmax(max, row[j]);
@@ -190,8 +156,8 @@ static void reference_query(problem *x, int64_t b, int64_t h, int64_t i, double 
         row[j] /= sum;
         ds[j] = 0;
         for (int64_t e = 0; e < d; e++) {
-            const double v = get(c->v, c->dtype, b * c->v_batch + j * c->v_row + h * d + e);
-            const double g = get(c->d_out, c->dtype, o + e);
+            const double v = test_get(c->v, c->dtype, b * c->v_batch + j * c->v_row + h * d + e);
+            const double g = test_get(c->d_out, c->dtype, o + e);
             x->out[((b * c->queries + i) * c->heads + h) * d + e] += row[j] * v;
             x->d_v[((b * c->keys + j) * c->heads + h) * d + e] += row[j] * g;
             ds[j] += g * v;
@@ -201,9 +167,10 @@ static void reference_query(problem *x, int64_t b, int64_t h, int64_t i, double 
     for (int64_t j = 0; j < count; j++) {
         ds[j] = row[j] * (ds[j] - delta);
         for (int64_t e = 0; e < d; e++) {
-            const double k = get(c->k, c->dtype, b * c->k_batch + j * c->k_row + h * d + e);
+            const double k = test_get(c->k, c->dtype, b * c->k_batch + j * c->k_row + h * d + e);
             x->d_q[((b * c->queries + i) * c->heads + h) * d + e] += (double)c->scale * ds[j] * k;
-            x->d_k[((b * c->keys + j) * c->heads + h) * d + e] += (double)c->scale * ds[j] * get(c->q, c->dtype, q + e);
+            x->d_k[((b * c->keys + j) * c->heads + h) * d + e] +=
+                (double)c->scale * ds[j] * test_get(c->q, c->dtype, q + e);
         }
         if (c->bias_strip) {
             x->d_bias[strip + j] += ds[j];
@@ -232,8 +199,6 @@ static void make_reference(problem *x) {
             }
         }
     }
-    free(row);
-    free(ds);
 }
 
 // Largest difference over the largest value of the reference, or over `floor` when all of it is small.
@@ -245,7 +210,7 @@ static double difference(const ts_attention *c, const void *got, int64_t rows, i
         for (int64_t i = 0; i < rows; i++) {
             for (int64_t e = 0; e < width; e++) {
                 const double r = reference[(b * rows + i) * width + e];
-                const double g = get(got, c->dtype, b * batch + i * row + e);
+                const double g = test_get(got, c->dtype, b * batch + i * row + e);
                 worst = isnan(g) ? INFINITY : fmax(worst, fabs(g - r));
                 size = fmax(size, fabs(r));
             }
@@ -259,7 +224,7 @@ static double tolerance(ts_dtype dtype, float spread) {
     return dtype == TS_F32 ? 4e-6 + 2e-6 * (double)spread : spread > 1 ? 2e-2 : 1.2e-2;
 }
 
-static void check_shape(const shape *s, ts_dtype dtype, const char *isa) {
+static void check_shape(const shape *s, ts_dtype dtype) {
     problem x;
     make_problem(&x, s, dtype);
     make_reference(&x);
@@ -287,14 +252,15 @@ static void check_shape(const shape *s, ts_dtype dtype, const char *isa) {
     static const char *const NAMES[] = {"out", "d_q", "d_k", "d_v", "lse", "d_bias"};
     for (int i = 0; i < 6; i++) {
         if (!(found[i] <= tolerance(dtype, s->spread))) {
-            fprintf(stderr, "%s, %s, %s: %s is off by %.3g\n", isa, ts_dtype_name(dtype), s->what, NAMES[i], found[i]);
+            fprintf(stderr, "%s, %s, %s: %s is off by %.3g\n", test_where(), ts_dtype_name(dtype), s->what, NAMES[i],
+                    found[i]);
             ts_test_failures++;
         }
     }
-    free_problem(&x);
+    test_free_blocks();
 }
 
-// The bytes of every result, in one block the caller frees.
+// The bytes of every result, in one block.
 static char *results(const shape *s, ts_dtype dtype, int threads, size_t *bytes) {
     problem x;
     make_problem(&x, s, dtype);
@@ -304,7 +270,7 @@ static char *results(const shape *s, ts_dtype dtype, int threads, size_t *bytes)
     CHECK_OK(kernels->attention_forward(c));
     CHECK_OK(kernels->attention_backward(c));
     omp_set_num_threads(before);
-    const size_t e = element_bytes(dtype);
+    const size_t e = ts_dtype_bytes(dtype);
     const struct {
         const void *data;
         size_t bytes;
@@ -320,29 +286,28 @@ static char *results(const shape *s, ts_dtype dtype, int threads, size_t *bytes)
     for (int i = 0; i < 6; i++) {
         *bytes += part[i].bytes;
     }
-    char *all = allocate(*bytes), *at = all;
+    char *all = test_zeros(*bytes), *at = all;
     for (int i = 0; i < 6; i++) {
         if (part[i].bytes) {
             memcpy(at, part[i].data, part[i].bytes);
             at += part[i].bytes;
         }
     }
-    free_problem(&x);
     return all;
 }
 
-static void check_threads(const shape *s, ts_dtype dtype, const char *isa) {
+static void check_threads(const shape *s, ts_dtype dtype) {
     size_t bytes, again_bytes;
     char *one = results(s, dtype, 1, &bytes);
     for (int threads = 2; threads <= 3; threads++) {
         char *again = results(s, dtype, threads, &again_bytes);
         if (bytes != again_bytes || memcmp(one, again, bytes) != 0) {
-            fprintf(stderr, "%s, %s, %s: 1 and %d threads differ\n", isa, ts_dtype_name(dtype), s->what, threads);
+            fprintf(stderr, "%s, %s, %s: 1 and %d threads differ\n", test_where(), ts_dtype_name(dtype), s->what,
+                    threads);
             ts_test_failures++;
         }
-        free(again);
     }
-    free(one);
+    test_free_blocks();
 }
 
 // A NaN that reaches a query must reach its output; elements between the rows must not be touched.
@@ -350,13 +315,13 @@ static void check_edges(ts_dtype dtype) {
     problem x;
     make_problem(&x, &SHAPES[3], dtype);
     const ts_attention *c = &x.call;
-    put(x.q_block, dtype, 0, NAN);
-    put(c->out, dtype, c->out_row - 1, 77.0f);
+    test_put(x.q_block, dtype, 0, NAN);
+    test_put(c->out, dtype, c->out_row - 1, 77.0f);
     CHECK_OK(kernels->attention_forward(c));
-    CHECK(isnan(get(c->out, dtype, 0)));
-    CHECK(!isnan(get(c->out, dtype, c->out_row)));
-    CHECK_NEAR(get(c->out, dtype, c->out_row - 1), 77.0, 1.0);
-    free_problem(&x);
+    CHECK(isnan(test_get(c->out, dtype, 0)));
+    CHECK(!isnan(test_get(c->out, dtype, c->out_row)));
+    CHECK_NEAR(test_get(c->out, dtype, c->out_row - 1), 77.0, 1.0);
+    test_free_blocks();
 }
 
 static bool all_are(const float *data, int64_t n, float value) {
@@ -382,16 +347,16 @@ static void check_empty(ts_dtype dtype) {
         const int64_t width = c.heads * c.head_dim;
         for (int64_t i = 0; i < c.batch * c.queries * width && what == 1; i++) {
             const int64_t row = i / width % c.queries, batch = i / width / c.queries;
-            CHECK(get(c.out, dtype, batch * c.out_batch + row * c.out_row + i % width) == 0);
-            CHECK(get(c.d_q, dtype, batch * c.q_batch + row * c.q_row + i % width) == 0);
+            CHECK(test_get(c.out, dtype, batch * c.out_batch + row * c.out_row + i % width) == 0);
+            CHECK(test_get(c.d_q, dtype, batch * c.q_batch + row * c.q_row + i % width) == 0);
         }
         for (int64_t i = 0; i < c.batch * c.keys * width && what == 0; i++) {
             const int64_t at = i / width / c.keys * c.k_batch + i / width % c.keys * c.k_row + i % width;
-            CHECK(get(c.d_k, dtype, at) == 0);
-            CHECK(get(c.d_v, dtype, at) == 0);
+            CHECK(test_get(c.d_k, dtype, at) == 0);
+            CHECK(test_get(c.d_v, dtype, at) == 0);
         }
         CHECK(what != 1 || all_are(x.lse, c.batch * c.heads * c.queries, -INFINITY));
-        free_problem(&x);
+        test_free_blocks();
     }
 }
 
@@ -403,14 +368,14 @@ static void check_f32_results(const shape *s, ts_dtype dtype) {
     CHECK_OK(kernels->attention_forward(c));
     ts_attention wide = *c;
     wide.f32_results = true;
-    wide.out = allocate((size_t)(c->batch * c->out_batch) * sizeof(float));
+    wide.out = test_zeros((size_t)(c->batch * c->out_batch) * sizeof(float));
     CHECK_OK(kernels->attention_forward(&wide));
     const void *wide_out = wide.out;
     CHECK_OK(kernels->attention_backward(c));
     wide.out = c->out;  // backward reads it, in the operand dtype
-    wide.d_q = allocate((size_t)(c->batch * c->q_batch) * sizeof(float));
-    wide.d_k = allocate((size_t)(c->batch * c->k_batch) * sizeof(float));
-    wide.d_v = allocate((size_t)(c->batch * c->v_batch) * sizeof(float));
+    wide.d_q = test_zeros((size_t)(c->batch * c->q_batch) * sizeof(float));
+    wide.d_k = test_zeros((size_t)(c->batch * c->k_batch) * sizeof(float));
+    wide.d_v = test_zeros((size_t)(c->batch * c->v_batch) * sizeof(float));
     CHECK_OK(kernels->attention_backward(&wide));
     const struct {
         const void *narrow, *wide;
@@ -428,15 +393,11 @@ static void check_f32_results(const shape *s, ts_dtype dtype) {
             const float full = ((const float *)tensor[t].wide)[at];
             const float rounded = dtype == TS_BF16 ? ts_bf16_to_f32(ts_f32_to_bf16(full)) : full;
             const bool tiny = fabsf(full) < 0x1p-126f;  // the processor's conversion makes it 0
-            wrong += get(tensor[t].narrow, dtype, at) != (double)rounded && !tiny;
+            wrong += test_get(tensor[t].narrow, dtype, at) != (double)rounded && !tiny;
         }
     }
     CHECK(wrong == 0);
-    free((void *)(uintptr_t)wide_out);
-    free(wide.d_q);
-    free(wide.d_k);
-    free(wide.d_v);
-    free_problem(&x);
+    test_free_blocks();
 }
 
 // Attention over all keys is that over two parts of them, merged.
@@ -446,10 +407,10 @@ static void check_merge(const shape *s) {
     make_problem(&reference, s, TS_F32);
     CHECK_OK(kernels->attention_forward(&reference.call));
     const int64_t rows = s->batch * s->queries, width = s->heads * s->head_dim, statistics = rows * s->heads;
-    float *out = allocate((size_t)(rows * width) * sizeof *out),
-          *part = allocate((size_t)(rows * width) * sizeof *part);
-    float *lse = allocate((size_t)statistics * sizeof *lse),
-          *part_lse = allocate((size_t)statistics * sizeof *part_lse);
+    float *out = test_zeros((size_t)(rows * width) * sizeof *out),
+          *part = test_zeros((size_t)(rows * width) * sizeof *part);
+    float *lse = test_zeros((size_t)statistics * sizeof *lse),
+          *part_lse = test_zeros((size_t)statistics * sizeof *part_lse);
     for (int64_t first = 0; first <= s->keys; first += (s->keys + 1) / 2) {
         ts_attention c = x.call;
         c.out_row = width;
@@ -481,12 +442,7 @@ static void check_merge(const shape *s) {
     const ts_attention_merge none = {s->batch, s->queries, s->heads, s->head_dim, out, lse, part, part_lse};
     CHECK_OK(kernels->attention_merge(&none));
     CHECK(all_are(out, rows * width, 0) && all_are(lse, statistics, -INFINITY));
-    free(out);
-    free(part);
-    free(lse);
-    free(part_lse);
-    free_problem(&x);
-    free_problem(&reference);
+    test_free_blocks();
 }
 
 static void check_refusals(void) {
@@ -502,33 +458,36 @@ static void check_refusals(void) {
     c.dtype = TS_F64;
     CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "F64");
     c = x.call;
-    c.key_count = (const int32_t[]){13, 14};
-    CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "key_count[1] = 14");
+    if (!test_on_gpu()) {  // there the host does not see the counts: they are brought into range
+        c.key_count = (const int32_t[]){13, 14};
+        CHECK_FAILS(kernels->attention_forward(&c), TS_EUSAGE, "key_count[1] = 14");
+    }
     c = x.call;
     c.lse = NULL;
     CHECK_OK(kernels->attention_forward(&c));
     CHECK_FAILS(kernels->attention_backward(&c), TS_EUSAGE, "lse");
-    free_problem(&x);
+    test_free_blocks();
+}
+
+static void attention_cases(const ts_kernels *k) {
+    static const ts_dtype DTYPES[] = {TS_F32, TS_BF16};
+    kernels = k;
+    for (int t = 0; t < 2; t++) {
+        for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
+            check_shape(&SHAPES[i], DTYPES[t]);
+            check_threads(&SHAPES[i], DTYPES[t]);
+        }
+        check_edges(DTYPES[t]);
+        check_empty(DTYPES[t]);
+        check_f32_results(&SHAPES[4], DTYPES[t]);
+        check_f32_results(&SHAPES[7], DTYPES[t]);
+    }
+    check_merge(&SHAPES[3]);
+    check_merge(&SHAPES[8]);
+    check_refusals();
 }
 
 int main(void) {
-    static const char *const LEVELS[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
-    static const ts_dtype DTYPES[] = {TS_F32, TS_BF16};
-    for (int level = 0; level <= (int)ts_cpu_isa_available(); level++) {
-        CHECK_OK(ts_kernels_cpu(&kernels, LEVELS[level]));
-        for (int t = 0; t < 2; t++) {
-            for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
-                check_shape(&SHAPES[i], DTYPES[t], LEVELS[level]);
-                check_threads(&SHAPES[i], DTYPES[t], LEVELS[level]);
-            }
-            check_edges(DTYPES[t]);
-            check_empty(DTYPES[t]);
-            check_f32_results(&SHAPES[4], DTYPES[t]);
-            check_f32_results(&SHAPES[7], DTYPES[t]);
-        }
-        check_merge(&SHAPES[3]);
-        check_merge(&SHAPES[8]);
-    }
-    check_refusals();
+    test_levels("amx", attention_cases);
     return ts_test_end();
 }
