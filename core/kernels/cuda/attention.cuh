@@ -24,8 +24,8 @@ struct ts_attention_place {
     int64_t head, batch;
 };
 static __device__ __forceinline__ ts_attention_place ts_attention_place_of(const ts_attention &p, int tiles) {
-    const int pair = (int)(blockIdx.x / (unsigned)tiles);
-    return {(int)(blockIdx.x % (unsigned)tiles), pair % p.heads, pair / p.heads};
+    const unsigned pair = blockIdx.x / (unsigned)tiles, heads = (unsigned)p.heads;
+    return {(int)(blockIdx.x % (unsigned)tiles), pair % heads, pair / heads};
 }
 
 // Row 0 of a head in a tensor.

@@ -11,7 +11,10 @@ namespace {
 
 enum { WARPS = 4, THREADS = 32 * WARPS, M = 2, QUERIES = WARPS * 16 * M, KEYS = 64, N = KEYS / 8 };
 
-template <int D> struct forward_shared { uint16_t q[QUERIES * D], k[KEYS * D], v[KEYS * D]; };
+template <int D> struct forward_shared {
+    uint16_t q[QUERIES * D], k[KEYS * D], v[KEYS * D];
+    const uint16_t *head_k, *head_v;  // where they come from; here and not in registers, which the sums need
+};
 
 // Statistics of a lane's rows: `reference`, a score, and the sum of 2^(log2 e scale (score - reference)) over the
 // columns of this lane.
@@ -130,7 +133,6 @@ template <int D> static __global__ void __launch_bounds__(THREADS, 2) attention_
     const int keys = ts_attention_keys(p, at.batch), head_dim = (int)p.head_dim;
     const uint16_t *q = ts_attention_head(p, (const uint16_t *)p.q, p.q_batch, at);
     const uint16_t *k = ts_attention_head(p, (const uint16_t *)p.k, p.k_batch, at);
-    const uint16_t *v = ts_attention_head(p, (const uint16_t *)p.v, p.v_batch, at);
     const float scale = p.scale * TS_LOG2_E;
     softmax_rows rows;
     float sum[M][D / 8][4] = {};
@@ -138,6 +140,10 @@ template <int D> static __global__ void __launch_bounds__(THREADS, 2) attention_
     for (int i = 0; i < 2 * M; i++) {
         rows.reference[i / 2][i % 2] = -INFINITY;
         rows.sum[i / 2][i % 2] = 0;
+    }
+    if (threadIdx.x == 0) {
+        shared->head_k = k;
+        shared->head_v = ts_attention_head(p, (const uint16_t *)p.v, p.v_batch, at);
     }
     load_tile<QUERIES, D, THREADS>(shared->q, q, p.q_row, at.tile * QUERIES, (int)p.queries, head_dim);
     load_tile<KEYS, D, THREADS>(shared->k, k, p.k_row, 0, keys, head_dim);
@@ -147,7 +153,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS, 2) attention_
         uint32_t probabilities[M][N / 2][4];
         ts_cp_async_wait<0>();
         __syncthreads();  // the keys are there, and nobody reads the values before these any more
-        load_tile<KEYS, D, THREADS>(shared->v, v, p.v_row, key, keys, head_dim);
+        load_tile<KEYS, D, THREADS>(shared->v, shared->head_v, p.v_row, key, keys, head_dim);
         ts_cp_async_commit();
         multiply_rows<D, M, N>(s, shared->q, (int)threadIdx.x / 32 * 16 * M, shared->k);
         if (keys - key < KEYS) {
@@ -159,7 +165,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS, 2) attention_
         ts_cp_async_wait<0>();
         __syncthreads();  // the values are there, and nobody reads these keys any more
         if (keys - key > KEYS) {
-            load_tile<KEYS, D, THREADS>(shared->k, k, p.k_row, key + KEYS, keys, head_dim);
+            load_tile<KEYS, D, THREADS>(shared->k, shared->head_k, p.k_row, key + KEYS, keys, head_dim);
             ts_cp_async_commit();
         }
         accumulate<D, M, N / 2>(sum, probabilities, shared->v);

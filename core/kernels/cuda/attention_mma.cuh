@@ -29,7 +29,7 @@ static __device__ __forceinline__ void load_tile(uint16_t *to, const uint16_t *f
                                                  int count, int head_dim) {
     constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;  // a thread copies the same chunk of every STEP-th row
     static_assert(ROWS % STEP == 0 && STEP % 8 == 0, "each thread copies as much, to places alike");
-    const int row = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
+    const int thread = ts_opaque((int)threadIdx.x), row = thread / CHUNKS, chunk = thread % CHUNKS;
     const uint16_t *next = from + (first + row) * stride + chunk * 8;
     uint16_t *place = to + chunk_at<D>(row, chunk);
 #pragma unroll
@@ -40,10 +40,15 @@ static __device__ __forceinline__ void load_tile(uint16_t *to, const uint16_t *f
     }
 }
 
-// Where a lane finds its row of the 16 x 16 elements at row 0, column 0 of a tile, for ldmatrix: rows 0-7, rows 8-15,
-// and both again 8 columns on. fragment_at leads from there to other rows and columns, multiples of 16.
-template <int D> static __device__ __forceinline__ int first_fragment() {
+// Where a lane finds its row of the 16 x 16 elements at row 0, column 0 of a tile, for ldmatrix: fragment_at leads from
+// there to other rows and columns, multiples of 16. By columns: rows 0-7, rows 8-15, and both again 8 columns on, the
+// order of a left operand, and transposed of a right one. By rows: rows 0-7, the same 8 columns on, then rows 8-15:
+// that of a right operand whose columns are rows of the tile. The two registers of a right operand must be neighbours.
+template <int D> static __device__ __forceinline__ int first_by_columns() {
     return ts_opaque(chunk_at<D>(lane_of_warp() % 16, lane_of_warp() / 16));
+}
+template <int D> static __device__ __forceinline__ int first_by_rows() {
+    return ts_opaque(chunk_at<D>(lane_of_warp() % 8 + lane_of_warp() / 16 * 8, lane_of_warp() / 8 % 2));
 }
 template <int D> static __device__ __forceinline__ int fragment_at(int first, int row, int column) {
     return row * D + (first ^ column);
@@ -53,7 +58,7 @@ template <int D> static __device__ __forceinline__ int fragment_at(int first, in
 template <int D, int M, int N>
 static __device__ __forceinline__ void multiply_rows(float (&s)[M][N][4], const uint16_t *a, int row,
                                                      const uint16_t *b) {
-    const int place = first_fragment<D>();
+    const int left_place = first_by_columns<D>(), right_place = first_by_rows<D>();
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -66,16 +71,16 @@ static __device__ __forceinline__ void multiply_rows(float (&s)[M][N][4], const 
         uint32_t left[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            ts_ldmatrix_x4(left[m], a + fragment_at<D>(place, row + 16 * m, 16 * k));
+            ts_ldmatrix_x4(left[m], a + fragment_at<D>(left_place, row + 16 * m, 16 * k));
         }
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t right[4];
-            ts_ldmatrix_x4(right, b + fragment_at<D>(place, 8 * n, 16 * k));
+            ts_ldmatrix_x4(right, b + fragment_at<D>(right_place, 8 * n, 16 * k));
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                ts_mma_m16n8k16_bf16(s[m][n], left[m], right[0], right[2]);
-                ts_mma_m16n8k16_bf16(s[m][n + 1], left[m], right[1], right[3]);
+                ts_mma_m16n8k16_bf16(s[m][n], left[m], right[0], right[1]);
+                ts_mma_m16n8k16_bf16(s[m][n + 1], left[m], right[2], right[3]);
             }
         }
     }
@@ -100,7 +105,7 @@ static __device__ __forceinline__ void round_scores(uint32_t (&to)[M][N / 2][4],
 template <int D, int M, int K>
 static __device__ __forceinline__ void accumulate(float (&sum)[M][D / 8][4], const uint32_t (&scores)[M][K][4],
                                                   const uint16_t *b) {
-    const int place = first_fragment<D>();
+    const int place = first_by_columns<D>();
 #pragma unroll
     for (int k = 0; k < K; k++) {
 #pragma unroll

@@ -17,19 +17,20 @@ enum { OTHERS = 64, N = OTHERS / 8 };
 template <int D> constexpr int own_rows = D == 128 ? 128 : 64;
 template <int D> constexpr int block_threads = own_rows<D> / 16 * 32;
 
+// A head's tensors as the pass of this kernel sees them.
+struct operands {
+    const uint16_t *own_0, *own_1, *other_0, *other_1;
+    int64_t own_row_0, own_row_1, other_row_0, other_row_1;
+    const float *lse, *delta;
+};
+
 template <int D> struct backward_shared {
     uint16_t own_0[own_rows<D> * D], own_1[own_rows<D> * D];  // k and v, or q and d_out
     struct {
         uint16_t tile_0[OTHERS * D], tile_1[OTHERS * D];  // q and d_out, or k and v
         float lse[OTHERS], delta[OTHERS];                 // of queries that pass
     } other[2];
-};
-
-// A head's tensors as the pass of this kernel sees them.
-struct operands {
-    const uint16_t *own_0, *own_1, *other_0, *other_1;
-    int64_t own_row_0, own_row_1, other_row_0, other_row_1;
-    const float *lse, *delta;
+    operands from;  // here and not in registers, which the sums need
 };
 
 template <int OF>
@@ -141,6 +142,9 @@ static __global__ void __launch_bounds__(block_threads<D>, D == 128 ? 1 : 2)
     const float scale = p.scale * TS_LOG2_E;
     float sum_0[1][D / 8][4] = {}, sum_1[1][D / 8][4] = {}, row_lse[2] = {}, row_delta[2] = {};
 
+    if (threadIdx.x == 0) {
+        shared->from = from;
+    }
     load_tile<own_rows<D>, D, block_threads<D>>(shared->own_0, from.own_0, from.own_row_0, first, own_count, head_dim);
     load_tile<own_rows<D>, D, block_threads<D>>(shared->own_1, from.own_1, from.own_row_1, first, own_count, head_dim);
     load_others<D, OF>(shared, 0, from, 0, other_count, head_dim);
@@ -156,7 +160,7 @@ static __global__ void __launch_bounds__(block_threads<D>, D == 128 ? 1 : 2)
         ts_cp_async_wait<0>();
         __syncthreads();  // these others are there, and nobody reads those before any more
         if (other_count - other > OTHERS) {
-            load_others<D, OF>(shared, buffer ^ 1, from, other + OTHERS, other_count, head_dim);
+            load_others<D, OF>(shared, buffer ^ 1, shared->from, other + OTHERS, other_count, head_dim);
         }
         multiply_rows<D, 1, N>(s, shared->own_0, row, to->tile_0);
         form_probabilities<OF>(s[0], row_lse, to->lse, scale);
