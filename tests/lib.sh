@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the test scripts share. Sourced from the source root, where ctest runs them:
 #
-#   TESSERA   the executable (build/tessera when unset)
+#   TESSERA, TESSERA_SHIM   the executable, and the one on an imitated GPU (build/tessera.. when unset)
 #   scratch   a folder of this script's own, removed at the end
 #
 # Checks print and count; the script ends with `end`, which fails when one of them did.
 set -u
 export LC_ALL=C OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-TESSERA=${TESSERA:-$PWD/build/tessera}
+TESSERA=${TESSERA:-$PWD/build/tessera} TESSERA_SHIM=${TESSERA_SHIM:-$PWD/build/tessera-shim}
 [ -x "$TESSERA" ] || { echo "$TESSERA: no such executable; build first, or set TESSERA" >&2; exit 1; }
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/tessera-test.XXXXXX") || exit 1
 trap 'rm -rf "$scratch"' EXIT
