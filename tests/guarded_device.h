@@ -75,8 +75,16 @@ static int guarded_zero(void *to, size_t bytes) {
     return TS_OK;
 }
 
+static int guarded_waits;  // calls in which the host waited for the device
+
 static int guarded_finish(void) {
+    guarded_waits++;
     return TS_OK;
+}
+
+static int guarded_download(void *to, const void *from, size_t bytes) {
+    guarded_waits++;
+    return guarded_move(to, from, bytes);
 }
 
 static int guarded_memory(size_t *free_bytes, size_t *total) {
@@ -96,7 +104,7 @@ static const ts_device guarded_device = {
     .release_host = free,
     .upload = guarded_move,
     .upload_held = guarded_move,
-    .download = guarded_move,
+    .download = guarded_download,
     .fetch = guarded_move,
     .copy = guarded_move,
     .zero = guarded_zero,

@@ -70,9 +70,12 @@ typedef struct losses {
 } losses;
 
 static void take_steps(ts_trainer *t, int from, int to, losses *out) {
+    const bool counts_waits = t->kernels == &guarded_kernels && ts_comm_size(t->world) == 1;
     for (int i = from; i < to; i++) {
         ts_step_result result;
+        const int waits = guarded_waits;
         CHECK_OK(ts_trainer_step(t, TS_STOP_NONE, &result));
+        CHECK(!counts_waits || guarded_waits == waits + 1);  // for loss and norm, and messages through the host aside
         CHECK(result.finite);
         out->step[i] = result.loss;
         out->norm[i] = result.grad_norm;
