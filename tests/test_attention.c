@@ -68,9 +68,13 @@ static void *shifted(void *block, ts_dtype dtype, int64_t elements) {
     return (char *)block + (size_t)elements * ts_dtype_bytes(dtype);
 }
 
-// Rows of separate tensors carry 3 elements of gap, so that strides and neighbours are tested.
+// Rows of separate tensors carry a gap, so that strides and neighbours are tested: of 3 elements, or of as many as keep
+// rows at multiples of 16 bytes, where kernels for tensor cores take them.
+static int64_t gap(const shape *s) {
+    return s->batch == 1 && s->keys > 1 ? 8 : 3;
+}
+
 static void make_operands(problem *x, const shape *s, ts_dtype dtype) {
-    enum { GAP = 3 };
     ts_attention *c = &x->call;
     const int64_t width = s->heads * s->head_dim;
     const float size = sqrtf(s->spread);
@@ -88,7 +92,7 @@ static void make_operands(problem *x, const shape *s, ts_dtype dtype) {
         c->q_batch = c->k_batch = c->v_batch = s->queries * row;
         return;
     }
-    c->q_row = c->k_row = c->v_row = width + GAP;
+    c->q_row = c->k_row = c->v_row = width + gap(s);
     c->q_batch = s->queries * c->q_row;
     c->k_batch = c->v_batch = s->keys * c->k_row;
     c->q = x->q_block = random_block(dtype, s->batch * c->q_batch, 1, size);
@@ -109,7 +113,7 @@ static void make_problem(problem *x, const shape *s, ts_dtype dtype) {
                             .scale = 1.0f / sqrtf((float)s->head_dim)}};
     ts_attention *c = &x->call;
     make_operands(x, s, dtype);
-    c->out_row = s->heads * s->head_dim + 1;
+    c->out_row = s->heads * s->head_dim + gap(s);
     c->out_batch = s->queries * c->out_row;
     c->out = random_block(dtype, s->batch * c->out_batch, 9, 1);
     c->d_out = random_block(dtype, s->batch * c->out_batch, 4, 1);
