@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/log.h"
 #include "core/base/status.h"
 #include "core/comm/backend.h"
 #include "core/comm/mesh.h"
@@ -84,8 +85,10 @@ static int check_parity(ts_comm *world, const parity_options *options) {
                    .grads_path = options->grads,
                    .operand_dtype = options->dtype ? TS_BF16 : TS_F32,
                    .tolerance = options->tolerance};
+    char text[160];
     int status = ts_backend_open(&p.kernels, world, ts_device_names[options->device]);
     if (!status) {
+        TS_INFO("on %s", ts_kernels_describe(p.kernels, text, sizeof text));
         status = ts_agree(world, open_files(&p));
     }
     if (!status) {
