@@ -8,16 +8,11 @@
 
 __extension__ typedef unsigned __int128 wide;
 
-enum { ROUNDS = 10, BLOCK = 16 };  // BLOCK draws are made side by side, in vector registers
+enum { BLOCK = 16 };  // BLOCK draws are made side by side, in vector registers
 
 ts_philox ts_philox_draw(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane) {
-    ts_philox c = {{lane, purpose, (uint32_t)index, (uint32_t)(index >> 32)}};
-    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < ROUNDS; round++) {
-        ts_philox_round(&c.word[0], &c.word[1], &c.word[2], &c.word[3], key0, key1);
-        key0 += TS_PHILOX_WEYL0;
-        key1 += TS_PHILOX_WEYL1;
-    }
+    ts_philox c;
+    ts_philox_words(seed, purpose, index, lane, c.word);
     return c;
 }
 
@@ -49,7 +44,7 @@ static void normal_block(float out[4 * BLOCK], uint64_t seed, uint32_t purpose, 
         c3[i] = (uint32_t)(index >> 32);
     }
     uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < TS_PHILOX_ROUNDS; round++) {
         for (int i = 0; i < BLOCK; i++) {
             ts_philox_round(&c0[i], &c1[i], &c2[i], &c3[i], key0, key1);
         }

@@ -54,8 +54,33 @@ TS_RNG_FN void ts_philox_round(uint32_t *c0, uint32_t *c1, uint32_t *c2, uint32_
     *c2 = next2;
     *c3 = (uint32_t)a;
 }
+enum { TS_PHILOX_ROUNDS = 10 };
 #define TS_PHILOX_WEYL0 0x9E3779B9u  // the keys advance by the golden ratio ...
 #define TS_PHILOX_WEYL1 0xBB67AE85u  // ... and by the square root of 3, less 1
+
+// Draw `lane` of the stream (seed, purpose, index): see rng.h.
+TS_RNG_FN void ts_philox_words(uint64_t seed, uint32_t purpose, uint64_t index, uint32_t lane, uint32_t word[4]) {
+    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    word[0] = lane;
+    word[1] = purpose;
+    word[2] = (uint32_t)index;
+    word[3] = (uint32_t)(index >> 32);
+    for (int round = 0; round < TS_PHILOX_ROUNDS; round++) {
+        ts_philox_round(&word[0], &word[1], &word[2], &word[3], key0, key1);
+        key0 += TS_PHILOX_WEYL0;
+        key1 += TS_PHILOX_WEYL1;
+    }
+}
+
+// bf16 of x, rounded up with the probability of what is cut off where `random` is 16 random bits. NaN stays NaN, and
+// what is beyond the largest number becomes infinite.
+TS_RNG_FN uint16_t ts_bf16_stochastic(float x, uint32_t random) {
+    const uint32_t bits = (uint32_t)TS_RNG_BITS(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return (uint16_t)(bits >> 16 | 0x40u);
+    }
+    return (uint16_t)((bits + random) >> 16);
+}
 
 // Horner step: sum * z + coefficient.
 #define TS_RNG_STEP(sum, z, coefficient) TS_RNG_ADD(TS_RNG_MUL((sum), (z)), (coefficient))

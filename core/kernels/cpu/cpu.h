@@ -50,6 +50,9 @@ void ts_cpu_fill_plain(ts_kernels *kernels);
 // Sets those that the compiler makes vectors of by itself (flat.c).
 void ts_cpu_fill_flat(ts_kernels *kernels);
 
+// The stochastically rounded bf16 copies of weights begin .. end - 1, for adamw (flat.c).
+void ts_cpu_round(const ts_adamw *p, int64_t begin, int64_t end);
+
 // Matrix products (gemm.c) and convolution (onednn.c).
 int ts_cpu_gemm(const ts_gemm *p);
 int ts_cpu_conv3d_forward(const ts_conv3d *p);

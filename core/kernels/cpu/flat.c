@@ -2,6 +2,8 @@
 // Kernels over flat ranges whose loops need no help to become vectors. Formulas: core/kernels/kernels.h.
 #include <math.h>
 
+#include "core/base/rng.h"
+#include "core/base/rng_math.h"
 #include "core/base/status.h"
 #include "core/kernels/cpu/cpu.h"
 
@@ -69,6 +71,18 @@ static int newton_schulz(float a, float b, float c, const float *gram, float *sq
 
 static int normalize(const double *squares, float *x, int64_t n) {
     return ts_cpu_table()->scale((float)(1.0 / (sqrt(*squares) + 1e-20)), x, n);
+}
+
+// The random bits of eight neighbours are those of one draw.
+void ts_cpu_round(const ts_adamw *p, int64_t begin, int64_t end) {
+    uint32_t word[4] = {0};
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t e = p->first + i;
+        if (i == begin || e % 8 == 0) {
+            ts_philox_words(p->seed, TS_RNG_ROUND, (uint64_t)p->step, (uint32_t)(e / 8), word);
+        }
+        p->operand[i] = ts_bf16_stochastic(p->weight[i], word[e % 8 / 2] >> (e % 2 * 16) & 0xffffu);
+    }
 }
 
 void ts_cpu_fill_flat(ts_kernels *kernels) {

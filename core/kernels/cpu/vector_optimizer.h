@@ -87,13 +87,7 @@ static int mse(const ts_mse *p) {
     return 0;
 }
 
-typedef struct adamw_factors {
-    float m_keep, m_take, v_keep, v_take;  // beta and 1 - beta
-    float step_size, v_correction;         // lr / (1 - b1^step), 1 / (1 - b2^step)
-    float shrink;                          // 1 - lr * weight_decay
-} adamw_factors;
-
-TS_INLINE void adamw_block(const ts_adamw *p, const adamw_factors *f, int64_t i, int64_t count) {
+TS_INLINE void adamw_block(const ts_adamw *p, const ts_adamw_factors *f, bool nearest, int64_t i, int64_t count) {
     const vec g = vec_load_f32(p->grad, i, count) * p->grad_scale;
     const vec m = f->m_keep * vec_load_f32(p->m, i, count) + f->m_take * g;
     const vec v = f->v_keep * vec_load_f32(p->v, i, count) + f->v_take * (g * g);
@@ -102,7 +96,7 @@ TS_INLINE void adamw_block(const ts_adamw *p, const adamw_factors *f, int64_t i,
     vec_store_f32(p->m, i, count, m);
     vec_store_f32(p->v, i, count, v);
     vec_store_f32(p->weight, i, count, w);
-    if (p->operand) {
+    if (nearest) {
         vec_store(p->operand, TS_BF16, i, count, w);
     }
     if (p->ema) {
@@ -114,18 +108,9 @@ TS_INLINE void adamw_block(const ts_adamw *p, const adamw_factors *f, int64_t i,
 // Moments of weights whose gradient stays 0 decay into denormal numbers, on which vector units are a hundred times
 // slower; they are flushed to 0 here, and only here.
 static int adamw(const ts_adamw *p) {
-    if (p->step < 1) {
-        return TS_FAIL(TS_EINTERNAL, "adamw: step %lld, counted from 1", (long long)p->step);
-    }
-    const adamw_factors f = {
-        .m_keep = p->beta1,
-        .m_take = (float)(1.0 - (double)p->beta1),
-        .v_keep = p->beta2,
-        .v_take = (float)(1.0 - (double)p->beta2),
-        .step_size = (float)((double)p->lr / (1.0 - pow((double)p->beta1, (double)p->step))),
-        .v_correction = (float)(1.0 / (1.0 - pow((double)p->beta2, (double)p->step))),
-        .shrink = (float)(1.0 - (double)p->lr * (double)p->weight_decay),
-    };
+    ts_adamw_factors f;
+    TS_TRY(ts_adamw_begin(p, &f));
+    const bool nearest = p->operand && p->rounding == TS_ROUND_NEAREST;
 #pragma omp parallel if (p->count > TS_PARALLEL_MIN)
     {
         enum { FLUSH = 0x8040 };  // flush results to zero, take denormal operands as zero
@@ -134,7 +119,10 @@ static int adamw(const ts_adamw *p) {
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < p->count; block += TS_BLOCK) {
             const int64_t end = block + TS_BLOCK < p->count ? block + TS_BLOCK : p->count;
-            TS_FOR_VECTORS(block, end, adamw_block(p, &f, i, count));
+            TS_FOR_VECTORS(block, end, adamw_block(p, &f, nearest, i, count));
+            if (p->operand && !nearest) {
+                ts_cpu_round(p, block, end);
+            }
         }
         __builtin_ia32_ldmxcsr(control);
     }

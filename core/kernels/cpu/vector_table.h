@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "core/base/status.h"
+#include "core/kernels/adamw.h"
 #include "core/kernels/cpu/cpu.h"
 #include "core/kernels/cpu/vector.h"
 

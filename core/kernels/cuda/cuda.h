@@ -68,7 +68,7 @@ void ts_cuda_fill_rows(ts_kernels *kernels);  // rows.cu, loss.cu, norm.cu, rms_
 void ts_cuda_fill_loss(ts_kernels *kernels);
 void ts_cuda_fill_norm(ts_kernels *kernels);
 void ts_cuda_fill_rms_norm(ts_kernels *kernels);
-void ts_cuda_fill_flat(ts_kernels *kernels);  // flat.cu, activation.cu, optimizer.cu, ..
+void ts_cuda_fill_flat(ts_kernels *kernels);  // flat.cu, activation.cu, optimizer.cu
 void ts_cuda_fill_activation(ts_kernels *kernels);
 void ts_cuda_fill_optimizer(ts_kernels *kernels);
 void ts_cuda_fill_embed(ts_kernels *kernels);  // embed.cu: patches, embeddings, sinusoids, noise

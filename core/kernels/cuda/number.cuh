@@ -45,6 +45,18 @@ static __device__ __forceinline__ uint32_t ts_bf16_pair(float low, float high) {
 #endif
 }
 
+// Calls launch(number) with a number of the type that `dtype` names: float or ts_bf16.
+template <typename Launch> static int ts_by_dtype(const char *entry, ts_dtype dtype, Launch launch) {
+    switch (dtype) {
+    case TS_F32:
+        return launch(float());
+    case TS_BF16:
+        return launch(ts_bf16());
+    default:
+        return TS_FAIL(TS_EINTERNAL, "%s: dtype %s, wanted F32 or BF16", entry, ts_dtype_name(dtype));
+    }
+}
+
 // ---- several numbers
 
 // What a thread moves with one instruction (up to 16 bytes; more take several). Any type may be read through it.

@@ -212,16 +212,4 @@ static int ts_by_row_form(const char *entry, int64_t rows, int64_t width, bool a
     return launch(ts_row_any(), ts_row_plan_of<ts_row_any>(rows, width, sums));
 }
 
-// Calls launch(number) with a number of the type that `dtype` names: float or ts_bf16.
-template <typename Launch> static int ts_by_dtype(const char *entry, ts_dtype dtype, Launch launch) {
-    switch (dtype) {
-    case TS_F32:
-        return launch(float());
-    case TS_BF16:
-        return launch(ts_bf16());
-    default:
-        return TS_FAIL(TS_EINTERNAL, "%s: dtype %s, wanted F32 or BF16", entry, ts_dtype_name(dtype));
-    }
-}
-
 #endif

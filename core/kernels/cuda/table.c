@@ -16,6 +16,10 @@ int ts_kernels_cuda(const ts_kernels **out, int local_rank) {
     ts_cuda_fill_loss(&table);
     ts_cuda_fill_norm(&table);
     ts_cuda_fill_rms_norm(&table);
+    ts_cuda_fill_flat(&table);
+    ts_cuda_fill_activation(&table);
+    ts_cuda_fill_optimizer(&table);
+    ts_cuda_fill_embed(&table);
     *out = &table;
     return TS_OK;
 }
