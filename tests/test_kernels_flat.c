@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1 timeout=120
+// TEST: ranks=1 timeout=120 backend=cuda
 // What samplers and optimizers do to flat ranges of numbers - combine, mix, fold, momentum, Newton-Schulz steps,
 // normalize - against double precision, from aligned places and others.
 #include "tests/kernels_test.h"

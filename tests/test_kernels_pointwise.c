@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1 timeout=120
+// TEST: ranks=1 timeout=120 backend=cuda
 // Activations, softmax, casts, loss, optimizer, embedding, patches, sinusoid and noise against double precision.
 #include "tests/kernels_test.h"
 

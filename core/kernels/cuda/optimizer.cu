@@ -6,6 +6,8 @@
 // list of tensors to walk through.
 #include "core/kernels/cuda/flat.cuh"
 
+#include <float.h>
+
 #include "core/base/rng.h"
 #include "core/base/rng_math.h"
 #include "core/kernels/adamw.h"
@@ -42,6 +44,11 @@ static __device__ __forceinline__ void store_stochastic(const ts_adamw &p, const
     ts_flat_store<ALIGNED>((ts_bf16 *)p.operand, rounded, i, p.count);
 }
 
+// Moments of weights whose gradient stays 0 end as 0 and not as denormal numbers, as on the CPU.
+static __device__ __forceinline__ float flushed(float x) {
+    return fabsf(x) < FLT_MIN ? 0.0f : x;
+}
+
 template <bool ALIGNED>
 static __global__ void __launch_bounds__(TS_FLAT_THREADS) adamw(ts_adamw p, ts_adamw_factors f) {
     const int64_t i = ts_flat_first<N>();
@@ -59,8 +66,8 @@ static __global__ void __launch_bounds__(TS_FLAT_THREADS) adamw(ts_adamw p, ts_a
 #pragma unroll
     for (int k = 0; k < N; k++) {
         const float grad = g[k] * p.grad_scale;
-        m[k] = f.m_keep * m[k] + f.m_take * grad;
-        v[k] = f.v_keep * v[k] + f.v_take * (grad * grad);
+        m[k] = flushed(f.m_keep * m[k] + f.m_take * grad);
+        v[k] = flushed(f.v_keep * v[k] + f.v_take * (grad * grad));
         w[k] = f.shrink * w[k] - f.step_size * m[k] / (sqrtf(v[k] * f.v_correction) + p.eps);
         ema[k] = p.ema ? p.ema_decay * ema[k] + (1.0f - p.ema_decay) * w[k] : 0.0f;
     }
