@@ -26,6 +26,7 @@ static const shape SHAPES[] = {
     {"bf16, bias", 2, 2, 64, 70, 70, TS_BF16, 0, true, true, false, 1, 0},
     {"bf16, rows not aligned", 2, 1, 32, 65, 33, TS_BF16, 3, false, true, false, 1, 0},
     {"bf16, size 20", 1, 2, 20, 31, 40, TS_BF16, 0, false, false, true, 1, 0},
+    {"bf16, size 100", 1, 1, 100, 20, 40, TS_BF16, 0, false, false, false, 1, 0},
     {"bf16, size 160", 1, 1, 160, 17, 20, TS_BF16, 0, false, false, false, 1, 0},
     {"tensor cores, one query", 2, 2, 32, 1, 50, TS_BF16, 0, false, false, false, 1, 0},
     {"tensor cores, one key", 1, 2, 16, 9, 1, TS_BF16, 8, false, false, false, 1, 0},
@@ -384,9 +385,9 @@ int main(void) {
             check_shape(&SHAPES[shape_index], cpu);
         }
         check_bits(&SHAPES[3]);   // f32 on CUDA cores, with a bias
-        check_bits(&SHAPES[13]);  // tensor cores, with masked keys
+        check_bits(&SHAPES[14]);  // tensor cores, with masked keys
         check_nan(&SHAPES[1]);
-        check_nan(&SHAPES[15]);
+        check_nan(&SHAPES[16]);
         check_empty(TS_F32);
         check_empty(TS_BF16);
         check_merge(cpu);

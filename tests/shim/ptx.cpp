@@ -121,7 +121,7 @@ struct copy {
 struct copies {
     std::vector<copy> begun;
     std::vector<size_t> group_end;  // places in `begun` behind each group that is committed
-    uint3 block;
+    uint64_t block;
 };
 
 thread_local std::vector<copies> of_threads;
@@ -132,13 +132,12 @@ copies &own_copies() {
         of_threads.resize(thread + 1);
     }
     copies &own = of_threads[thread];
-    if (own.block.x != blockIdx.x || own.block.y != blockIdx.y || own.block.z != blockIdx.z) {
+    if (own.block != ts_shim_block_number()) {
         if (!own.begun.empty()) {
-            ts_shim_die("cp.async: copies that block (%u, %u, %u) began were never waited for", own.block.x,
-                        own.block.y, own.block.z);
+            ts_shim_die("cp.async: an earlier block of this kernel or another ended without waiting for its copies");
         }
         own.group_end.clear();
-        own.block = blockIdx;
+        own.block = ts_shim_block_number();
     }
     return own;
 }
