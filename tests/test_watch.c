@@ -22,11 +22,11 @@ static const double TIMEOUT = 2;
 
 static ts_watch_peer peers[RANKS];
 static ts_watch_entry entries[RANKS * TS_WATCH_LINES];
-static bool stuck[RANKS];
+static bool stuck[RANKS], held[RANKS];
 static char text[900];
 
 static bool judge(void) {
-    const ts_watch_judge court = {peers, RANKS, 30, entries, stuck};
+    const ts_watch_judge court = {peers, RANKS, 30, entries, stuck, held};
     text[0] = '\0';
     return ts_watch_find_fault(&court, text, sizeof text);
 }
@@ -177,6 +177,42 @@ static void test_left_out(void) {
     CHECK(judge() &&
           !strcmp(text, "[rank 1/4 host-a] step 117: in all-reduce #5 on the world axis (64 B), while rank 0 "
                         "on host-a has waited 31 s for it in all-gather #5 on the tensor axis (64 B)"));
+}
+
+// The host of a rank has left its calls, the device has not: it waits for members that have not begun one, and else
+// computes.
+static void test_device(void) {
+    calm(4);
+    for (int rank = 0; rank < RANKS; rank++) {
+        enter(rank, 0, TS_ALL_GATHER, 64, 300);
+        peers[rank].pulse.on_device = 1;
+    }
+    CHECK(!judge());  // a long step
+    peers[0].silent = 31;
+    CHECK(judge() && strstr(text, "; last seen in its device's work up to all-gather #5 on the tensor axis (64 B)"));
+    calm(4);
+    for (int rank = 0; rank < RANKS; rank++) {  // rank 1 leaves out the all-gather, on whose sums rank 0 waits
+        ts_watch_line *const line = &peers[rank].pulse.line[1];
+        line->id = 1;
+        snprintf(line->name, sizeof line->name, "world");
+        if (rank != 1) {
+            enter(rank, 0, TS_ALL_GATHER, 64, 31);
+            peers[rank].pulse.on_device = rank == 0;
+        }
+        if (rank > 1) {
+            enter(rank, 1, TS_ALL_REDUCE, 64, 29);
+        }
+    }
+    CHECK(!judge());  // it computes, and may come yet
+    peers[1].pulse.inside = 31;
+    peers[1].pulse.on_device = 1;
+    CHECK(!judge());  // so does its device
+    peers[1].pulse.on_device = 0;
+    enter(1, 1, TS_ALL_REDUCE, 64, 31);
+    CHECK(judge() &&
+          !strcmp(text, "[rank 1/4 host-a] step 117: in all-reduce #5 on the world axis (64 B), while rank 0 "
+                        "on host-a has waited 31 s for it in its device's work up to all-gather #5 on the "
+                        "tensor axis (64 B)"));
 }
 
 // ---- messages
@@ -373,6 +409,7 @@ int main(int argc, char **argv) {
     test_majority();
     test_deadlock();
     test_left_out();
+    test_device();
     test_messages();
     test_jobs(argv[0]);
     return ts_test_end();

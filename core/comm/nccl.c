@@ -107,6 +107,21 @@ void ts_nccl_forget(const void *memory) {
     }
 }
 
+// ---- waiting for the device
+
+// The latest call of any communicator: what the device is busy with, as far as other ranks are concerned.
+static ts_watch_ticket latest;
+
+bool ts_nccl_begin_wait(void) {
+    return latest.track && ts_watch_begin_device(&latest);
+}
+
+void ts_nccl_end_wait(bool began) {
+    if (began) {
+        ts_watch_end();
+    }
+}
+
 // ---- opening and closing
 
 static int version(void) {
@@ -212,6 +227,9 @@ static void close_nccl(ts_comm *comm) {
     ts_nccl *const n = comm->nccl;
     const double end = ts_clock_seconds() + patience;
     take_out(n);
+    if (latest.track == &comm->watch) {
+        latest.track = NULL;
+    }
     if (n->comm) {
         const bool sound = drained(n, end);
         forget_blocks(n, NULL);
@@ -260,6 +278,7 @@ int ts_nccl_enter(const ts_comm *comm, const void *a, const void *b) {
     TS_NCCL(comm->nccl, ncclCommGetAsyncError(comm->nccl->comm, &code));
     TS_TRY(ts_nccl_check(comm->nccl, code, "an earlier call"));
     TS_TRY(register_buffers(comm, a, b));
+    latest = ts_watch_get_ticket(comm);
     return ts_cuda_fork();
 }
 

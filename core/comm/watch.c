@@ -43,7 +43,7 @@ static struct {
     struct pollfd *polled;   // [3 + wire_room]: wake, listening, wires
     int wire_count, wire_room, missing;
     ts_watch_entry *entries;
-    bool *stuck;
+    bool *stuck, *held;
     double last_round, awake;  // awake: when this thread last went on after a stop
     double failing;            // when NCCL was first found to have failed; 0: it has not
 } watch = {.wake = -1, .listening = {-1, -1}};
@@ -295,7 +295,7 @@ static void judge(double now) {
         peer->silent = rank > 0 ? now - watch.heard[rank] : 0;
         peer->pulse.inside = fmin(peer->pulse.inside, now - watch.awake);
     }
-    const ts_watch_judge court = {watch.peers, watch.size, watch.timeout, watch.entries, watch.stuck};
+    const ts_watch_judge court = {watch.peers, watch.size, watch.timeout, watch.entries, watch.stuck, watch.held};
     if (ts_watch_find_fault(&court, text, sizeof text)) {
         end_job(text);
     }
@@ -421,6 +421,7 @@ static void release(void) {
     free(watch.polled);
     free(watch.entries);
     free(watch.stuck);
+    free(watch.held);
     watch.wire_count = watch.wire_room = 0;
     watch.wake = -1;
     watch.peers = NULL;
@@ -428,7 +429,7 @@ static void release(void) {
     watch.wires = watch.chosen = NULL;
     watch.polled = NULL;
     watch.entries = NULL;
-    watch.stuck = NULL;
+    watch.stuck = watch.held = NULL;
 }
 
 // A rank tries all addresses at once, so that rank 0 may see that many connections of each for a moment.
@@ -443,8 +444,9 @@ static int allocate(int addresses) {
     watch.polled = ts_calloc(3 + (size_t)watch.wire_room, sizeof *watch.polled);
     watch.entries = ts_calloc(size * TS_WATCH_LINES, sizeof *watch.entries);
     watch.stuck = ts_calloc(size, sizeof *watch.stuck);
+    watch.held = ts_calloc(size, sizeof *watch.held);
     if (!watch.peers || !watch.heard || !watch.wires || !watch.chosen || !watch.polled || !watch.entries ||
-        !watch.stuck) {
+        !watch.stuck || !watch.held) {
         return TS_ERESOURCE;
     }
     return watch.wake >= 0 ? TS_OK : TS_FAIL(TS_ERESOURCE, "cannot make an event descriptor; raise ulimit -n");

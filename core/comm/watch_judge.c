@@ -49,6 +49,12 @@ static const char *inside_text(const ts_watch_call *call, uint64_t sequence, con
 }
 
 static const char *latest_text(const ts_watch_pulse *pulse, char *out, size_t room) {
+    if (pulse->on_device) {
+        char text[160];
+        snprintf(out, room, "in its device's work up to %s",
+                 call_text(&pulse->call, pulse->sequence, pulse->name, text, sizeof text));
+        return out;
+    }
     return inside_text(&pulse->call, pulse->sequence, pulse->name, out, room);
 }
 
@@ -262,10 +268,17 @@ static bool find_mismatch(const ts_watch_judge *judge, int entries, char *text, 
 // A rank inside a call waits for the members that have not begun it, or for all of them when they have. It is stuck
 // when it has waited for the time-out and so has everyone it waits for; while one of those is out of calls, or went in
 // a moment ago, all is well.
+//
+// A rank that waits for its device has given it all calls it has made, on all its communicators, and waits for the
+// members that have not begun one of them. When all have, the device computes, for as long as it likes.
 
-static bool waits_in(const ts_watch_judge *judge, ts_watch_entry e) {
+// The call of a group that a stuck rank waits in; 0 when it waits elsewhere, which no rank is late for.
+static uint64_t waits_in(const ts_watch_judge *judge, ts_watch_entry e) {
     const ts_watch_pulse *const pulse = &judge->peers[e.rank].pulse;
-    return judge->stuck[e.rank] && pulse->doing == e.line->id;
+    if (!judge->stuck[e.rank]) {
+        return 0;
+    }
+    return pulse->on_device ? e.line->sequence : pulse->doing == e.line->id ? pulse->sequence : 0;
 }
 
 // Whether a rank may be one of those that a group misses: it has given up its communicator along that axis.
@@ -293,13 +306,26 @@ static bool free_group(const ts_watch_judge *judge, group g) {
         }
     }
     bool freed = false;
-    for (int i = 0; i < g.count && lowest_free != UINT64_MAX; i++) {
-        if (waits_in(judge, g.member[i])) {
-            const uint64_t in = judge->peers[g.member[i].rank].pulse.sequence;
-            if (lowest_free < in || lowest >= in) {
-                judge->stuck[g.member[i].rank] = false;
-                freed = true;
-            }
+    for (int i = 0; i < g.count; i++) {
+        const int rank = g.member[i].rank;
+        const uint64_t in = waits_in(judge, g.member[i]);
+        if (in && judge->peers[rank].pulse.on_device) {
+            judge->held[rank] = judge->held[rank] || (lowest < in && lowest_free >= in);
+        } else if (in && lowest_free != UINT64_MAX && (lowest_free < in || lowest >= in)) {
+            judge->stuck[rank] = false;
+            freed = true;
+        }
+    }
+    return freed;
+}
+
+// Frees the ranks that wait for their device and that no group holds up; true when it did.
+static bool free_computing(const ts_watch_judge *judge) {
+    bool freed = false;
+    for (int rank = 0; rank < judge->size; rank++) {
+        if (judge->stuck[rank] && judge->peers[rank].pulse.on_device && !judge->held[rank]) {
+            judge->stuck[rank] = false;
+            freed = true;
         }
     }
     return freed;
@@ -321,11 +347,13 @@ static int find_stuck(const ts_watch_judge *judge, int entries) {
     }
     for (bool again = true; again;) {
         again = false;
+        memset(judge->held, 0, (size_t)judge->size * sizeof *judge->held);
         for (int at = 0; at < entries;) {
             const group g = next_group(judge, at, entries);
             again = free_group(judge, g) || again;
             at += g.count;
         }
+        again = free_computing(judge) || again;
     }
     int first = 0;
     while (first < judge->size && !judge->stuck[first]) {
@@ -345,7 +373,7 @@ static int count_waiting(const ts_watch_judge *judge, int entries, int rank, int
         }
         for (int i = 0; i < g.count; i++) {
             const int other = g.member[i].rank;
-            if (waits_in(judge, g.member[i]) && judge->peers[other].pulse.sequence > begun) {
+            if (waits_in(judge, g.member[i]) > begun) {
                 *waiting = votes++ && *waiting < other ? *waiting : other;
             }
         }

@@ -60,6 +60,9 @@ uint32_t ts_watch_fingerprint(const ts_comm *comm);
 // Of the last call begun on `comm`; for ts_watch_resume before waiting for it, which ts_watch_end follows.
 ts_watch_ticket ts_watch_get_ticket(const ts_comm *comm);
 double ts_watch_resume(const ts_watch_ticket *ticket);
+// Outside of calls: this rank waits for its device, whose last call was this one, until ts_watch_end. False, and
+// nothing is to be ended, inside a call.
+bool ts_watch_begin_device(const ts_watch_ticket *last);
 // A rank that ends the job by itself: the thread kills the process when it still lives some seconds later. With `ask`
 // it first waits a moment for rank 0's judgement, which may know better what is wrong and then ends the process.
 void ts_watch_abort(int exit_code, bool ask);
@@ -80,6 +83,7 @@ typedef struct ts_watch_pulse {
     uint64_t doing, sequence;        // communicator and number of the latest call; 0 when there was none
     uint64_t calls;                  // of this rank so far, on all communicators
     double inside;                   // seconds since it went in; negative when it is out
+    uint64_t on_device;              // 1: inside is a wait for the device, which is in the latest call or before it
     ts_watch_call call;              // the latest one
     char name[TS_WATCH_NAME_BYTES];  // of its communicator
     char note[TS_WATCH_NOTE_BYTES];
@@ -110,7 +114,7 @@ typedef struct ts_watch_judge {
     int size;
     double timeout;
     ts_watch_entry *entries;  // [size * TS_WATCH_LINES] scratch
-    bool *stuck;              // [size] scratch
+    bool *stuck, *held;       // [size] scratch
 } ts_watch_judge;
 
 static const double TS_WATCH_LOSS_SECONDS = 3;  // that a launcher gets to notice a lost process by itself

@@ -19,7 +19,7 @@ static struct {
     _Atomic int64_t step;
     _Atomic(const char *) note;
     _Atomic(const ts_watch_track *) doing;  // communicator of the latest call
-    _Atomic uint64_t sequence, hash, bytes, form, calls;
+    _Atomic uint64_t sequence, hash, bytes, form, calls, on_device;
     _Atomic double since;  // when it went in; negative when it is out
     pthread_mutex_t lock;  // on the list of communicators
     ts_watch_track *first;
@@ -103,6 +103,7 @@ static void set_doing(const ts_watch_ticket *ticket, double now) {
     STORE(state.bytes, (uint64_t)ticket->call.bytes);
     STORE(state.form, (uint64_t)ticket->call.kind | (uint64_t)ticket->call.dtype << 8);
     STORE(state.since, now);
+    STORE(state.on_device, 0);
 }
 
 double ts_watch_begin(ts_comm *comm, int kind, const int64_t *counts, ts_dtype dtype, int detail) {
@@ -163,6 +164,17 @@ double ts_watch_resume(const ts_watch_ticket *ticket) {
     return now;
 }
 
+bool ts_watch_begin_device(const ts_watch_ticket *last) {
+    if (LOAD(state.since) >= 0) {
+        return false;
+    }
+    write_begin();
+    set_doing(last, ts_clock_seconds());
+    STORE(state.on_device, 1);
+    write_end();
+    return true;
+}
+
 void ts_watch_step(int64_t step) {
     STORE(state.step, step);
 }
@@ -197,6 +209,7 @@ static void read_all(ts_watch_pulse *out) {
     out->doing = doing ? doing->id : 0;
     out->sequence = doing ? LOAD(state.sequence) : 0;
     out->calls = LOAD(state.calls);
+    out->on_device = LOAD(state.on_device);
     out->inside = since < 0 ? -1 : now > since ? now - since : 0;
     out->call = (ts_watch_call){.hash = LOAD(state.hash),
                                 .bytes = (int64_t)LOAD(state.bytes),

@@ -86,6 +86,9 @@ int ts_cuda_reduce_parts(const ts_cuda_parts *p, ts_dtype dtype, ts_reduce_op op
 
 // Memory that is about to be given up: nccl.c may have registered it.
 void ts_nccl_forget(const void *memory);
+// Around what the host's main thread waits for: the watch of the ranks must know (core/comm/watch.h).
+bool ts_nccl_begin_wait(void);
+void ts_nccl_end_wait(bool began);
 
 extern const ts_device ts_cuda_device;
 

@@ -114,18 +114,24 @@ static int upload_held(void *to, const void *from, size_t bytes) {
 
 // ---- downloads
 
+// Other ranks may be late, and the device with them.
+static int wait_for(cudaStream_t stream) {
+    const bool began = ts_nccl_begin_wait();
+    const cudaError_t code = cudaStreamSynchronize(stream);
+    ts_nccl_end_wait(began);
+    return ts_cuda_check(code, "cudaStreamSynchronize");
+}
+
 static int download(void *to, const void *from, size_t bytes) {
     TS_TRY(refuse_while_recording("a download"));
     TS_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, ts_cuda_stream()));
-    TS_CUDA(cudaStreamSynchronize(ts_cuda_stream()));
-    return TS_OK;
+    return wait_for(ts_cuda_stream());
 }
 
 static int finish(void) {
     TS_TRY(refuse_while_recording("finish"));
-    TS_CUDA(cudaStreamSynchronize(ts_cuda_communication_stream()));
-    TS_CUDA(cudaStreamSynchronize(ts_cuda_stream()));
-    return TS_OK;
+    TS_TRY(wait_for(ts_cuda_communication_stream()));
+    return wait_for(ts_cuda_stream());
 }
 
 static int tell_memory(size_t *free_bytes, size_t *total) {
