@@ -42,12 +42,16 @@ static __global__ void __launch_bounds__(F::THREADS) layer_norm_forward(ts_layer
     ts_row_numbers<F> x = {}, factor = {}, shift = {};
     int64_t loaded = -1;  // table row of factor and shift
     int turn = 0;
-    for (int64_t row = blockIdx.x * chunk; row < ts_chunk_end(blockIdx.x, chunk, p.rows); row++) {
+    const int64_t end = ts_chunk_end(blockIdx.x, chunk, p.rows);
+    for (int64_t row = blockIdx.x * chunk; row < end; row++) {
         const float *x_row = p.x + row * p.width;
         float sum[1] = {0.0f};
         for (int tile = 0; tile < share.tiles; tile++) {
             share.load(x, x_row, tile);
             share.each([&](int pack, int k) { sum[0] += x[pack][k]; });
+        }
+        if (row + 1 < end) {
+            share.prefetch(x_row + p.width);
         }
         ts_block_sum(sum, memory, turn);
         const float mean = sum[0] / (float)p.width;
@@ -114,7 +118,7 @@ static __device__ __forceinline__ void gather(const ts_layer_norm &p, int64_t ro
     const float mean = p.mean[row], rstd = p.rstd[row];
     b.rstd = rstd;
     if (p.accumulate_d_x) {
-        share.prefetch(p.d_x + row * p.width, tile);
+        share.prefetch(p.d_x + row * p.width);
     }
     share.load(b.normal, p.x + row * p.width, tile);
     share.load(b.g, (const T *)p.d_y + row * p.width, tile);
@@ -194,6 +198,10 @@ static __global__ void __launch_bounds__(F::THREADS) layer_norm_backward(ts_laye
                 run = t;
             }
             if (F::KEPT) {
+                if (row + 1 < end) {
+                    share.prefetch(p.x + (row + 1) * p.width);
+                    share.prefetch((const T *)p.d_y + (row + 1) * p.width);
+                }
                 reduce<F, T>(p, row, share, b, memory, turn, mean);
             } else {
                 gather<F, T>(p, row, share, tile, b);

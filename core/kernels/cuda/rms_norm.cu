@@ -92,16 +92,19 @@ template <typename F, typename X, typename Y>
 static __global__ void __launch_bounds__(F::THREADS) rms_norm_forward(ts_rms_norm p, int64_t chunk) {
     __shared__ ts_block_memory<float, 1> memory;
     const ts_row_share<F> share(p.width);
-    const int64_t begin = blockIdx.x * chunk;
+    const int64_t begin = blockIdx.x * chunk, end = ts_chunk_end(blockIdx.x, chunk, p.rows);
     rotation<F> angles(p, share, begin);
     ts_row_numbers<F> x = {}, weight = {};
     int turn = 0;
     if (F::KEPT) {
         share.load(weight, p.weight);
     }
-    for (int64_t row = begin; row < ts_chunk_end(blockIdx.x, chunk, p.rows); row++, angles.next_row()) {
+    for (int64_t row = begin; row < end; row++, angles.next_row()) {
         const X *x_row = (const X *)p.x + row * p.x_row;
         float sum[1] = {0.0f};
+        if (row + 1 < end) {
+            share.prefetch(x_row + p.x_row);
+        }
         if (!p.sums) {
             sum[0] = sum_of_squares(share, x_row, x);
             ts_block_sum(sum, memory, turn);
@@ -211,6 +214,10 @@ static __global__ void __launch_bounds__(F::THREADS) rms_norm_backward(ts_rms_no
         angles.position = p.cosine ? begin % p.positions : 0;
         for (int64_t row = begin; row < end; row++, angles.next_row()) {
             float sum = 0.0f;
+            if (F::KEPT && row + 1 < end) {
+                share.prefetch((const X *)p.x + (row + 1) * p.x_row);
+                share.prefetch((const Y *)p.d_y + (row + 1) * p.y_row);
+            }
             if (F::KEPT && !p.sums) {
                 sum = reduce<F, X, Y>(p, row, share, angles, b, memory, turn);
             } else {

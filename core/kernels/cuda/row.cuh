@@ -72,12 +72,13 @@ template <typename F> struct ts_row_share {
             load(out, row, tile);
         }
     }
-    // Of what is loaded only after a sum: its way from memory begins now.
-    template <typename T> __device__ __forceinline__ void prefetch(const T *row, int tile) const {
+    // Begins to bring a row that is kept to the cache: what is loaded only after a sum, and the next row, whose way
+    // from memory is then not idle while the block waits for that sum.
+    template <typename T> __device__ __forceinline__ void prefetch(const T *row) const {
 #pragma unroll
         for (int pack = 0; pack < F::PACKS; pack++) {
-            if (F::KEPT && at(pack, tile) < width) {
-                ts_prefetch(row + at(pack, tile));
+            if (F::KEPT && at(pack, 0) < width) {
+                ts_prefetch(row + at(pack, 0));
             }
         }
     }
