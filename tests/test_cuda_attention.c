@@ -36,6 +36,8 @@ static const shape SHAPES[] = {
     {"tensor cores, size 80, text", 2, 2, 80, 33, 17, TS_BF16, 0, false, true, false, 1, 0},
     {"tensor cores, size 128", 1, 1, 128, 129, 161, TS_BF16, 0, false, false, false, 1, 0},
     {"tensor cores, size 128, f32 results", 2, 1, 128, 40, 70, TS_BF16, 16, false, true, true, 1, 0},
+    {"tensor cores, size 128, many tiles", 2, 2, 128, 140, 400, TS_BF16, 8, false, false, false, 1, 0},
+    {"tensor cores, size 64, many tiles, f32 results", 1, 3, 64, 260, 530, TS_BF16, 0, false, false, true, 1, 0},
     {"tensor cores, rising scores", 1, 1, 64, 20, 300, TS_BF16, 0, false, false, false, 40, 0},
     {"tensor cores, large scores", 1, 1, 64, 50, 260, TS_BF16, 0, false, false, false, 4000, 0},
     {"tensor cores, far apart", 1, 1, 64, 20, 70, TS_BF16, 0, false, false, false, 1, 4},

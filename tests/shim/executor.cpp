@@ -324,6 +324,17 @@ static meeting &begin_meeting(int first, int count, unsigned mask) {
     return m;
 }
 
+// Whether a thread of this thread's warp has come to a meeting. Warps of a larger group that waits may still be
+// elsewhere.
+static bool is_of_warp(const meeting &m, int thread) {
+    for (int t = thread / 32 * 32; t < thread / 32 * 32 + 32 && t < m.first + m.count; t++) {
+        if (m.operand[(size_t)(t - m.first)]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // The meeting that this thread comes to: one that waits for it, or a new one.
 static size_t find_meeting(int first, int count, unsigned mask, const char *what, int line,
                            void (*act)(void *const *, int)) {
@@ -331,7 +342,7 @@ static size_t find_meeting(int first, int count, unsigned mask, const char *what
     for (size_t i = 0; i < here->meeting_count; i++) {
         const meeting &m = here->meetings[i];
         const bool mine = me >= m.first && me < m.first + m.count && (m.count != 32 || (m.mask >> (me - m.first) & 1));
-        if (!mine) {
+        if (!mine || (m.count > count && !is_of_warp(m, me))) {
             continue;
         }
         if (m.first != first || m.count != count || m.mask != mask || m.act != act || m.line != line ||

@@ -62,8 +62,18 @@ bool ts_cuda_attention_takes_mma(const ts_attention *p, bool backward) {
            has_keys(p) && ts_cuda_get_properties()->major >= 8 && ts_attention_is_aligned(p, backward);
 }
 
+// Its kernels know two head sizes and no masks, and are for this one architecture.
+bool ts_cuda_attention_takes_sm90(const ts_attention *p, bool backward) {
+    const ts_cuda_properties *device = ts_cuda_get_properties();
+    return !backward && device->major == 9 && device->minor == 0 && (p->head_dim == 64 || p->head_dim == 128) &&
+           !p->key_count && ts_cuda_attention_takes_mma(p, backward);
+}
+
 int ts_cuda_attention_forward(const ts_attention *p) {
     TS_TRY(check_forward(p));
+    if (ts_cuda_attention_takes_sm90(p, false)) {
+        return ts_cuda_attention_forward_sm90(p);
+    }
     if (ts_cuda_attention_takes_mma(p, false)) {
         return ts_cuda_attention_forward_mma(p);
     }

@@ -125,6 +125,12 @@ typedef struct dim3 {
 
 typedef void (*cudaHostFn_t)(void *argument);
 
+enum cudaDriverEntryPointQueryResult {
+    cudaDriverEntryPointSuccess = 0,
+    cudaDriverEntryPointSymbolNotFound = 1,
+    cudaDriverEntryPointVersionNotSufficent = 2
+};
+
 #define cudaStreamDefault          0x00
 #define cudaStreamNonBlocking      0x01
 #define cudaEventDefault           0x00
@@ -134,6 +140,7 @@ typedef void (*cudaHostFn_t)(void *argument);
 #define cudaHostAllocPortable      0x01
 #define cudaHostAllocWriteCombined 0x04
 #define cudaHostRegisterDefault    0x00
+#define cudaEnableDefault          0x00
 
 // ---- errors and devices
 
@@ -151,6 +158,10 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device);
 cudaError_t cudaDeviceSynchronize(void);
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest);
+
+// Knows cuTensorMapEncodeTiled.
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
+                                             unsigned long long flags, enum cudaDriverEntryPointQueryResult *result);
 
 // ---- memory
 
