@@ -31,6 +31,8 @@ expect missing-lanes 6 "which takes no part"
 expect exchanges-diverge 6 "divergence"
 expect write-behind-end 6 "write_at: byte 400 of device memory of 400 bytes"
 expect read-far-behind-end 6 "kernel read_at"
+expect write-behind-shared 6 "byte 400 of 400 of the launch's shared memory was written"
+expect write-far-behind-shared 6 "kernel write_shared"
 expect unwritten 3 "memory that nobody wrote"
 # In calls
 expect missing-fork 3 "kernels on two streams"

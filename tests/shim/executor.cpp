@@ -2,6 +2,8 @@
 // Runs a kernel: block after block, and in a block the threads one after another, each on a stack of its own until it
 // has to wait. A thread that ends hands its stack to the next one that begins, so a kernel without barriers is a loop
 // of calls.
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -49,6 +51,53 @@ struct barrier {
     int expected, arrived, line;
 };
 
+// Dynamic shared memory ends where pages begin that nothing may touch, but for what its alignment leaves.
+class shared_memory {
+  public:
+    ~shared_memory() { drop(); }
+    void resize(size_t bytes);
+    void begin_block() { std::memset(data, 0xff, room_ ? (size_t)(guard_ - data) : 0); }
+    void end_block() const;
+
+    unsigned char *data = nullptr;
+    size_t bytes = 0;
+
+  private:
+    void drop();
+    static constexpr size_t PAGE = 4096, ALIGNMENT = 1024;
+    unsigned char *pages_ = nullptr, *guard_ = nullptr;
+    size_t room_ = 0;
+};
+
+void shared_memory::drop() {
+    if (pages_) {
+        munmap(pages_, room_ + PAGE);
+    }
+}
+
+void shared_memory::resize(size_t wanted) {
+    if (room_ < wanted) {
+        drop();
+        room_ = (wanted + PAGE - 1) / PAGE * PAGE;
+        pages_ =
+            (unsigned char *)mmap(nullptr, room_ + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        guard_ = pages_ + room_;
+        if (pages_ == MAP_FAILED || mprotect(guard_, PAGE, PROT_NONE)) {
+            ts_shim_die("out of memory for shared memory of %zu bytes", wanted);
+        }
+    }
+    bytes = wanted;
+    data = room_ ? guard_ - (wanted + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : nullptr;
+}
+
+void shared_memory::end_block() const {
+    for (size_t i = bytes; room_ && i < (size_t)(guard_ - data); i++) {
+        if (data[i] != 0xff) {
+            ts_shim_die("byte %zu of %zu of the launch's shared memory was written: out of bounds", i, bytes);
+        }
+    }
+}
+
 struct executor {
     std::vector<thread> threads;
     int current = 0, alive = 0, head = 0;
@@ -59,11 +108,8 @@ struct executor {
     std::vector<meeting> meetings;  // few at a time
     size_t meeting_count = 0;
     barrier barriers[16];
-    unsigned char *shared = nullptr;
-    size_t shared_bytes = 0, shared_room = 0;
+    shared_memory shared;
     uint64_t blocks_run = 0;
-
-    ~executor() { std::free(shared); }
 };
 
 static thread_local executor own;
@@ -251,12 +297,11 @@ static void run_block(const launch &kernel, uint64_t number) {
     here->blocks_run++;
     here->meeting_count = 0;
     std::memset(here->barriers, 0, sizeof here->barriers);
-    if (here->shared_bytes) {
-        std::memset(here->shared, 0xff, here->shared_bytes);
-    }
+    here->shared.begin_block();
     enter(here->head);
     fiber *const first = here->pool.take(run_threads);
     fiber_switch(&here->home, first);
+    here->shared.end_block();
     for (const barrier &b : here->barriers) {
         if (b.arrived) {
             ts_shim_die("the block ended while threads were counted at barrier %d (line %d)",
@@ -269,12 +314,7 @@ static void prepare(const launch &kernel) {
     here = &own;
     here->body = &kernel.thread;
     shape_threads({kernel.block.x, kernel.block.y, kernel.block.z});
-    here->shared_bytes = kernel.shared_bytes;
-    if (here->shared_room < kernel.shared_bytes) {
-        std::free(here->shared);
-        here->shared_room = (kernel.shared_bytes + 4095) / 4096 * 4096;
-        here->shared = (unsigned char *)std::aligned_alloc(4096, here->shared_room);
-    }
+    here->shared.resize(kernel.shared_bytes);
     blockDim = {kernel.block.x, kernel.block.y, kernel.block.z};
     gridDim = {kernel.grid.x, kernel.grid.y, kernel.grid.z};
     running = kernel.name;
@@ -282,13 +322,16 @@ static void prepare(const launch &kernel) {
 }
 
 void run_kernel(const launch &kernel) {
+    static uint64_t launches;
+    const order chosen = chosen_order();
+    const bool backwards = chosen == order::reverse || (chosen != order::forward && launches++ % 2);
     const int64_t blocks = (int64_t)kernel.grid.x * kernel.grid.y * kernel.grid.z;
 #pragma omp parallel if (blocks >= 8)
     {
         prepare(kernel);
 #pragma omp for schedule(dynamic, 2)
         for (int64_t i = 0; i < blocks; i++) {
-            run_block(kernel, (uint64_t)i);
+            run_block(kernel, (uint64_t)(backwards ? blocks - 1 - i : i));
         }
         inside_kernel = false;
         running = nullptr;
@@ -493,9 +536,9 @@ uint64_t ts_shim_block_number(void) {
 }
 
 void *ts_shim_dynamic_shared(void) {
-    return here->shared;
+    return here->shared.data;
 }
 
 size_t ts_shim_dynamic_shared_bytes(void) {
-    return here->shared_bytes;
+    return here->shared.bytes;
 }

@@ -111,6 +111,12 @@ static __global__ void read_from(reading r) {
     r.out[0] = r.x[r.at];
 }
 
+static __global__ void write_shared(float *out, int at) {
+    TS_SHARED_BYTES(float, shared);
+    shared[at] = 1;
+    out[0] = shared[at];
+}
+
 // ---- helpers
 
 static float *device_floats(int n) {
@@ -260,6 +266,12 @@ static int launch(int threads, size_t shared) {
     return expect(fetched(x, 10)[9] == 1, "a fill");
 }
 
+static int shared_write(int at) {
+    float *x = device_floats(1);
+    RUN(TS_LAUNCH(write_shared, 1, 1, 400, x, at));
+    return expect(fetched(x, 1)[0] == 1, "a number in shared memory");
+}
+
 static int barriers(int waiting, bool divergent) {
     float *x = device_floats(64);
     RUN(TS_LAUNCH(part_waits, 1, 64, 0, x, waiting));
@@ -310,7 +322,8 @@ int main(int argc, char **argv) {
         {"none",
          [] {
              return sums(true) | shuffles(32, 32) | streams(true, true) | page_locked(true) | early_read(true) |
-                    touch(0) | touch(8) | launch(1024, 48 << 10) | barriers(64, false) | graph(false, true);
+                    touch(0) | touch(8) | shared_write(99) | launch(1024, 48 << 10) | barriers(64, false) |
+                    graph(false, true);
          }},
         {"missing-barrier", [] { return sums(false); }},
         {"missing-lanes", [] { return shuffles(32, 31); }},
@@ -325,6 +338,8 @@ int main(int argc, char **argv) {
         {"kernel-gets-host-pointer", [] { return touch(5); }},
         {"struct-holds-host-pointer", [] { return touch(7); }},
         {"copy-of-freed", [] { return touch(6); }},
+        {"write-behind-shared", [] { return shared_write(100); }},
+        {"write-far-behind-shared", [] { return shared_write(300); }},
         {"unwritten", fresh_memory},
         {"too-many-threads", [] { return launch(1025, 0); }},
         {"too-much-shared-memory", [] { return launch(128, 100 << 10); }},
