@@ -8,8 +8,9 @@ typedef struct shape {
     int64_t rows, width, tables;  // tables 0: no row index
 } shape;
 
-static const shape SHAPES[] = {{1, 1, 0},    {1, 17, 1},    {3, 16, 2},    {33, 5, 33},  {70, 48, 3},  {65, 64, 0},
-                               {97, 130, 5}, {300, 384, 4}, {40, 128, 40}, {6, 2184, 2}, {5, 2085, 3}, {2, 8200, 0}};
+static const shape SHAPES[] = {{1, 1, 0},    {1, 17, 1},   {3, 16, 2},    {33, 5, 33},   {70, 48, 3},
+                               {65, 64, 0},  {97, 130, 5}, {300, 384, 4}, {40, 128, 40}, {6, 2184, 2},
+                               {5, 2085, 3}, {10, 36, 25}, {2, 8200, 0}};
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES };
 
 // Non-decreasing table rows in uneven runs.
@@ -113,7 +114,8 @@ static void layer_gradients(const ts_kernels *k, layer_case *c) {
 
 static void layer_check(const ts_kernels *k, shape s, ts_dtype dtype, bool affine, double offset) {
     const int64_t n = s.rows * s.width, stride = s.width + gap(s), table = table_count(s) * stride;
-    float *tables = test_random(TS_F32, 2 * table, 0.5), *x = test_random(TS_F32, n, 2);
+    const int64_t shift = affine && offset == 0;  // an odd place in memory
+    float *tables = test_random(TS_F32, 2 * table, 0.5), *x = (float *)test_random(TS_F32, n + shift, 2) + shift;
     for (int64_t i = 0; i < n; i++) {
         x[i] += 5;  // a mean that a one-pass variance would drown in
     }
@@ -445,6 +447,81 @@ static void row_cases(const ts_kernels *k) {
     }
 }
 
+// ---- no rows at all
+
+// Nothing is written, and nothing is read.
+static void empty_cases(const ts_kernels *k) {
+    enum { WIDTH = 20 };
+    float *x = test_random(TS_F32, WIDTH, 1);
+    const float *before = test_copy(x, WIDTH * sizeof *x);
+    const ts_layer_norm layer = {.width = WIDTH,
+                                 .x = x,
+                                 .y = x,
+                                 .dtype_y = TS_F32,
+                                 .mean = x,
+                                 .rstd = x,
+                                 .d_y = x,
+                                 .d_x = x,
+                                 .d_scale = x,
+                                 .d_shift = x};
+    CHECK_OK(k->layer_norm_forward(&layer));
+    CHECK_OK(k->layer_norm_backward(&layer));
+    const ts_rms_norm rms = {.width = WIDTH,
+                             .x = x,
+                             .y = x,
+                             .dtype_x = TS_F32,
+                             .dtype_y = TS_F32,
+                             .weight = x,
+                             .rstd = x,
+                             .sums = x,
+                             .whole_width = WIDTH,
+                             .d_y = x,
+                             .d_x = x,
+                             .d_weight = x};
+    CHECK_OK(k->rms_norm_squares(&rms));
+    CHECK_OK(k->rms_norm_forward(&rms));
+    CHECK_OK(k->rms_norm_products(&rms));
+    CHECK_OK(k->rms_norm_backward(&rms));
+    const ts_gated_residual gated = {
+        .width = WIDTH, .x = x, .y = x, .dtype_y = TS_F32, .out = x, .d_out = x, .d_y = x, .d_gate = x};
+    CHECK_OK(k->gated_residual_forward(&gated));
+    CHECK_OK(k->gated_residual_backward(&gated));
+    CHECK_OK(k->bias_gradient(x, TS_F32, 0, WIDTH, WIDTH, x));
+    CHECK_OK(k->add_rows(x, x, x, 0, 1, WIDTH));
+    CHECK_OK(k->sum_rows(x, x, 0, 1, WIDTH));
+    CHECK_OK(k->softmax(x, x, 0, WIDTH));
+    CHECK(memcmp(x, before, WIDTH * sizeof *x) == 0);
+    const ts_mse mse = {.width = WIDTH, .v = x, .target = x, .scale = 1, .loss = test_random(TS_F32, 2, 1), .d_v = x};
+    CHECK_OK(k->mse(&mse));
+    CHECK(*mse.loss == 0);
+}
+
+// Dtypes that are not operands, and rotations of heads that are not whole, are refused.
+static void bad_calls(const ts_kernels *k) {
+    float *x = test_zeros(8 * sizeof *x);
+    const ts_layer_norm layer = {.rows = 1, .width = 4, .x = x, .y = x, .dtype_y = TS_F64};
+    CHECK_FAILS(k->layer_norm_forward(&layer), TS_EINTERNAL, "layer_norm");
+    ts_rms_norm rms = {.rows = 1,
+                       .width = 4,
+                       .x_row = 4,
+                       .y_row = 4,
+                       .x = x,
+                       .y = x,
+                       .dtype_x = TS_F32,
+                       .dtype_y = TS_F32,
+                       .weight = x,
+                       .cosine = x,
+                       .sine = x,
+                       .positions = 1,
+                       .head_dim = 3};
+    CHECK_FAILS(k->rms_norm_forward(&rms), TS_EINTERNAL, "head_dim 3");
+    rms.cosine = rms.sine = NULL;
+    rms.dtype_x = TS_BF16;
+    rms.accumulate_d_x = true;
+    CHECK_FAILS(k->rms_norm_backward(&rms), TS_EINTERNAL, "accumulating");
+    CHECK_FAILS(k->bias_gradient(x, TS_I32, 1, 4, 4, x), TS_EINTERNAL, "bias_gradient");
+}
+
 // ---- the same bits for any number of threads
 
 enum { MANY_ROWS = 700, MANY_WIDTH = 96, MANY_TABLES = 9 };
@@ -524,6 +601,8 @@ int main(void) {
     test_levels("avx512bf16", rms_norm_cases);
     test_levels("avx512bf16", rms_cut_cases);
     test_levels("avx512bf16", row_cases);
+    test_levels("avx512bf16", empty_cases);
+    test_levels("generic", bad_calls);
     test_levels("avx512bf16", thread_cases);
     return ts_test_end();
 }

@@ -171,7 +171,7 @@ static __device__ __forceinline__ void take_sums(const ts_run_sums &s, int64_t r
 
 // Rows that are kept are read once. Of others, first the means are found, then tile by tile the rest.
 template <typename F, typename T>
-static __global__ void __launch_bounds__(F::THREADS) layer_norm_backward(ts_layer_norm p, ts_run_sums s) {
+static __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) layer_norm_backward(ts_layer_norm p, ts_run_sums s) {
     __shared__ ts_block_memory<float, 2> memory;
     const ts_row_share<F> share(p.width);
     const int64_t begin = blockIdx.x * s.chunk, end = ts_chunk_end(blockIdx.x, s.chunk, p.rows);

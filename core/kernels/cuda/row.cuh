@@ -15,6 +15,7 @@
 template <int V_, int PACKS_, int THREADS_, bool KEPT_> struct ts_row_form {
     static constexpr int V = V_, PACKS = PACKS_, THREADS = THREADS_, NUMBERS = V_ * PACKS_;
     static constexpr bool KEPT = KEPT_;
+    static constexpr int BLOCKS = KEPT_ ? 768 / THREADS_ : 1;  // for so many there must be registers at a time
 };
 typedef ts_row_form<4, 2, 256, true> ts_row_short;  // up to 2,048 numbers
 typedef ts_row_form<4, 4, 512, true> ts_row_long;   // up to 8,192
