@@ -44,6 +44,8 @@ static void print_usage(FILE *out) {
     fprintf(out, "\nTESSERA_LOG in the environment: error, warn, info, debug or trace.\n"
                  "TESSERA_TRANSPORT, how ranks of one host talk: auto, mpi or shared (memory).\n"
                  "TESSERA_DEVICE_TRANSPORT, how memory of GPUs travels: auto, nccl or staged (through the host).\n"
+                 "TESSERA_NCCL_SUMS, who adds up over NCCL: auto, ordered (as everywhere else) or nccl.\n"
+                 "TESSERA_NCCL_REGISTER=1: memory is registered with NCCL.\n"
                  "Exit codes: 0 done, 2 wrong use, 3 bad input, 4 resource exhausted, 5 peer or device failed,\n"
                  "            6 internal error, 75 stopped by a signal after a checkpoint (run again to go on).\n");
 }

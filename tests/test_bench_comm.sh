@@ -22,6 +22,8 @@ check "three ranks over MPI alone" env TESSERA_TRANSPORT=mpi "${MPIRUN[@]}" -n 3
     --max-bytes 1024 --filter all_reduce
 TESSERA_DEVICE_TRANSPORT=pigeon expect_fail 2 "TESSERA_DEVICE_TRANSPORT=pigeon: use auto, nccl or staged" \
     "${MPIRUN[@]}" -n 1 "$TESSERA" bench comm
+TESSERA_NCCL_SUMS=pigeon expect_fail 2 "TESSERA_NCCL_SUMS=pigeon: use auto, ordered or nccl" \
+    "${MPIRUN[@]}" -n 1 "$TESSERA" bench comm
 TESSERA_TRANSPORT=pigeon expect_fail 2 "TESSERA_TRANSPORT=pigeon: use auto, mpi or shared" "${MPIRUN[@]}" -n 1 \
     "$TESSERA" bench comm
 end

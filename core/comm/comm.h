@@ -9,7 +9,7 @@
 // without memory for messages, TS_EINTERNAL for a dtype that cannot be reduced and over imagined ranks.
 //
 // Sums are taken in the order of the ranks, 0 + 1 + 2 .., whatever the transport: the same bits on all of them, and on
-// every run.
+// every run. NCCL's own, between hosts, are in another order, the same on every run.
 //
 // TESSERA_TRANSPORT in the environment, read when the world is opened: auto (shared memory between ranks of one host
 // where it is faster, else MPI), mpi, or shared (an error where it cannot be had). TESSERA_DEVICE_TRANSPORT likewise:
@@ -101,7 +101,8 @@ int ts_barrier(ts_comm *comm);
 
 // ---- asynchronous forms: the buffers, and the counts' arrays, must not be touched until ts_wait
 // Any number may be under way. Waits may come in any order among themselves, and in another one on each rank; waits and
-// blocking calls keep one order on all ranks. Messages move, and sums are made, inside the calls of this file. A
+// blocking calls keep one order on all ranks. Messages move, and sums are made, inside the calls of this file; those of
+// a device's memory over NCCL in the device's own time, for which calls start in one order on all ranks, too. A
 // reduce-scatter under way holds (size - 1) times its own part in scratch, at most 64 MiB or, where that is more, 128
 // KiB for each other rank; the memory of requests is kept for the next ones: a step of training allocates nothing after
 // the first.

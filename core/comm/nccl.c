@@ -35,7 +35,7 @@ static struct {
 
 static int fail(const ts_nccl *n, ncclResult_t code, const char *call) {
     return TS_FAIL(TS_EPEER, "%.*s on the %s axis: %s: %.300s; NCCL_DEBUG=WARN tells more", (int)strcspn(call, "("),
-                   call, n->name, ncclGetErrorString(code), n->comm ? ncclGetLastError(n->comm) : "");
+                   call, n->name, ncclGetErrorString(code), ncclGetLastError(n->comm));
 }
 
 // Waits until NCCL has taken the call in. Other ranks' messages are moved on meanwhile: one of them may have to go on

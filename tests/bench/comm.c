@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bench comm: every collective against MPI's own call, in one run, turn about; and the line that predicts its time.
+// With
+// --device cuda our calls are on the memory of GPUs, whose work is waited for; MPI's stay on the host's.
 //
 // Sizes are those of nccl-tests: the data of an all-reduce or a broadcast, all parts of an all-gather or a
 // reduce-scatter together, what a rank gives to an all-to-all or to its neighbour. So are the factors of the bus
@@ -24,8 +26,10 @@ enum { LEAST_BYTES = 1024, REWRITE_BYTES = 16 * 1024, MAX_SIZES = 16, MAX_RUNS =
 // One size of one collective: buffers of `count` floats, in parts when it has parts.
 typedef struct task {
     ts_comm *world;
+    const ts_device *device;
     int rank, size;
-    float *send, *receive;
+    float *send, *receive;          // of the device
+    float *mpi_send, *mpi_receive;  // the same where it is the host
     int64_t count;
     int64_t *counts;   // [size]
     int *mpi_counts;   // [size]
@@ -38,7 +42,7 @@ static int our_all_reduce(const task *t) {
     return ts_all_reduce(t->world, t->receive, t->count, TS_F32, TS_SUM);
 }
 static int mpi_all_reduce(const task *t) {
-    return MPI_Allreduce(MPI_IN_PLACE, t->receive, (int)t->count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+    return MPI_Allreduce(MPI_IN_PLACE, t->mpi_receive, (int)t->count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
 }
 static int our_reduce_scatter(const task *t) {
     return ts_reduce_scatter_v(t->world, t->send, t->receive, t->counts, TS_F32);
@@ -49,7 +53,7 @@ static int our_reduce_scatter_start(const task *t) {
     return ts_wait(&request);
 }
 static int mpi_reduce_scatter(const task *t) {
-    return MPI_Reduce_scatter(t->send, t->receive, t->mpi_counts, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+    return MPI_Reduce_scatter(t->mpi_send, t->mpi_receive, t->mpi_counts, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
 }
 static int our_all_gather(const task *t) {
     return ts_all_gather_v(t->world, t->send, t->receive, t->counts, TS_F32);
@@ -60,21 +64,21 @@ static int our_all_gather_start(const task *t) {
     return ts_wait(&request);
 }
 static int mpi_all_gather(const task *t) {
-    return MPI_Allgatherv(t->send, t->mpi_counts[t->rank], MPI_FLOAT, t->receive, t->mpi_counts, t->mpi_offsets,
+    return MPI_Allgatherv(t->mpi_send, t->mpi_counts[t->rank], MPI_FLOAT, t->mpi_receive, t->mpi_counts, t->mpi_offsets,
                           MPI_FLOAT, MPI_COMM_WORLD);
 }
 static int our_all_to_all(const task *t) {
     return ts_all_to_all_v(t->world, t->send, t->counts, t->receive, t->counts, TS_F32);
 }
 static int mpi_all_to_all(const task *t) {
-    return MPI_Alltoallv(t->send, t->mpi_counts, t->mpi_offsets, MPI_FLOAT, t->receive, t->mpi_counts, t->mpi_offsets,
-                         MPI_FLOAT, MPI_COMM_WORLD);
+    return MPI_Alltoallv(t->mpi_send, t->mpi_counts, t->mpi_offsets, MPI_FLOAT, t->mpi_receive, t->mpi_counts,
+                         t->mpi_offsets, MPI_FLOAT, MPI_COMM_WORLD);
 }
 static int our_broadcast(const task *t) {
     return ts_broadcast(t->world, t->receive, t->count * 4, 0);
 }
 static int mpi_broadcast(const task *t) {
-    return MPI_Bcast(t->receive, (int)t->count, MPI_FLOAT, 0, MPI_COMM_WORLD);
+    return MPI_Bcast(t->mpi_receive, (int)t->count, MPI_FLOAT, 0, MPI_COMM_WORLD);
 }
 static int our_ring(const task *t) {
     ts_request *request;
@@ -82,8 +86,9 @@ static int our_ring(const task *t) {
     return ts_wait(&request);
 }
 static int mpi_ring(const task *t) {
-    return MPI_Sendrecv(t->send, (int)t->count, MPI_FLOAT, (t->rank + 1) % t->size, 0, t->receive, (int)t->count,
-                        MPI_FLOAT, (t->rank + t->size - 1) % t->size, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    return MPI_Sendrecv(t->mpi_send, (int)t->count, MPI_FLOAT, (t->rank + 1) % t->size, 0, t->mpi_receive,
+                        (int)t->count, MPI_FLOAT, (t->rank + t->size - 1) % t->size, 0, MPI_COMM_WORLD,
+                        MPI_STATUS_IGNORE);
 }
 static int our_barrier(const task *t) {
     return ts_barrier(t->world);
@@ -122,6 +127,18 @@ typedef struct result {
     ts_bench_time ours, mpi;
 } result;
 
+// Sums of zeros stay finite, however often.
+static int rewrite_buffers(const task *t, size_t bytes) {
+    memset(t->mpi_send, 0, bytes);
+    memset(t->mpi_receive, 0, bytes);
+    if (t->device->is_host) {
+        return TS_OK;
+    }
+    TS_TRY(t->device->zero(t->send, bytes));
+    TS_TRY(t->device->zero(t->receive, bytes));
+    return t->device->finish();
+}
+
 // What is sent has just been written, as in a real step: a rank that finds the last call's data in its own cache
 // measures nothing. Small data is not rewritten, and called for several times, to keep the clock out of it.
 static int time_calls(int (*call)(const task *t), const task *t, int64_t calls, double *seconds) {
@@ -130,14 +147,14 @@ static int time_calls(int (*call)(const task *t), const task *t, int64_t calls, 
     double sum = 0;
     for (int64_t turn = 0; turn < turns; turn++) {
         if (rewrite) {
-            memset(t->send, 0, (size_t)t->count * sizeof *t->send);
-            memset(t->receive, 0, (size_t)t->count * sizeof *t->receive);
+            TS_TRY(rewrite_buffers(t, (size_t)t->count * sizeof *t->send));
         }
         MPI_Barrier(MPI_COMM_WORLD);
         const double begin = ts_bench_seconds();
         for (int64_t i = 0; i < calls_of_turn; i++) {
             TS_TRY(call(t));
         }
+        TS_TRY(t->device->finish());
         sum += ts_bench_seconds() - begin;
     }
     *seconds = sum / (double)calls;
@@ -318,24 +335,28 @@ static int run_item(const ts_bench_params *params, task *t, const item *it, json
     return TS_OK;
 }
 
-static int open_task(task *t, ts_comm *world, int64_t bytes) {
-    *t = (task){.world = world, .rank = ts_comm_rank(world), .size = ts_comm_size(world)};
-    t->send = ts_aligned_alloc((size_t)bytes);
-    t->receive = ts_aligned_alloc((size_t)bytes);
+static int open_task(task *t, ts_comm *world, const ts_device *device, int64_t bytes) {
+    *t = (task){.world = world, .device = device, .rank = ts_comm_rank(world), .size = ts_comm_size(world)};
+    t->send = device->allocate((size_t)bytes);
+    t->receive = device->allocate((size_t)bytes);
+    t->mpi_send = device->is_host ? t->send : ts_aligned_alloc((size_t)bytes);
+    t->mpi_receive = device->is_host ? t->receive : ts_aligned_alloc((size_t)bytes);
     t->counts = ts_calloc((size_t)t->size, sizeof *t->counts);
     t->mpi_counts = ts_calloc((size_t)t->size, sizeof *t->mpi_counts);
     t->mpi_offsets = ts_calloc((size_t)t->size, sizeof *t->mpi_offsets);
-    if (!t->send || !t->receive || !t->counts || !t->mpi_counts || !t->mpi_offsets) {
+    if (!t->send || !t->receive || !t->mpi_send || !t->mpi_receive || !t->counts || !t->mpi_counts || !t->mpi_offsets) {
         return TS_ERESOURCE;
     }
-    memset(t->send, 0, (size_t)bytes);  // sums of zeros stay finite, however often
-    memset(t->receive, 0, (size_t)bytes);
-    return TS_OK;
+    return rewrite_buffers(t, (size_t)bytes);
 }
 
 static void close_task(task *t) {
-    free(t->send);
-    free(t->receive);
+    if (!t->device->is_host) {
+        free(t->mpi_send);
+        free(t->mpi_receive);
+    }
+    t->device->release(t->send);
+    t->device->release(t->receive);
     free(t->counts);
     free(t->mpi_counts);
     free(t->mpi_offsets);
@@ -353,7 +374,8 @@ int ts_bench_comm(ts_comm *world, const ts_bench_params *params, const ts_bench_
         return TS_FAIL(TS_EUSAGE, "bench comm: nothing to measure with one rank; start it with mpirun -n 2 or more");
     }
     int status = ts_arena_open(&arena, "bench comm", 1 << 16, false);
-    status = ts_agree(world, open_task(&t, world, params->max_bytes) || status ? TS_ERESOURCE : TS_OK);
+    const int opened = open_task(&t, world, params->kernels->device, params->max_bytes);
+    status = ts_agree(world, status ? status : opened);
     if (!status && params->prints) {
         printf("%-15s %10s %12s %12s %8s %8s %6s\n", "", "", "us a call", "us a call", "bus GB/s", "bus GB/s", "times");
         printf("%-15s %10s %12s %12s %8s %8s %6s\n", "collective", "bytes", "ours", "MPI", "ours", "MPI", "faster");
