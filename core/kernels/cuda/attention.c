@@ -17,11 +17,11 @@ static int check_counts(const ts_attention *p) {
         return TS_FAIL(TS_EUSAGE, "attention: batch %lld, heads %lld, queries %lld and keys %lld must not be negative",
                        (long long)p->batch, (long long)p->heads, (long long)p->queries, (long long)p->keys);
     }
-    // Rows are counted in 32 bits, and a grid has as many blocks at most: one for 32 rows of a head or more.
+    // Rows are counted in 32 bits, and a grid has as many blocks at most: one for 8 rows of a head or more.
     const int64_t rows = p->queries > p->keys ? p->queries : p->keys;
     int64_t pairs = 0, blocks = 0;
     if (rows > INT_MAX / 2 || __builtin_mul_overflow(p->batch, p->heads, &pairs) ||
-        __builtin_mul_overflow(pairs, rows / 32 + 1, &blocks) || blocks > INT_MAX) {
+        __builtin_mul_overflow(pairs, rows / 8 + 1, &blocks) || blocks > INT_MAX) {
         return TS_FAIL(TS_EUSAGE,
                        "attention: batch %lld, heads %lld, queries %lld, keys %lld are too many for one call",
                        (long long)p->batch, (long long)p->heads, (long long)p->queries, (long long)p->keys);

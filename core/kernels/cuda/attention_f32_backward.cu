@@ -162,24 +162,33 @@ static __global__ void __launch_bounds__(THREADS)
     p.d_bias_strip[e] += sum;
 }
 
-// A warp for each row.
-template <typename T>
-static __global__ void __launch_bounds__(THREADS) attention_delta(ts_attention p, int64_t rows, float *delta) {
-    const int64_t row = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 32;
-    if (row >= rows) {
-        return;
-    }
-    const int64_t query = row % p.queries, head = row / p.queries % p.heads, batch = row / p.queries / p.heads;
-    const int64_t at = batch * p.out_batch + query * p.out_row + head * p.head_dim;
+// `lanes` of a warp, a power of two, for each query, N numbers at a time each.
+template <typename T, int N>
+static __global__ void __launch_bounds__(THREADS) attention_delta(ts_attention p, int tiles, int lanes, float *delta) {
+    const ts_attention_place at = ts_attention_place_of(p, tiles);
+    const int64_t query = (int64_t)at.tile * (THREADS / lanes) + (int)threadIdx.x / lanes;
+    const T *out = ts_attention_head(p, (const T *)p.out, p.out_batch, at) + query * p.out_row;
+    const T *d_out = ts_attention_head(p, (const T *)p.d_out, p.out_batch, at) + query * p.out_row;
     float sum = 0;
-    for (int64_t d = threadIdx.x % 32; d < p.head_dim; d += 32) {
-        sum += ts_to_f32(((const T *)p.out)[at + d]) * ts_to_f32(((const T *)p.d_out)[at + d]);
+    for (int64_t d = (int)threadIdx.x % lanes * N; d < p.head_dim && query < p.queries; d += lanes * N) {
+        float x[N], d_x[N];
+        if constexpr (N > 1) {
+            ts_load(x, out + d);
+            ts_load(d_x, d_out + d);
+        } else {
+            x[0] = ts_to_f32(out[d]);
+            d_x[0] = ts_to_f32(d_out[d]);
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            sum += x[i] * d_x[i];
+        }
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, distance);
     }
-    if (threadIdx.x % 32 == 0) {
-        delta[row] = sum;
+    if ((int)threadIdx.x % lanes == 0 && query < p.queries) {
+        ts_attention_statistics(p, delta, at)[query] = sum;
     }
 }
 
@@ -227,16 +236,22 @@ template <typename T> static int backward(const ts_attention *p) {
                                 : launch<T, 256, 32>(p);
 }
 
+template <typename T, int N> static int launch_delta(const ts_attention *p, float *delta) {
+    int lanes = 32;
+    while (lanes > 1 && lanes / 2 * N >= p->head_dim) {
+        lanes /= 2;
+    }
+    const int tiles = ts_attention_tiles(p->queries, THREADS / lanes);
+    const unsigned blocks = ts_attention_blocks(p, tiles);
+    return blocks == 0 ? 0 : TS_LAUNCH((attention_delta<T, N>), blocks, THREADS, 0, *p, tiles, lanes, delta);
+}
+
 }  // namespace
 
 extern "C" int ts_cuda_attention_delta(const ts_attention *p, float *delta) {
-    const int64_t rows = p->batch * p->heads * p->queries;
-    if (rows == 0) {
-        return 0;
-    }
-    const unsigned blocks = (unsigned)((rows + THREADS / 32 - 1) / (THREADS / 32));
-    return p->dtype == TS_BF16 ? TS_LAUNCH(attention_delta<ts_bf16>, blocks, THREADS, 0, *p, rows, delta)
-                               : TS_LAUNCH(attention_delta<float>, blocks, THREADS, 0, *p, rows, delta);
+    return p->dtype == TS_F32                 ? launch_delta<float, 1>(p, delta)
+           : ts_attention_is_aligned(p, true) ? launch_delta<ts_bf16, 8>(p, delta)
+                                              : launch_delta<ts_bf16, 1>(p, delta);
 }
 
 extern "C" int ts_cuda_attention_backward_general(const ts_attention *p) {
