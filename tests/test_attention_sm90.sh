@@ -10,6 +10,6 @@ export TESSERA_BACKEND=shim TESSERA_SHIM_CAPABILITY=90 TESSERA_SHIM_KERNELS=$ker
 for order in alternate random; do
     TESSERA_SHIM_ORDER=$order "$program"
 done
-for kernel in attention_forward_sm90; do
+for kernel in attention_forward_sm90 attention_backward_sm90; do
     grep -q "^$kernel" "$kernels" || { echo "$kernel never ran"; exit 1; }
 done

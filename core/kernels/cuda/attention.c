@@ -65,7 +65,7 @@ bool ts_cuda_attention_takes_mma(const ts_attention *p, bool backward) {
 // Its kernels know two head sizes and no masks, and are for this one architecture.
 bool ts_cuda_attention_takes_sm90(const ts_attention *p, bool backward) {
     const ts_cuda_properties *device = ts_cuda_get_properties();
-    return !backward && device->major == 9 && device->minor == 0 && (p->head_dim == 64 || p->head_dim == 128) &&
+    return device->major == 9 && device->minor == 0 && (p->head_dim == 64 || p->head_dim == 128) &&
            !p->key_count && ts_cuda_attention_takes_mma(p, backward);
 }
 
@@ -82,6 +82,9 @@ int ts_cuda_attention_forward(const ts_attention *p) {
 
 int ts_cuda_attention_backward(const ts_attention *p) {
     TS_TRY(check_backward(p));
+    if (ts_cuda_attention_takes_sm90(p, true)) {
+        return ts_cuda_attention_backward_sm90(p);
+    }
     if (ts_cuda_attention_takes_mma(p, true)) {
         return ts_cuda_attention_backward_mma(p);
     }
