@@ -317,7 +317,7 @@ static void test_recording(bool nccl) {
 typedef struct way {
     const char *name;
     ts_device_choice choice;
-    int64_t piece;  // 0: as it is
+    int64_t bytes;  // of a piece through the host, of the window over NCCL; 0: as it is
     ts_nccl_sums_choice sums;
     bool far, registers;  // as if the ranks were on several hosts
 } way;
@@ -328,6 +328,7 @@ static const way WAYS[] = {
     {"chosen", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_AUTO, false, false},
     {"chosen, with NCCL's sums", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_NCCL, false, true},
     {"chosen, as between hosts", TS_DEVICE_TRANSPORT_AUTO, 0, TS_NCCL_SUMS_ORDERED, true, false},
+    {"chosen, in small rounds", TS_DEVICE_TRANSPORT_AUTO, 10000, TS_NCCL_SUMS_AUTO, false, false},
 };
 enum { WAY_COUNT = sizeof WAYS / sizeof *WAYS };
 
@@ -355,11 +356,13 @@ static void test_sizes(int64_t scale) {
 }
 
 static void test_way(ts_comm *world, const way *w) {
-    static int64_t piece;
+    static int64_t piece, window;
     ts_mesh mesh;
     const int failures = ts_test_failures;
     piece = piece ? piece : ts_staged_piece;
-    ts_staged_piece = w->piece ? w->piece : piece;
+    window = window ? window : ts_nccl_window;
+    ts_staged_piece = w->bytes ? w->bytes : piece;
+    ts_nccl_window = w->bytes ? w->bytes : window;
     ts_device_wanted = w->choice;
     ts_nccl_sums = w->sums;
     ts_nccl_registers = w->registers;

@@ -15,6 +15,7 @@ ts_device_choice ts_device_wanted = TS_DEVICE_TRANSPORT_AUTO;
 
 ts_nccl_sums_choice ts_nccl_sums = TS_NCCL_SUMS_AUTO;
 bool ts_nccl_registers = false;
+int64_t ts_nccl_window = 64 << 20;
 
 // One of `count` words, `said` being how the message lists them.
 static int read_choice(const char *variable, const char *const *words, int count, const char *said, int *out) {

@@ -11,10 +11,8 @@
 #include "core/base/split.h"
 #include "core/comm/nccl_private.h"
 
-enum {
-    SMALL_BYTES = 256 * 1024,  // of all ranks together: gathered whole by each of them, in fewer messages
-    WINDOW_BYTES = 64 << 20    // of parts that wait for their sum
-};
+// All-reduces up to this share of the window, of all ranks together, are gathered whole by each of them.
+enum { SMALL_SHARE = 256 };
 
 typedef ts_nccl_message message;
 
@@ -125,6 +123,12 @@ static void *take_scratch(int64_t elements, size_t element) {
     return ts_cuda_scratch(TS_CUDA_SCRATCH_EXCHANGE, (size_t)elements * element);
 }
 
+// Elements of a part in one round.
+static int64_t window_of(const ts_comm *comm, int64_t element) {
+    const int64_t elements = ts_nccl_window / element / comm->size;
+    return elements > 0 ? elements : 1;
+}
+
 static int64_t in_round(int64_t count, int64_t first, int64_t chunk) {
     const int64_t left = count - first;
     return left < 0 ? 0 : left < chunk ? left : chunk;
@@ -157,7 +161,7 @@ static int reduce_in_order(const ts_comm *comm, const void *send, void *receive,
     for (int rank = 0; rank < comm->size; rank++) {
         most = counts[rank] > most ? counts[rank] : most;
     }
-    const int64_t room = WINDOW_BYTES / element / comm->size, chunk = most < room ? most : room;
+    const int64_t room = window_of(comm, element), chunk = most < room ? most : room;
     if (most == 0) {
         return TS_OK;
     }
@@ -177,7 +181,7 @@ static int reduce_in_order(const ts_comm *comm, const void *send, void *receive,
 // One exchange instead of two: every rank gathers all data and sums all of it. With two ranks that sends no more.
 static int all_reduce_whole(const ts_comm *comm, char *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
     const ts_nccl *const n = comm->nccl;
-    const int64_t element = (int64_t)ts_dtype_bytes(dtype), room = WINDOW_BYTES / element / comm->size;
+    const int64_t element = (int64_t)ts_dtype_bytes(dtype), room = window_of(comm, element);
     const int64_t chunk = count < room ? count : room;
     char *const parts = take_scratch(chunk * comm->size, (size_t)element);
     if (!parts) {
@@ -201,7 +205,7 @@ static int all_reduce_whole(const ts_comm *comm, char *data, int64_t count, ts_d
 
 static int all_reduce_in_order(const ts_comm *comm, char *data, int64_t count, ts_dtype dtype, ts_reduce_op op) {
     const size_t element = ts_dtype_bytes(dtype);
-    if (comm->size == 2 || count * (int64_t)element * comm->size <= SMALL_BYTES) {
+    if (comm->size == 2 || count * (int64_t)element * comm->size <= ts_nccl_window / SMALL_SHARE) {
         return all_reduce_whole(comm, data, count, dtype, op);
     }
     for (int rank = 0; rank < comm->size; rank++) {

@@ -92,6 +92,7 @@ extern ts_device_choice ts_device_wanted;
 typedef enum { TS_NCCL_SUMS_AUTO, TS_NCCL_SUMS_ORDERED, TS_NCCL_SUMS_NCCL } ts_nccl_sums_choice;
 extern ts_nccl_sums_choice ts_nccl_sums;
 extern bool ts_nccl_registers;  // whether buffers are registered with NCCL
+extern int64_t ts_nccl_window;  // bytes of parts that wait for their sum on a GPU. Tests make it small.
 // TESSERA_DEVICE_TRANSPORT, TESSERA_NCCL_SUMS and TESSERA_NCCL_REGISTER, read when the world is opened.
 int ts_device_read_environment(void);
 // Keeps NCCL's sums the same on every run; before its first use, which reads this.

@@ -477,6 +477,9 @@ static ncclResult_t add(ncclComm_t comm, cudaStream_t stream, call c) {
     if ((c.out_bytes && !is_device(c.send)) || (c.in_bytes && !is_device(c.receive))) {
         return refuse(comm, ncclInvalidArgument, "a buffer is no device memory");
     }
+    if (c.out_bytes > INT_MAX || c.in_bytes > INT_MAX) {
+        return refuse(comm, ncclInvalidArgument, "more than the imitation sends at once");
+    }
     if (c.peer < 0 || c.peer >= comm->size || (c.kind <= RECEIVE && c.peer == comm->rank) ||
         (c.type == ncclBfloat16 && c.kind >= REDUCE && c.kind <= REDUCE_SCATTER)) {
         return refuse(comm, ncclInvalidArgument, "a rank, or a sum of bf16, that is not imitated");
