@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEST: ranks=1 timeout=120
+// TEST: ranks=1 timeout=120 backend=cuda
 // Causal 3-D convolution: forward and both gradients against double-precision loops.
 #include "tests/kernels_test.h"
 

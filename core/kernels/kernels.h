@@ -38,7 +38,7 @@ typedef struct ts_gemm {
     ts_dtype dtype_ab;      // F32 or BF16
     ts_dtype dtype_c;       // F32 or BF16
     bool accumulate;        // C += ...; needs dtype_c F32
-    const float *bias;      // [n] or NULL
+    const float *bias;      // [n] or NULL; a backend may round it to dtype_c first
     bool gelu;              // tanh form
     void *before_gelu;      // [m, n] dtype_c, or NULL
 } ts_gemm;

@@ -16,18 +16,19 @@ static __device__ __forceinline__ float ts_not_above(float limit, float x) {
 
 // 1 / (1 + e^-x): for results that are rounded to bf16 by the special function unit alone.
 template <typename T> static __device__ __forceinline__ float ts_sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
+    return 1.0f / __fadd_rn(1.0f, expf(-x));
 }
 template <> __device__ __forceinline__ float ts_sigmoid<ts_bf16>(float x) {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    return __fdividef(1.0f, __fadd_rn(1.0f, __expf(-x)));
 }
 
 #define TS_GELU_LIMIT 10.0f   // beyond, gelu is 0 or x, and its slope 0 or 1, to f32's precision
 #define TS_SILU_LIMIT 100.0f  // the same of silu
 
 // gelu(x) = x/2 (1 + tanh(u)) = x sigmoid(2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3)
+// What is fused is said, so that every kernel that takes GELU of a number gets the same bits.
 template <typename T> static __device__ __forceinline__ float ts_gelu(float x) {
-    const float s = ts_sigmoid<T>(x * (1.5957691216057308f + 0.07135481282605303f * (x * x)));
+    const float s = ts_sigmoid<T>(x * fmaf(0.07135481282605303f, x * x, 1.5957691216057308f));
     return ts_not_below(-TS_GELU_LIMIT, x) * s;
 }
 

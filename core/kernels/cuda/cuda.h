@@ -47,6 +47,7 @@ const ts_cuda_properties *ts_cuda_get_properties(void);
 typedef enum {
     TS_CUDA_SCRATCH_REDUCE,   // partial sums
     TS_CUDA_SCRATCH_LIBRARY,  // cuBLASLt's own
+    TS_CUDA_SCRATCH_OPERAND,  // converted operands
     TS_CUDA_SCRATCH_RESULT,   // a result on its way to where it is accumulated
     TS_CUDA_SCRATCH_ATTENTION,
     TS_CUDA_SCRATCH_CONVOLUTION,
@@ -58,12 +59,16 @@ typedef enum {
 void *ts_cuda_scratch(ts_cuda_scratch_use use, size_t bytes);
 
 // The entries, by the file that fills them in.
+int ts_cuda_gemm_open(void);                           // gemm_plan.c: before the first product
 int ts_cuda_gemm(const ts_gemm *p);                    // gemm.c
 int ts_cuda_attention_forward(const ts_attention *p);  // attention.c: chooses the kernel
 int ts_cuda_attention_backward(const ts_attention *p);
 int ts_cuda_attention_merge(const ts_attention_merge *p);  // attention_merge.cu
 int ts_cuda_conv3d_forward(const ts_conv3d *p);            // conv3d.cu
 int ts_cuda_conv3d_backward(const ts_conv3d *p);
+int ts_cuda_bias_gradient(const void *d_y, ts_dtype dtype, int64_t m, int64_t n, int64_t row_stride, float *d_bias);
+int ts_cuda_cast(const void *from, ts_dtype from_dtype, void *to, ts_dtype to_dtype, int64_t n);  // flat.cu
+int ts_cuda_gelu_forward(const void *x, void *y, ts_dtype dtype, int64_t n);                      // activation.cu
 void ts_cuda_fill_rows(ts_kernels *kernels);  // rows.cu, loss.cu, norm.cu, rms_norm.cu: sums over rows and columns
 void ts_cuda_fill_loss(ts_kernels *kernels);
 void ts_cuda_fill_norm(ts_kernels *kernels);

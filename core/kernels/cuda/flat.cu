@@ -88,7 +88,7 @@ static __global__ void __launch_bounds__(TS_FLAT_THREADS) cast(const From *from,
     ts_flat_store<ALIGNED>(to, v, i, n);
 }
 
-static int cast_entry(const void *from, ts_dtype from_dtype, void *to, ts_dtype to_dtype, int64_t n) {
+int ts_cuda_cast(const void *from, ts_dtype from_dtype, void *to, ts_dtype to_dtype, int64_t n) {
     const bool known = (from_dtype == TS_F32 || from_dtype == TS_BF16) && (to_dtype == TS_F32 || to_dtype == TS_BF16);
     if (!known) {
         return TS_FAIL(TS_EINTERNAL, "cast: %s to %s; on the GPU there are F32 and BF16: convert it on the host",
@@ -214,7 +214,7 @@ static int newton_schulz_entry(float a, float b, float c, const float *gram, flo
 void ts_cuda_fill_flat(ts_kernels *kernels) {
     kernels->axpy = axpy_entry;
     kernels->scale = scale_entry;
-    kernels->cast = cast_entry;
+    kernels->cast = ts_cuda_cast;
     kernels->combine = combine_entry;
     kernels->mix = mix_entry;
     kernels->fold = fold_entry;

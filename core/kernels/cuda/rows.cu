@@ -269,7 +269,7 @@ static int sum_columns_of(const T *d_y, ts_dtype dtype, int64_t row_stride, ts_r
     return ts_cuda_run_sums_finish(s);
 }
 
-static int bias_gradient(const void *d_y, ts_dtype dtype, int64_t m, int64_t n, int64_t row_stride, float *d_bias) {
+int ts_cuda_bias_gradient(const void *d_y, ts_dtype dtype, int64_t m, int64_t n, int64_t row_stride, float *d_bias) {
     return ts_by_dtype("bias_gradient", dtype, [&](auto number) {
         typedef decltype(number) T;
         if (m <= 0 || n <= 0) {
@@ -290,8 +290,8 @@ static int sum_rows(const float *d_out, float *d_b, int64_t rows, int64_t b_rows
         return TS_OK;
     }
     const int64_t whole = rows / b_rows, period = b_rows * width;
-    TS_TRY(bias_gradient(d_out, TS_F32, whole, period, period, d_b));
-    return bias_gradient(d_out + whole * period, TS_F32, 1, (rows - whole * b_rows) * width, period, d_b);
+    TS_TRY(ts_cuda_bias_gradient(d_out, TS_F32, whole, period, period, d_b));
+    return ts_cuda_bias_gradient(d_out + whole * period, TS_F32, 1, (rows - whole * b_rows) * width, period, d_b);
 }
 
 // ---- gradient of the gated residual
@@ -373,7 +373,7 @@ static int gated_backward(const ts_gated_residual *p) {
 void ts_cuda_fill_rows(ts_kernels *kernels) {
     kernels->gated_residual_forward = gated_forward;
     kernels->gated_residual_backward = gated_backward;
-    kernels->bias_gradient = bias_gradient;
+    kernels->bias_gradient = ts_cuda_bias_gradient;
     kernels->sum_rows = sum_rows;
     kernels->add_rows = add_rows;
     kernels->copy_rows = copy_rows;
