@@ -8,6 +8,7 @@
 # Checks print and count; the script ends with `end`, which fails when one of them did.
 set -u
 export LC_ALL=C OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+export CUDA_VISIBLE_DEVICES=  # what is expected of $TESSERA is the CPU's, also where there is a GPU
 TESSERA=${TESSERA:-$PWD/build/tessera} TESSERA_SHIM=${TESSERA_SHIM:-$PWD/build/tessera-shim}
 [ -x "$TESSERA" ] || { echo "$TESSERA: no such executable; build first, or set TESSERA" >&2; exit 1; }
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/tessera-test.XXXXXX") || exit 1
