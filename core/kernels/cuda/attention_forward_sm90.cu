@@ -140,6 +140,10 @@ static __device__ __forceinline__ void attend(forward_shared<D> *shared, int gro
         ts_wgmma_pin(s);
         shared->of_k.give_back(place);
         exponentiate(rows, s, factor, scale);
+        // These values are there: this wait parts the exponentials from the next, which the compiler would move ahead
+        // of them, and then the tensor cores would have nothing to do meanwhile (tests/test_sass.sh).
+        ts_wgmma_pin(s);
+        shared->of_v.wait_full(before);
         ts_wgmma_wait<0>();
         ts_wgmma_pin(sum);
         shared->of_v.give_back(before);
