@@ -277,6 +277,66 @@ static void adamw_check(const ts_kernels *k, int64_t n, bool extras) {
     }
 }
 
+// Stochastic rounding by its definition (ts_rounding), of numbers that the update leaves as they are.
+static void rounding_check(const ts_kernels *k, int64_t n, int64_t first, const float *w, uint16_t *operand) {
+    float *zeros = test_zeros((size_t)n * sizeof *zeros), *m = test_zeros((size_t)n * sizeof *m);
+    float *v = test_zeros((size_t)n * sizeof *v), *weight = test_copy(w, (size_t)n * sizeof *w);
+    const ts_adamw p = {.count = n,
+                        .step = 5,
+                        .eps = 1e-8f,
+                        .grad_scale = 1,
+                        .weight = weight,
+                        .m = m,
+                        .v = v,
+                        .grad = zeros,
+                        .operand = operand,
+                        .rounding = TS_ROUND_STOCHASTIC,
+                        .seed = 0x123456789abcdefu,
+                        .first = first};
+    CHECK_OK(k->adamw(&p));
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t e = first + i;
+        const ts_philox draw = ts_philox_draw(p.seed, TS_RNG_ROUND, (uint64_t)p.step, (uint32_t)(e / 8));
+        const uint32_t word = draw.word[e % 8 / 2], half = e % 2 ? word >> 16 : word & 0xffff;
+        uint32_t bits;
+        memcpy(&bits, &w[i], sizeof bits);
+        wrong += operand[i] != (isnan(w[i]) ? (bits >> 16 | 0x40) : (bits + half) >> 16);
+        wrong += bits % 65536 == 0 && operand[i] != bits >> 16;  // what bf16 holds stays
+    }
+    CHECK(wrong == 0);
+}
+
+static void rounding_cases(const ts_kernels *k) {
+    for (int c = 0; c < COUNT_COUNT; c++) {
+        const int64_t n = COUNTS[c], firsts[] = {0, 3, ((int64_t)1 << 35) - n};
+        float *w = test_random(TS_F32, n, 1);
+        for (int64_t i = 0; i < n; i += 5) {
+            w[i] = i % 2 ? NAN : ts_bf16_to_f32(ts_f32_to_bf16(w[i]));
+        }
+        for (int f = 0; f < 3; f++) {
+            rounding_check(k, n, firsts[f], w, test_zeros((size_t)n * sizeof(uint16_t)));
+        }
+        test_free_blocks();
+    }
+    enum { N = 1 << 16 };
+    float *w = test_zeros(N * sizeof *w);
+    uint16_t *operand = test_zeros(N * sizeof *operand);
+    double mean = 0;
+    for (int i = 0; i < N; i++) {
+        w[i] = 1.001f;  // between 1 and 1 + 2^-7; to nearest it is 1
+    }
+    rounding_check(k, N, 40, w, operand);
+    for (int i = 0; i < N; i++) {
+        mean += (double)ts_bf16_to_f32(operand[i]) / N;
+    }
+    CHECK_NEAR(mean, 1.001, 5 * 0x1p-7 * 0.334 / 256);  // five deviations of the mean
+    CHECK_FAILS(
+        k->adamw(&(ts_adamw){
+            .count = 1, .step = 1, .operand = operand, .rounding = TS_ROUND_STOCHASTIC, .first = (int64_t)1 << 35}),
+        TS_EINTERNAL, "2^35");
+}
+
 static void adamw_cases(const ts_kernels *k) {
     for (int c = 0; c < COUNT_COUNT; c++) {
         adamw_check(k, COUNTS[c], c % 2);
@@ -403,6 +463,7 @@ int main(void) {
     test_levels("avx512bf16", vector_cases);
     test_levels("avx512bf16", mse_cases);
     test_levels("avx512bf16", adamw_cases);
+    test_levels("avx512bf16", rounding_cases);
     test_levels("generic", copy_rows_cases);
     test_levels("generic", embedding_cases);
     test_levels("generic", sinusoid_cases);

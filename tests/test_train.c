@@ -177,6 +177,23 @@ static void check_narrow(ts_train_config config, ts_comm *world, ts_comm *solo, 
     }
 }
 
+// With copies rounded by chance a mesh rounds as one rank does, and learns what it learns.
+static void check_stochastic(ts_train_config config, ts_comm *world, ts_comm *solo) {
+    static losses one, many;
+    config.precision = TS_PRECISION_BF16;
+    config.train.rounding = TS_ROUND_STOCHASTIC;
+    if (ts_comm_rank(world) == 0) {
+        set_mesh(&config, "");
+        run(&config, solo, &one);
+        check_learning(&one);
+    }
+    set_mesh(&config, MESHES[ts_comm_size(world)][0]);
+    run(&config, world, &many);
+    if (ts_comm_rank(world) == 0) {
+        check_equal(&one, &many, 0.02);
+    }
+}
+
 // ---- what a step sends
 
 // A step's shape of latents, by its tokens.
@@ -269,6 +286,9 @@ int main(int argc, char **argv) {
     check_meshes(config, world, solo, TS_OPTIMIZER_MUON);
     check_parts_add_up(config, world);
     check_narrow(config, world, solo, MESHES[ts_comm_size(world)][ts_comm_size(world) > 1]);
+    if (ts_comm_size(world) == 2) {
+        check_stochastic(config, world, solo);
+    }
     check_stop(&config, world);
     check_not_finite(config, world);
     for (int i = 0; MESHES[ts_comm_size(world)][i]; i++) {

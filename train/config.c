@@ -13,6 +13,7 @@
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};
 const char *const ts_recompute_names[] = {"none", "elementwise", "block", "auto", NULL};
+static const char *const ROUNDINGS[] = {"nearest", "stochastic", NULL};
 static const char *const GRADIENTS[] = {"f32", "bf16", NULL};
 static const char *const SCHEDULES[] = {"cosine", "constant", NULL};
 static const char *const REPORTS[] = {"none", "comm", NULL};
@@ -86,6 +87,10 @@ const ts_option ts_train_options[] = {
     // for models that fill the memory, or networks that are slow.
     CHOICE("train.gradients", train.gradients, "f32", GRADIENTS,
            "what sums of gradients are kept and sent in; bf16: 2 bytes a parameter less, half the traffic, less exact"),
+    CHOICE("train.rounding", train.rounding, "nearest", ROUNDINGS,
+           "how AdamW rounds the bf16 copies of weights that kernels read. stochastic: up or down by chance, so that "
+           "updates too small for bf16 count on average; the same bits on any mesh without a tensor axis. After "
+           "a restart or a look at the average the copies are those to nearest until the next step"),
     REAL("train.muon_lr", train.muon_lr, "10", 0, 1000,
          "muon: learning rate of its matrices as a multiple of train.lr"),
     REAL("train.muon_momentum", train.muon_momentum, "0.95", 0, 0.9999, "muon: decay of the momentum"),
@@ -189,6 +194,10 @@ int ts_train_config_finish(ts_train_config *config, ts_arena *arena) {
         return TS_FAIL(TS_EUSAGE, "mesh.cfg=%" PRId64 ": training has no branches of guidance to share; set it to 1",
                        config->mesh.cfg);
     }
+    if (config->train.rounding == TS_ROUND_STOCHASTIC && config->train.optimizer == TS_OPTIMIZER_MUON) {
+        return TS_FAIL(TS_EUSAGE, "train.rounding: stochastic is of AdamW's updates; set it to nearest with "
+                                  "train.optimizer=muon, whose steps are as large as bf16 can tell");
+    }
     const double patterns = config->patterns.all + config->patterns.prefix + config->patterns.suffix +
                             config->patterns.both_ends + config->patterns.scattered + config->patterns.independent;
     if (!(patterns > 0)) {
@@ -281,7 +290,9 @@ ts_optimizer_params ts_train_config_optimizer(const ts_train_config *config) {
                                  .average = config->train.ema_decay > 0,
                                  .muon = config->train.optimizer == TS_OPTIMIZER_MUON,
                                  .muon_lr_scale = config->train.muon_lr,
-                                 .muon_momentum = config->train.muon_momentum};
+                                 .muon_momentum = config->train.muon_momentum,
+                                 .rounding = (ts_rounding)config->train.rounding,
+                                 .seed = (uint64_t)config->seed};
 }
 
 ts_dtype ts_train_config_operands(const ts_train_config *config) {
@@ -311,6 +322,7 @@ static const char *const FREE_OPTIONS[] = {"name",
                                            "validate.levels",
                                            "train.recompute",
                                            "train.gradients",
+                                           "train.rounding",
                                            "watch.",
                                            "train.memory_gib",
                                            NULL};

@@ -43,6 +43,7 @@ typedef struct ts_train_config {
         double muon_lr, muon_momentum;
         int optimizer;  // ts_optimizer_kind
         int gradients;  // ts_gradients
+        int rounding;   // ts_rounding
         int schedule;   // ts_lr_decay
         int recompute;  // ts_recompute, or TS_RECOMPUTE_AUTO
         double memory_gib;

@@ -25,6 +25,9 @@ typedef struct ts_optimizer_params {
     bool muon;             // orthogonalised momentum for parameters marked hidden
     double muon_lr_scale;  // their learning rate as a multiple of the others'
     double muon_momentum;
+    ts_rounding
+        rounding;   // of the operands that an AdamW update writes; what is loaded or swapped is rounded to nearest
+    uint64_t seed;  // of stochastic rounding
 } ts_optimizer_params;
 
 // Training state that this rank answers for: elements [first, first + count) of its part of a parameter. Every element

@@ -62,6 +62,9 @@ static int adamw(const ts_optimizer *o, const ts_optimizer_run *run, const ts_up
             .operand = run->operand ? run->operand + first : NULL,
             .ema = run->average ? run->average + first : NULL,
             .ema_decay = (float)update->average_decay,
+            .rounding = o->params.rounding,
+            .seed = o->params.seed,
+            .first = run->first + first,  // of the same number the same, whichever rank has it
         };
         TS_TRY(o->kernels->adamw(&part));
     }

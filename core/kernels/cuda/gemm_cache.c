@@ -80,10 +80,10 @@ const cublasLtMatmulAlgo_t *ts_gemm_cache_find(const ts_gemm_key *key) {
 
 // ---- the file
 
-// One warning: what follows from a file that cannot be used is always the same.
+// One warning, which says which file and why: what follows from one that cannot be used is always the same.
 static void warn(const char *what) {
     if (!cache.has_warned) {
-        TS_WARN("%s: %s; algorithms of matrix products are searched anew", cache.path, what);
+        TS_WARN("%.600s; algorithms of matrix products are searched anew", what);
     }
     cache.has_warned = true;
 }
@@ -114,14 +114,14 @@ static int read_products(const json_t *file) {
     TS_TRY(ts_json_int(file, "cublaslt", cache.path, 0, INT64_MAX, &version));
     TS_TRY(ts_json_object(file, "products", cache.path, &products));
     if (strcmp(gpu, ts_cuda_get_properties()->name) != 0 || version != (int64_t)cublasLtGetVersion()) {
-        return TS_FAIL(TS_EINPUT, "made for another GPU or library");
+        return TS_FAIL(TS_EINPUT, "%s: made for another GPU or library", cache.path);
     }
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)products, kind, value) {
         cublasLtMatmulAlgo_t algorithm;
         const bool fits = json_is_string(value) && strlen(kind) < KIND_BYTES;
         if (!fits || !from_digits(json_string_value(value), &algorithm)) {
-            return TS_FAIL(TS_EINPUT, "\"%.80s\" has no algorithm", kind);
+            return TS_FAIL(TS_EINPUT, "%s: \"%.80s\" has no algorithm", cache.path, kind);
         }
         if (!find(kind)) {
             TS_TRY(add(kind, &algorithm, true));
@@ -136,9 +136,7 @@ static void read_file(void) {
         return;
     }
     if (ts_json_read(cache.path, MAX_FILE_BYTES, &file) || read_products(file)) {
-        char why[512];
-        snprintf(why, sizeof why, "%.500s", ts_error_text());
-        warn(why);
+        warn(ts_error_text());
     }
     json_decref(file);
 }
@@ -162,8 +160,10 @@ static void write_file(void) {
     json_t *file = products ? json_pack("{s:s, s:I, s:o}", "gpu", ts_cuda_get_properties()->name, "cublaslt",
                                         (json_int_t)cublasLtGetVersion(), "products", products)
                             : NULL;
-    if (!file || ts_json_write_atomic(cache.path, file)) {
-        warn("cannot be written");
+    const int status = file ? ts_json_write_atomic(cache.path, file)
+                            : TS_FAIL(TS_ERESOURCE, "%s: out of memory for its text", cache.path);
+    if (status) {
+        warn(ts_error_text());
     }
     json_decref(file);
 }
@@ -183,7 +183,8 @@ void ts_gemm_cache_refuse(const ts_gemm_key *key) {
     write_kind(key, kind);
     entry *e = find(kind);
     if (e) {
-        warn("holds an algorithm that cuBLASLt refuses");
+        (void)TS_FAIL(TS_EINPUT, "%s: cuBLASLt refuses the algorithm of \"%.200s\"", cache.path, kind);
+        warn(ts_error_text());
         *e = cache.entry[--cache.count];
     }
 }
@@ -195,7 +196,7 @@ bool ts_gemm_cache_lock(void) {
         return false;
     }
     if (ts_folder_lock(cache.folder, patience, &cache.lock)) {
-        warn("its folder cannot be locked");
+        warn(ts_error_text());
         return false;
     }
     read_file();
