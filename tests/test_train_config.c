@@ -35,6 +35,12 @@ static void test_finish(void) {
     config = fresh();
     config.patterns.all = 0;
     CHECK_FAILS(ts_train_config_finish(&config, arena), TS_EUSAGE, "patterns");
+    config = fresh();
+    config.train.rounding = TS_ROUND_STOCHASTIC;
+    config.train.optimizer = TS_OPTIMIZER_ADAMW;
+    CHECK_OK(ts_train_config_finish(&config, arena));
+    config.train.optimizer = TS_OPTIMIZER_MUON;
+    CHECK_FAILS(ts_train_config_finish(&config, arena), TS_EUSAGE, "train.rounding");
     // A prompt that cannot be sampled is found at the start, not at the first sample.
     static const char *const prompts[] = {"a red circle", " "};
     config = fresh();
