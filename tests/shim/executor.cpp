@@ -56,7 +56,11 @@ class shared_memory {
   public:
     ~shared_memory() { drop(); }
     void resize(size_t bytes);
-    void begin_block() { std::memset(data, 0xff, room_ ? (size_t)(guard_ - data) : 0); }
+    void begin_block() {
+        if (room_) {
+            std::memset(data, 0xff, (size_t)(guard_ - data));
+        }
+    }
     void end_block() const;
 
     unsigned char *data = nullptr;
