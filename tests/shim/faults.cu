@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/kernels/cuda/cuda.h"
+#include "tests/shim/faults.h"
 
 #define CALL(call)                                                                                                     \
     do {                                                                                                               \
@@ -310,6 +311,10 @@ static int graph(bool waits, bool is_joined) {
     return expect(fetched(x, 64)[63] == 4, "a graph that ran three times");
 }
 
+static int product(product_fault fault) {
+    return expect(product_is_right(fault), "a product of a warpgroup");
+}
+
 // ---- the list
 
 int main(int argc, char **argv) {
@@ -323,7 +328,7 @@ int main(int argc, char **argv) {
          [] {
              return sums(true) | shuffles(32, 32) | streams(true, true) | page_locked(true) | early_read(true) |
                     touch(0) | touch(8) | shared_write(99) | launch(1024, 48 << 10) | barriers(64, false) |
-                    graph(false, true);
+                    graph(false, true) | product(NO_FAULT);
          }},
         {"missing-barrier", [] { return sums(false); }},
         {"missing-lanes", [] { return shuffles(32, 31); }},
@@ -348,6 +353,12 @@ int main(int argc, char **argv) {
         {"exchanges-diverge", elsewhere},
         {"wait-in-recording", [] { return graph(true, true); }},
         {"recording-not-joined", [] { return graph(false, false); }},
+        {"no-wait-for-copy", [] { return product(NO_WAIT_FOR_COPY); }},
+        {"no-wait-for-product", [] { return product(NO_WAIT_FOR_PRODUCT); }},
+        {"no-wgmma-fence", [] { return product(NO_FENCE); }},
+        {"early-refill", [] { return product(EARLY_REFILL); }},
+        {"too-many-bytes", [] { return product(TOO_MANY_BYTES); }},
+        {"wrong-stride", [] { return product(WRONG_STRIDE); }},
     };
     for (const auto &c : cases) {
         if (std::strcmp(name, c.name) == 0) {
