@@ -57,6 +57,7 @@ struct ncclComm {
     batch *pending;
     _Atomic int error;
     atomic_bool aborted;
+    struct ncclComm *next;  // of those that were aborted
     char text[256];
 };
 
@@ -412,7 +413,11 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 
 // The memory stays: what hangs still looks at it.
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
-    atomic_store(&comm->aborted, true);
+    static ncclComm_t first;
+    if (!atomic_exchange(&comm->aborted, true)) {
+        comm->next = first;
+        first = comm;
+    }
     return ncclSuccess;
 }
 

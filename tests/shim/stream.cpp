@@ -80,7 +80,8 @@ struct capture {
 // ---- doing the work
 
 static std::vector<cudaStream_t> &streams() {
-    static std::vector<cudaStream_t> all = {new CUstream_st{}};  // the first is the default stream
+    // The first is the default stream. It lasts as long as the program, whose end may still wait for some.
+    static std::vector<cudaStream_t> &all = *new std::vector<cudaStream_t>{new CUstream_st{}};
     return all;
 }
 
