@@ -125,6 +125,11 @@ static const char *const MESHES[5][9] = {
            "data=2,tensor=2", "data=2,ring=2"},
 };
 
+// On an imitated GPU, which takes its time, the fewest tokens do.
+static bool is_slow(void) {
+    return strcmp(ts_test_backend(), "cpu") != 0;
+}
+
 static void check_size(shard_size size) {
     char folder[] = "/tmp/ts-shards-XXXXXX";
     if (ts_comm_rank(world) == 0) {
@@ -135,7 +140,9 @@ static void check_size(shard_size size) {
     for (const char *const *mesh = MESHES[ts_comm_size(world)]; *mesh; mesh++) {
         CHECK_OK(check(folder, *mesh, "f32", "1e-4"));
     }
-    CHECK_OK(check(folder, MESHES[ts_comm_size(world)][0], "bf16", "0.1"));
+    if (!is_slow()) {
+        CHECK_OK(check(folder, MESHES[ts_comm_size(world)][0], "bf16", "0.1"));
+    }
     // The check can fail, on all ranks alike.
     CHECK_FAILS(check(folder, MESHES[ts_comm_size(world)][0], "bf16", "1e-4"), TS_EINPUT, "differ");
     CHECK_FAILS(check(folder, "tensor=7", "f32", "1e-4"), TS_EUSAGE, "does not fit");
@@ -152,7 +159,9 @@ int main(int argc, char **argv) {
     test_choose(0);
     CHECK_OK(ts_kernels_cpu(&test_kernels, "auto"));
     CHECK_OK(ts_world_open(&world, &argc, &argv));
-    check_size(SHARD_75);
+    if (!is_slow()) {
+        check_size(SHARD_75);
+    }
     check_size(SHARD_3);
     ts_world_close(&world, 0);
     return ts_test_end();
