@@ -68,6 +68,9 @@ done < <(find "$(dirname "$TESSERA")"/CMakeFiles/tessera-cuda*.dir -name '*.cu.o
 
 # ---- registers
 
+# Kernels with an array on the stack that is no spill: the reduction of large arguments of sin and cos.
+arrays=' sinusoid '
+
 # `name<..>` of a mangled kernel, without its namespace and arguments.
 plain() {
     c++filt | sed 's/(anonymous namespace):://g; s/_GLOBAL__N__[0-9a-z_]*:://g; s/^void //; s/(.*//'
@@ -78,6 +81,7 @@ while read -r file kernel registers stack spilled shared; do
     kernel=$(plain <<<"$kernel")
     printf '%-30s %-48s %9s %6s %7s %7s\n' "$file" "$kernel" "$registers" "$stack" "$spilled" "$shared"
     checks=$((checks + 1))
+    [[ "$spilled" = - && $arrays = *" $kernel "* ]] && continue
     [ "$stack" = 0 ] && [ "${spilled/-/0}" = 0 ] || fail "$file, $kernel: $stack bytes of stack, $spilled spilled"
 done <"$scratch/usage"
 [ "$(wc -l <"$scratch/usage")" -ge 10 ] || fail "fewer than 10 kernels seen"
