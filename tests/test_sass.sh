@@ -121,16 +121,22 @@ for source in "$cuda"/attention_mma*.cu; do
     has "$name" "a load of matrices" "$exchange" 20 $many
 done
 
-# In each loop over keys of the forward kernel, the exponentials are between the wait for the scores and the wait for
-# the product before: there they run beside the tensor cores.
-if [ -n "$cuobjdump" ]; then
-    overlapped=$(awk '
+# overlaps FILE LEAST: kernels that take at least so many exponentials between the wait for the scores and the wait for
+# a product begun before: there they run beside the tensor cores.
+overlaps() {
+    awk -v least="$2" '
         /WARPGROUP.DEPBAR.LE gsb0, 0x1/ { inside = 1; n = 0 }
         inside && /MUFU.EX2/ { n++ }
-        inside && /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { inside = 0; if (n >= 88) loops++ }
-        END { print loops + 0 }' "$scratch/attention_forward_sm90.code")
+        inside && /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { inside = 0; if (n >= least) loops++ }
+        END { print loops + 0 }' "$scratch/$1.code"
+}
+
+# Forward has 88 scores a thread; of the two passes backward, the one by queries, which has 48, can have such a loop.
+if [ -n "$cuobjdump" ]; then
+    forward=$(overlaps attention_forward_sm90 88) backward=$(overlaps attention_backward_sm90 48)
     checks=$((checks + 1))
-    [ "$overlapped" = 2 ] || fail "$overlapped of 2 forward kernels take exponentials beside the tensor cores"
+    [ "$forward $backward" = "2 2" ] ||
+        fail "of 2 + 2 kernels, $forward + $backward take exponentials beside the tensor cores"
 else
     echo "no cuobjdump: PTX was looked at, not machine code"
 fi

@@ -62,11 +62,24 @@ bool ts_cuda_attention_takes_mma(const ts_attention *p, bool backward) {
            has_keys(p) && ts_cuda_get_properties()->major >= 8 && ts_attention_is_aligned(p, backward);
 }
 
+// Maps for the copy engine have strides of less than 2^40 bytes, of a batch of one any
+// (core/kernels/cuda/tensor_map.c).
+static bool has_mapped_strides(const ts_attention *p) {
+    const int64_t most = (int64_t)1 << 38;
+    const int64_t row[] = {p->q_row, p->k_row, p->v_row, p->out_row};
+    const int64_t batch[] = {p->q_batch, p->k_batch, p->v_batch, p->out_batch};
+    bool fine = true;
+    for (int i = 0; i < 4; i++) {
+        fine = fine && row[i] > 0 && row[i] < most && (p->batch == 1 || (batch[i] > 0 && batch[i] < most));
+    }
+    return fine;
+}
+
 // Its kernels know two head sizes and no masks, and are for this one architecture.
 bool ts_cuda_attention_takes_sm90(const ts_attention *p, bool backward) {
     const ts_cuda_properties *device = ts_cuda_get_properties();
-    return device->major == 9 && device->minor == 0 && (p->head_dim == 64 || p->head_dim == 128) &&
-           !p->key_count && ts_cuda_attention_takes_mma(p, backward);
+    return device->major == 9 && device->minor == 0 && (p->head_dim == 64 || p->head_dim == 128) && !p->key_count &&
+           ts_cuda_attention_takes_mma(p, backward) && has_mapped_strides(p);
 }
 
 int ts_cuda_attention_forward(const ts_attention *p) {

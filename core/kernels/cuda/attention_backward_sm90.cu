@@ -16,8 +16,8 @@ namespace {
 enum { OF_QUERIES, OF_KEYS };
 
 // Rows of a tile of the others, and buffers for them: what registers and shared memory allow.
-template <int OF> constexpr int other_rows = OF == OF_KEYS ? 64 : 112;
-template <int OF> constexpr int stages = OF == OF_KEYS ? 4 : 2;
+template <int OF> constexpr int other_rows = OF == OF_KEYS ? 64 : 96;
+template <int OF> constexpr int stages = OF == OF_KEYS ? 4 : 3;
 
 template <int D, int OF> struct backward_shared {
     tile<OWN_ROWS, D> own_0, own_1;  // k and v, or q and d_out

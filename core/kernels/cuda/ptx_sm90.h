@@ -135,11 +135,10 @@ static __device__ __forceinline__ uint64_t ts_wgmma_matrix_at(uint64_t matrix, i
 #define TS_REGISTERS_32                                                                                                \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"                                             \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define TS_REGISTERS_56                                                                                                \
-    TS_REGISTERS_32                                                                                                    \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"                                 \
-    ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define TS_REGISTERS_64 TS_REGISTERS_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define TS_REGISTERS_48                                                                                                \
+    TS_REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define TS_REGISTERS_64                                                                                                \
+    TS_REGISTERS_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define TS_REGISTERS_88                                                                                                \
     TS_REGISTERS_64                                                                                                    \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"                                 \
@@ -148,8 +147,8 @@ static __device__ __forceinline__ uint64_t ts_wgmma_matrix_at(uint64_t matrix, i
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),        \
         "+f"(d[i + 7])
 #define TS_SUMS_32(d, i) TS_SUMS_8(d, i), TS_SUMS_8(d, i + 8), TS_SUMS_8(d, i + 16), TS_SUMS_8(d, i + 24)
-#define TS_SUMS_56(d)    TS_SUMS_32(d, 0), TS_SUMS_8(d, 32), TS_SUMS_8(d, 40), TS_SUMS_8(d, 48)
-#define TS_SUMS_64(d)    TS_SUMS_56(d), TS_SUMS_8(d, 56)
+#define TS_SUMS_48(d)    TS_SUMS_32(d, 0), TS_SUMS_8(d, 32), TS_SUMS_8(d, 40)
+#define TS_SUMS_64(d)    TS_SUMS_48(d), TS_SUMS_8(d, 48), TS_SUMS_8(d, 56)
 #define TS_SUMS_88(d)    TS_SUMS_64(d), TS_SUMS_8(d, 64), TS_SUMS_8(d, 72), TS_SUMS_8(d, 80)
 
 // a and b in shared memory, both by rows of the product's size (k innermost): d = a b^T. `p` is behind them.
@@ -171,11 +170,11 @@ static __device__ __forceinline__ uint64_t ts_wgmma_matrix_at(uint64_t matrix, i
 template <int COUNT>
 static __device__ __forceinline__ void ts_wgmma_rows(float (&d)[COUNT], uint64_t matrix_a, uint64_t matrix_b,
                                                      bool accumulate) {
-    static_assert(COUNT == 32 || COUNT == 56 || COUNT == 64 || COUNT == 88, "64, 112, 128 or 176 columns");
+    static_assert(COUNT == 32 || COUNT == 48 || COUNT == 64 || COUNT == 88, "64, 96, 128 or 176 columns");
     if constexpr (COUNT == 32) {
         TS_WGMMA_ROWS("64", TS_REGISTERS_32, TS_SUMS_32(d, 0), "%32", "%33", "%34");
-    } else if constexpr (COUNT == 56) {
-        TS_WGMMA_ROWS("112", TS_REGISTERS_56, TS_SUMS_56(d), "%56", "%57", "%58");
+    } else if constexpr (COUNT == 48) {
+        TS_WGMMA_ROWS("96", TS_REGISTERS_48, TS_SUMS_48(d), "%48", "%49", "%50");
     } else if constexpr (COUNT == 64) {
         TS_WGMMA_ROWS("128", TS_REGISTERS_64, TS_SUMS_64(d), "%64", "%65", "%66");
     } else {
