@@ -19,12 +19,14 @@ expect() {
     fi
 }
 
-for order in alternate forward reverse random; do
+for order in alternate forward reverse warps random; do
     TESSERA_SHIM_ORDER=$order expect none 0 ""
 done
-TESSERA_SHIM_ORDER=sideways expect missing-barrier 6 "use alternate, forward, reverse or random"
+TESSERA_SHIM_ORDER=sideways expect missing-barrier 6 "use alternate, forward, reverse, warps or random"
 # In a kernel
 expect missing-barrier 3 "sums over blocks"
+expect early-rewrite 3 "two sums over a block"
+TESSERA_SHIM_ORDER=warps expect early-rewrite 3 "two sums over a block"
 expect barrier-for-some 6 "kernel part_waits"
 expect barriers-diverge 6 "kernel two_barriers"
 expect missing-lanes 6 "which takes no part"

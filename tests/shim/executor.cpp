@@ -4,7 +4,7 @@
 // of calls.
 #include <sys/mman.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -56,11 +56,7 @@ class shared_memory {
   public:
     ~shared_memory() { drop(); }
     void resize(size_t bytes);
-    void begin_block() {
-        if (room_) {
-            std::memset(data, 0xff, (size_t)(guard_ - data));
-        }
-    }
+    void begin_block() { std::fill(data, guard_, (unsigned char)0xff); }
     void end_block() const;
 
     unsigned char *data = nullptr;
@@ -91,11 +87,11 @@ void shared_memory::resize(size_t wanted) {
         }
     }
     bytes = wanted;
-    data = room_ ? guard_ - (wanted + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : nullptr;
+    data = guard_ ? guard_ - (wanted + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : nullptr;
 }
 
 void shared_memory::end_block() const {
-    for (size_t i = bytes; room_ && i < (size_t)(guard_ - data); i++) {
+    for (size_t i = bytes; i < (size_t)(guard_ - data); i++) {
         if (data[i] != 0xff) {
             ts_shim_die("byte %zu of %zu of the launch's shared memory was written: out of bounds", i, bytes);
         }
@@ -113,7 +109,8 @@ struct executor {
     size_t meeting_count = 0;
     barrier barriers[16];
     shared_memory shared;
-    uint64_t blocks_run = 0;
+    uint64_t blocks_run = 0, turn = 0;
+    bool backwards = false, warps_first = false;
 };
 
 static thread_local executor own;
@@ -148,18 +145,27 @@ static void enter(int t) {
     threadIdx = here->threads[(size_t)t].index;
 }
 
-// The next thread after `from` in the block's order that can go on; -1 when none can.
-static int find_next(int from) {
+static bool can_go(thread &t) {
+    if (t.now == state::asking && t.is_ready(t.argument)) {
+        t.now = state::ready;
+    }
+    return t.now == state::fresh || t.now == state::ready;
+}
+
+// The next thread that can go on, after `me` in its warp where warps go first, else after `from` in the block's order;
+// -1 when none can.
+static int find_next(int me, int from) {
     std::vector<thread> &threads = here->threads;
+    for (int i = 1; here->warps_first && i <= 32; i++) {
+        const int t = me / 32 * 32 + (me + (here->backwards ? 32 - i : i)) % 32;
+        if (t < (int)threads.size() && can_go(threads[(size_t)t])) {
+            return t;
+        }
+    }
     int t = from;
     do {
         t = threads[(size_t)t].next;
-        thread &candidate = threads[(size_t)t];
-        if (candidate.now == state::fresh || candidate.now == state::ready) {
-            return t;
-        }
-        if (candidate.now == state::asking && candidate.is_ready(candidate.argument)) {
-            candidate.now = state::ready;
+        if (can_go(threads[(size_t)t])) {
             return t;
         }
     } while (t != from);
@@ -184,7 +190,7 @@ static void wait(state how, const char *what, int line) {
     mine.now = how;
     mine.what = what;
     mine.line = line;
-    const int next = find_next(me);
+    const int next = find_next(me, me);
     if (next < 0) {
         tell_stuck();
     }
@@ -221,7 +227,7 @@ static int leave() {
             }
         }
     }
-    return here->alive ? find_next(mine.before) : -1;
+    return here->alive ? find_next(me, mine.before) : -1;
 }
 
 // Where every stack begins: it runs one fresh thread after another.
@@ -261,21 +267,27 @@ static void shape_threads(uint3 dim) {
     }
 }
 
-// The ring of threads: forwards, backwards, or the warps and lanes in an order of their own for this block.
-static void order_threads(uint64_t block) {
+// The order of threads: forwards, backwards, or by chance; and then, whether a warp goes on as long as one of its
+// threads can, so that it is as far ahead of the others as barriers allow, or all go in step.
+static void choose_order(uint64_t turn) {
+    const order o = chosen_order();
+    const bool alternates = o == order::alternate;
+    here->backwards = o == order::reverse || (alternates && turn % 2);
+    here->warps_first =
+        o == order::warps || (alternates && (turn % 4 == 1 || turn % 4 == 2)) || (o == order::random && turn % 2);
+}
+
+static void order_threads(uint64_t turn) {
     std::vector<thread> &threads = here->threads;
     const int n = (int)threads.size();
-    order o = chosen_order();
-    if (o == order::alternate) {
-        o = block % 2 ? order::reverse : order::forward;
-    }
+    choose_order(turn);
     static thread_local std::vector<int> sequence;
     sequence.resize((size_t)n);
     for (int i = 0; i < n; i++) {
-        sequence[(size_t)i] = o == order::reverse ? n - 1 - i : i;
+        sequence[(size_t)i] = here->backwards ? n - 1 - i : i;
     }
-    if (o == order::random) {
-        dice d(block);
+    if (chosen_order() == order::random) {
+        dice d(turn);
         for (int i = n - 1; i > 0; i--) {
             std::swap(sequence[(size_t)i], sequence[d.below((unsigned)i + 1)]);
         }
@@ -296,8 +308,7 @@ static void order_threads(uint64_t block) {
 static void run_block(const launch &kernel, uint64_t number) {
     blockIdx = {(unsigned)(number % kernel.grid.x), (unsigned)(number / kernel.grid.x % kernel.grid.y),
                 (unsigned)(number / kernel.grid.x / kernel.grid.y)};
-    static std::atomic<uint64_t> blocks;
-    order_threads(kernel.grid.x == 1 ? blocks++ : number + blocks / 7);
+    order_threads(number + here->turn);
     here->blocks_run++;
     here->meeting_count = 0;
     std::memset(here->barriers, 0, sizeof here->barriers);
@@ -314,8 +325,9 @@ static void run_block(const launch &kernel, uint64_t number) {
     }
 }
 
-static void prepare(const launch &kernel) {
+static void prepare(const launch &kernel, uint64_t turn) {
     here = &own;
+    here->turn = turn;
     here->body = &kernel.thread;
     shape_threads({kernel.block.x, kernel.block.y, kernel.block.z});
     here->shared.resize(kernel.shared_bytes);
@@ -327,12 +339,13 @@ static void prepare(const launch &kernel) {
 
 void run_kernel(const launch &kernel) {
     static uint64_t launches;
+    const uint64_t turn = launches++;
     const order chosen = chosen_order();
-    const bool backwards = chosen == order::reverse || (chosen != order::forward && launches++ % 2);
+    const bool backwards = chosen == order::reverse || (chosen == order::alternate && turn % 2);
     const int64_t blocks = (int64_t)kernel.grid.x * kernel.grid.y * kernel.grid.z;
 #pragma omp parallel if (blocks >= 8)
     {
-        prepare(kernel);
+        prepare(kernel, turn);
 #pragma omp for schedule(dynamic, 2)
         for (int64_t i = 0; i < blocks; i++) {
             run_block(kernel, (uint64_t)(backwards ? blocks - 1 - i : i));

@@ -59,6 +59,27 @@ static __global__ void sum_with_barriers(const float *x, float *out, int n, bool
     }
 }
 
+// Sums over the block of x and of twice x; the second overwrites what others may not have read yet.
+static __global__ void sum_twice(float *out, bool all_barriers) {
+    __shared__ float of_warp[4];
+    float sum[2];
+    for (int turn = 0; turn < 2; turn++) {
+        float mine = (float)(turn + 1);
+        for (int by = 16; by; by /= 2) {
+            mine += __shfl_xor_sync(~0u, mine, by);
+        }
+        if (threadIdx.x % 32 == 0) {
+            of_warp[threadIdx.x / 32] = mine;
+        }
+        __syncthreads();
+        sum[turn] = of_warp[0] + of_warp[1] + of_warp[2] + of_warp[3];
+        if (all_barriers) {
+            __syncthreads();
+        }
+    }
+    out[threadIdx.x] = sum[0] == 128 && sum[1] == 256 ? 1.0f : 0.0f;
+}
+
 static __global__ void sum_with_shuffles(const float *x, float *out, int n, int lanes) {
     float sum = 0;
     if ((int)threadIdx.x >= lanes) {
@@ -152,6 +173,20 @@ static int sums(bool all_barriers) {
     }
     CALL(cudaFree(x));
     CALL(cudaFree(out));
+    return code;
+}
+
+static int two_sums(bool all_barriers) {
+    float *x = device_floats(128);
+    int code = 0;
+    for (int turn = 0; turn < 4; turn++) {
+        RUN(TS_LAUNCH(sum_twice, 1, 128, 0, x, all_barriers));
+        float least = 1;
+        for (const float right : fetched(x, 128)) {
+            least = right < least ? right : least;
+        }
+        code |= expect(least == 1, "two sums over a block");
+    }
     return code;
 }
 
@@ -326,11 +361,12 @@ int main(int argc, char **argv) {
     } cases[] = {
         {"none",
          [] {
-             return sums(true) | shuffles(32, 32) | streams(true, true) | page_locked(true) | early_read(true) |
-                    touch(0) | touch(8) | shared_write(99) | launch(1024, 48 << 10) | barriers(64, false) |
-                    graph(false, true) | product(NO_FAULT);
+             return sums(true) | two_sums(true) | shuffles(32, 32) | streams(true, true) | page_locked(true) |
+                    early_read(true) | touch(0) | touch(8) | shared_write(99) | launch(1024, 48 << 10) |
+                    barriers(64, false) | graph(false, true) | product(NO_FAULT);
          }},
         {"missing-barrier", [] { return sums(false); }},
+        {"early-rewrite", [] { return two_sums(false); }},
         {"missing-lanes", [] { return shuffles(32, 31); }},
         {"missing-fork", [] { return streams(false, true); }},
         {"missing-join", [] { return streams(true, false); }},

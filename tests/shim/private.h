@@ -14,7 +14,7 @@ namespace shim {
 
 // ---- the order in which what is free to go either way goes (TESSERA_SHIM_ORDER)
 
-enum class order { alternate, forward, reverse, random };
+enum class order { alternate, forward, reverse, warps, random };
 order chosen_order();
 // The next of a sequence of decisions; the same sequence in every run.
 struct dice {

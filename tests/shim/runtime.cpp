@@ -22,13 +22,13 @@ order chosen_order() {
     static const order chosen = [] {
         const char *name = std::getenv("TESSERA_SHIM_ORDER");
         const std::string wanted = name ? name : "alternate";
-        const char *const names[] = {"alternate", "forward", "reverse", "random"};
-        for (int i = 0; i < 4; i++) {
+        const char *const names[] = {"alternate", "forward", "reverse", "warps", "random"};
+        for (int i = 0; i < 5; i++) {
             if (wanted == names[i]) {
                 return (order)i;
             }
         }
-        ts_shim_die("TESSERA_SHIM_ORDER %.40s: use alternate, forward, reverse or random", wanted.c_str());
+        ts_shim_die("TESSERA_SHIM_ORDER %.40s: use alternate, forward, reverse, warps or random", wanted.c_str());
     }();
     return chosen;
 }
