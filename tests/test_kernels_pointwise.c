@@ -63,11 +63,27 @@ static void gelu_check(const ts_kernels *k, ts_dtype dtype, int64_t n) {
     CHECK(memcmp(x, y, bytes) == 0);
 }
 
+// x Phi(x), and its slope Phi(x) + x phi(x).
+static void gelu_erf_check(const ts_kernels *k, int64_t n) {
+    float *x = test_random(TS_F32, n, 4), *y = test_zeros((size_t)n * sizeof *y), *d_y = test_random(TS_F32, n, 1);
+    double *want = test_doubles(x, TS_F32, n), *want_d = test_doubles(d_y, TS_F32, n);
+    for (int64_t i = 0; i < n; i++) {
+        const double v = (double)x[i], below = erfc(-v * sqrt(0.5)) / 2;
+        want[i] = v * below;
+        want_d[i] *= below + v * exp(-v * v / 2) / sqrt(2 * acos(-1));
+    }
+    CHECK_OK(k->gelu_erf_forward(x, y, n));
+    CHECK(test_close("gelu_erf", y, TS_F32, want, n, 2e-6, 1e-6));
+    CHECK_OK(k->gelu_erf_backward(x, d_y, y, n));
+    CHECK(test_close("gelu_erf d_x", y, TS_F32, want_d, n, 2e-6, 1e-6));
+}
+
 static void activation_cases(const ts_kernels *k) {
     for (int c = 0; c < COUNT_COUNT; c++) {
         const int64_t n = COUNTS[c];
         gelu_check(k, TS_F32, n);
         gelu_check(k, TS_BF16, n);
+        gelu_erf_check(k, n);
         float *x = test_random(TS_F32, n, 4), *y = test_zeros((size_t)n * sizeof *y), *d_y = test_random(TS_F32, n, 1);
         double *want = test_doubles(x, TS_F32, n), *want_d = test_doubles(d_y, TS_F32, n);
         for (int64_t i = 0; i < n; i++) {
