@@ -232,7 +232,9 @@ static int page_locked(bool waits) {
         CALL(cudaStreamSynchronize(ts_cuda_stream()));
     }
     host[0] = 2;
-    return expect(fetched(x, n)[0] == 1, "an upload from page-locked memory");
+    const int code = expect(fetched(x, n)[0] == 1, "an upload from page-locked memory");
+    CALL(cudaFreeHost(memory));
+    return code;
 }
 
 static int early_read(bool waits) {
@@ -246,7 +248,9 @@ static int early_read(bool waits) {
     if (waits) {
         CALL(cudaStreamSynchronize(ts_cuda_stream()));
     }
-    return expect(host[5] == 1, "a download to page-locked memory");
+    const int code = expect(host[5] == 1, "a download to page-locked memory");
+    CALL(cudaFreeHost(memory));
+    return code;
 }
 
 static int touch(int how) {
