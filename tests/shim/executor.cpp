@@ -107,6 +107,8 @@ struct executor {
     fiber home{};
     std::vector<meeting> meetings;  // few at a time
     size_t meeting_count = 0;
+    unsigned gone[32] = {};  // for each warp, the lanes that have ended, or never were
+    size_t latest[32] = {};  // for each warp, where its latest meeting may still be
     barrier barriers[16];
     shared_memory shared;
     uint64_t blocks_run = 0, turn = 0;
@@ -203,6 +205,11 @@ static void wait(state how, const char *what, int line) {
 
 static void finish_meeting(size_t which);
 
+// How many threads a meeting waits for.
+static int expected_lanes(int first, int count, unsigned mask) {
+    return count == 32 ? __builtin_popcount(mask & ~here->gone[first / 32]) : count;
+}
+
 // A thread that ends leaves the ring, and the meetings of its warp, which need not wait for it.
 static int leave() {
     const int me = here->current;
@@ -212,19 +219,12 @@ static int leave() {
     here->threads[(size_t)mine.before].next = next;
     here->threads[(size_t)next].before = mine.before;
     here->alive--;
+    here->gone[me / 32] |= 1u << me % 32;
     for (size_t i = 0; i < here->meeting_count; i++) {
         meeting &m = here->meetings[i];
-        if (m.count == 32 && me >= m.first && me < m.first + 32 && (m.mask >> (me - m.first) & 1)) {
-            bool all = true;
-            for (int lane = 0; lane < 32; lane++) {
-                const size_t t = (size_t)(m.first + lane);
-                const bool expected =
-                    (m.mask >> lane & 1) && t < here->threads.size() && here->threads[t].now != state::ended;
-                all = all && (!expected || m.operand[(size_t)lane]);
-            }
-            if (all) {
-                finish_meeting(i--);
-            }
+        const bool awaited = m.count == 32 && me / 32 == m.first / 32 && (m.mask >> me % 32 & 1);
+        if (awaited && m.arrived == expected_lanes(m.first, 32, m.mask)) {
+            finish_meeting(i--);
         }
     }
     return here->alive ? find_next(me, mine.before) : -1;
@@ -300,6 +300,10 @@ static void order_threads(uint64_t turn) {
         t.barrier = -1;
         t.next = sequence[(size_t)((i + 1) % n)];
         t.before = sequence[(size_t)((i + n - 1) % n)];
+    }
+    for (int warp = 0; warp < 32; warp++) {
+        const int lanes = std::clamp(n - warp * 32, 0, 32);
+        here->gone[warp] = lanes < 32 ? ~0u << lanes : 0;
     }
     here->head = sequence[0];
     here->alive = n;
@@ -395,44 +399,45 @@ static bool is_of_warp(const meeting &m, int thread) {
     return false;
 }
 
+// A call of an instruction that lanes meet at.
+struct meeting_call {
+    int first, count;
+    unsigned mask;
+    const char *what;
+    int line;
+    void (*act)(void *const *, int);
+
+    bool is(const meeting &m) const {
+        return m.first == first && m.line == line && m.act == act && m.mask == mask && m.count == count &&
+               (m.what == what || std::strcmp(m.what, what) == 0);
+    }
+};
+
 // The meeting that this thread comes to: one that waits for it, or a new one.
-static size_t find_meeting(int first, int count, unsigned mask, const char *what, int line,
-                           void (*act)(void *const *, int)) {
+static size_t find_meeting(const meeting_call &call) {
     const int me = here->current;
+    size_t &latest = here->latest[me / 32];
+    if (latest < here->meeting_count && call.is(here->meetings[latest])) {
+        return latest;
+    }
     for (size_t i = 0; i < here->meeting_count; i++) {
         const meeting &m = here->meetings[i];
         const bool mine = me >= m.first && me < m.first + m.count && (m.count != 32 || (m.mask >> (me - m.first) & 1));
-        if (!mine || (m.count > count && !is_of_warp(m, me))) {
+        if (!mine || (m.count > call.count && !is_of_warp(m, me))) {
             continue;
         }
-        if (m.first != first || m.count != count || m.mask != mask || m.act != act || m.line != line ||
-            std::strcmp(m.what, what) != 0) {
+        if (!call.is(m)) {
             ts_shim_die("divergence: this thread came to %s (line %d, mask %#x) while others of its warp wait for it "
                         "at %s (line %d, mask %#x)",
-                        what, line, mask, m.what, m.line, m.mask);
+                        call.what, call.line, call.mask, m.what, m.line, m.mask);
         }
-        return i;
+        return latest = i;
     }
-    meeting &m = begin_meeting(first, count, mask);
-    m.what = what;
-    m.line = line;
-    m.act = act;
-    return here->meeting_count - 1;
-}
-
-static int expected_lanes(int first, int count, unsigned mask) {
-    const int n = (int)here->threads.size();
-    if (count != 32) {
-        return count;
-    }
-    if (here->alive == n && first + 32 <= n) {
-        return __builtin_popcount(mask);
-    }
-    int lanes = 0;
-    for (int lane = 0; lane < 32 && first + lane < n; lane++) {
-        lanes += (mask >> lane & 1) && here->threads[(size_t)(first + lane)].now != state::ended;
-    }
-    return lanes;
+    meeting &m = begin_meeting(call.first, call.count, call.mask);
+    m.what = call.what;
+    m.line = call.line;
+    m.act = call.act;
+    return latest = here->meeting_count - 1;
 }
 
 }  // namespace shim
@@ -450,7 +455,7 @@ void ts_shim_meet(ts_shim_scope scope, unsigned mask, const char *what, int line
     if (scope == TS_SHIM_WARPGROUP && first + count > n) {
         ts_shim_die("%s (line %d): the block's last %d threads are no warpgroup", what, line, n - first);
     }
-    const size_t i = find_meeting(first, count, scope == TS_SHIM_WARP ? mask : ~0u, what, line, act);
+    const size_t i = find_meeting({first, count, scope == TS_SHIM_WARP ? mask : ~0u, what, line, act});
     meeting &m = here->meetings[i];
     char nothing;
     m.operand[(size_t)(me - first)] = operand ? operand : &nothing;
