@@ -89,12 +89,10 @@ static inline void *test_copy(const void *data, size_t bytes) {
 
 // ---- what is tested
 
-__attribute__((weak)) int ts_kernels_cuda_devices(void);  // of the CUDA backend, where the test is linked with it
-
 // Whether this case is run on a GPU's kernels; a SKIP where there is no GPU.
 static inline bool test_on_gpu(void) {
     const bool gpu = strcmp(ts_test_backend(), "cpu") != 0;
-    if (gpu && (!ts_kernels_have_cuda() || ts_kernels_cuda_devices() == 0)) {
+    if (gpu && ts_kernels_gpus() == 0) {
         ts_test_skip("no GPU");
     }
     return gpu;

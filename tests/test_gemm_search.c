@@ -121,7 +121,7 @@ static void check_together(const char *base) {
 static bool has_gpu(void) {
     const pid_t child = fork();
     if (child == 0) {
-        _exit(ts_kernels_cuda_devices() > 0);
+        _exit(ts_kernels_gpus() > 0);
     }
     int status = 0;
     return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 1;
