@@ -6,8 +6,8 @@
 #include "core/nn/param.h"
 
 // Reads every parameter whose name starts with `prefix` from the tensor of the rest of that name, in `path` (a file, an
-// index or a folder), by way of a buffer of 16 MiB where the parameters are not the host's memory. Refuses missing tensors, tensors nobody asked for, wrong shapes, NaN and infinity. Operands are
-// not refreshed.
+// index or a folder), by way of a buffer of 16 MiB where the parameters are not the host's memory. Refuses missing
+// tensors, tensors nobody asked for, wrong shapes, NaN and infinity. Operands are not refreshed.
 int ts_weights_load(ts_params *params, const char *prefix, const char *path);
 // Only whether names and shapes fit: before memory is allocated for sizes that nothing but a config.json claims.
 int ts_weights_check(ts_params *params, const char *prefix, const char *path);
