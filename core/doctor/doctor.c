@@ -7,22 +7,24 @@
 #include <string.h>
 
 #include "core/base/status.h"
+#include "core/comm/backend.h"
 #include "core/comm/threads.h"
 #include "core/config/command.h"
 #include "core/doctor/report.h"
 #include "core/kernels/kernels.h"
 
 typedef struct doctor_options {
-    const char *device;
+    int device;  // of ts_device_names
     bool json;
 } doctor_options;
 
 #define FIELD(name) offsetof(doctor_options, name)
 static const ts_option options[] = {
     {.name = "device",
-     .type = TS_OPTION_STRING,
+     .type = TS_OPTION_CHOICE,
      .offset = FIELD(device),
      .otherwise = "auto",
+     .choices = ts_device_names,
      .help = "what the program is to run on: auto, cpu or cuda; when that cannot be used, the exit code is 5"},
     {.name = "json", .type = TS_OPTION_BOOL, .offset = FIELD(json), .help = "print one JSON object instead of lines"},
     {0}};
@@ -100,8 +102,8 @@ static int report_all(ts_comm *world, const doctor_options *o) {
         json_decref(report.facts);
     }
     const ts_kernels *kernels;
-    const bool named = strcmp(o->device, "auto") != 0;
-    return ts_agree(world, named ? ts_kernels_open(&kernels, o->device, ts_comm_local_rank(world)) : TS_OK);
+    const char *const device = ts_device_names[o->device];
+    return strcmp(device, "auto") == 0 ? TS_OK : ts_backend_open(&kernels, world, device);
 }
 
 int ts_command_doctor(ts_comm *world, int argc, char **argv) {

@@ -231,7 +231,7 @@ static int load_transformer(ts_parity *p, ts_params *params) {
 
 // What fails in the middle of a pass may fail on one rank, for which the others would wait.
 static void end_alone(const ts_parity *p, int status) {
-    if (ts_comm_size(p->world) > 1 && (status == TS_ERESOURCE || status == TS_EINTERNAL)) {
+    if (ts_comm_size(p->world) > 1 && (status == TS_ERESOURCE || status == TS_EPEER || status == TS_EINTERNAL)) {
         ts_comm_abort(p->world, status);
     }
 }

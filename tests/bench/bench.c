@@ -11,6 +11,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "core/comm/backend.h"
 #include "core/comm/threads.h"
 #include "core/config/option.h"
 #include "tests/bench/step.h"
@@ -88,10 +89,11 @@ static const ts_option options[] = {
      .help = "YAML file for tessera plan: comm writes latency and bandwidth of each collective, kernels with --plan "
              "adds the calls"},
     {.name = "device",
-     .type = TS_OPTION_STRING,
+     .type = TS_OPTION_CHOICE,
      .offset = FIELD(device),
      .otherwise = "auto",
-     .help = "auto (cuda where a GPU can be used), cpu or cuda"},
+     .choices = ts_device_names,
+     .help = "what is measured: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU"},
     {.name = "instruction-set",
      .type = TS_OPTION_STRING,
      .offset = FIELD(instruction_set),
@@ -187,7 +189,7 @@ static void print_peak(const ts_bench_params *params, const ts_bench_peak *peak)
 
 // --instruction-set speaks of the CPU; a device of another kind is opened as every command does.
 static int open_kernels(ts_comm *world, ts_bench_params *params) {
-    TS_TRY(ts_kernels_open(&params->kernels, params->device, ts_comm_local_rank(world)));
+    TS_TRY(ts_backend_open(&params->kernels, world, ts_device_names[params->device]));
     if (params->kernels->device->is_host) {
         TS_TRY(ts_kernels_cpu(&params->kernels, params->instruction_set));
     }
@@ -201,7 +203,7 @@ static int measure_peak(const ts_kernels *kernels, ts_bench_peak *peak) {
 
 static int run_target(ts_comm *world, const ts_bench_target *target, ts_bench_params *params) {
     TS_TRY(ts_threads_set(world, params->threads));
-    int status = open_kernels(world, params);
+    int status = ts_agree(world, open_kernels(world, params));
     counts_cpu_time = params->cpu_time;
     params->prints = !params->json && ts_comm_rank(world) == 0;
     ts_bench_peak peak;

@@ -16,7 +16,7 @@
 typedef struct ts_bench_params {
     int64_t runs, threads;  // threads 0: the cores shared out over the ranks
     const char *filter;     // part of the names to run, or NULL
-    const char *device;     // "auto", "cpu" or "cuda"
+    int device;             // of ts_device_names
     const char *instruction_set;
     const char *config;          // sizes of `train` and `infer`
     const char *mesh;            // of `train` and `infer`; NULL: every rank measures for itself
