@@ -11,6 +11,7 @@
 typedef struct settings {
     int64_t steps, batch, seed;
     const char *data;
+    ts_string_list keep;
 } settings;
 
 static const ts_option table[] = {
@@ -18,9 +19,11 @@ static const ts_option table[] = {
     {"batch", TS_OPTION_INT, offsetof(settings, batch), "2", "samples of a step", 1, 100, NULL, false},
     {"seed", TS_OPTION_INT, offsetof(settings, seed), "3", "seed", 0, 100, NULL, false},
     {"data", TS_OPTION_STRING, offsetof(settings, data), NULL, "folder of the data", 0, 0, NULL, true},
+    {"keep", TS_OPTION_LIST, offsetof(settings, keep), "x", "what is kept", 0, 0, NULL, false},
     {0}};
-static const ts_command with_file = {"tessera try CONFIG.yaml", table, true};
-static const ts_command without_file = {"tessera try", table, false};
+static const ts_command with_file = {"tessera try CONFIG.yaml", table, true, NULL};
+static const ts_command without_file = {"tessera try", table, false, NULL};
+static const ts_command with_argument = {"tessera try DATA", table, false, (const char *const[]){"data", NULL}};
 
 static ts_arena *arena;
 static char path[] = "/tmp/test_command_XXXXXX";
@@ -52,6 +55,28 @@ static void check_refusals(void) {
     CHECK_FAILS(read_line(&with_file, &s, 1, "/nowhere.yaml", NULL, NULL), TS_EINPUT, "/nowhere.yaml");
 }
 
+// Arguments without a name are options too, which may be named as well.
+static void check_arguments(void) {
+    settings s;
+    CHECK_OK(read_line(&with_argument, &s, 2, "--steps=7", "there", NULL));
+    CHECK(s.steps == 7 && !strcmp(s.data, "there"));
+    CHECK_OK(read_line(&with_argument, &s, 1, "--data=there", NULL, NULL));
+    CHECK(!strcmp(s.data, "there"));
+    CHECK_FAILS(read_line(&with_argument, &s, 2, "here", "there", NULL), TS_EUSAGE,
+                "\"there\" is one argument too many");
+    CHECK_FAILS(read_line(&with_argument, &s, 1, "\xff", NULL, NULL), TS_EINPUT, "is not UTF-8");
+    CHECK_FAILS(read_line(&with_argument, &s, 1, "--steps=7", NULL, NULL), TS_EUSAGE, "\"data\" is missing");
+}
+
+// A list may be given item by item; the first one takes the place of the default.
+static void check_lists(void) {
+    settings s;
+    CHECK_OK(read_line(&with_argument, &s, 1, "there", NULL, NULL));
+    CHECK(s.keep.count == 1 && !strcmp(s.keep.items[0], "x"));
+    CHECK_OK(read_line(&with_argument, &s, 3, "--keep=a,b", "there", "--keep=c"));
+    CHECK(s.keep.count == 3 && !strcmp(s.keep.items[0], "a") && !strcmp(s.keep.items[2], "c"));
+}
+
 // Help asks for nothing else: neither the file nor what is required.
 static void check_help(void) {
     settings s;
@@ -69,6 +94,8 @@ int main(void) {
     CHECK_OK(ts_arena_open(&arena, "test", 1 << 12, false));
     check_order();
     check_refusals();
+    check_arguments();
+    check_lists();
     check_help();
     ts_arena_close(&arena);
     unlink(path);

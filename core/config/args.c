@@ -6,12 +6,35 @@
 #include "core/config/option.h"
 #include "core/config/value.h"
 
-enum { HELP_COLUMN = 34, HELP_WIDTH = 100, NAME_BYTES = 128 };
+enum { HELP_COLUMN = 34, HELP_WIDTH = 100, NAME_BYTES = 128, MAX_OPTIONS = 512 };
 
 static const char place[] = "command line";
 
+// One reading of the command line.
+typedef struct reader {
+    const ts_option *table;
+    void *target;
+    ts_arena *arena;
+    int argc;
+    char **argv;
+    bool given[MAX_OPTIONS];  // of the table's options, those that have come by
+} reader;
+
+// Sets an option; a list that is given again grows.
+static int set_option(reader *r, const ts_option *option, const char *text) {
+    const ptrdiff_t index = option - r->table;
+    TS_ASSERT(index < MAX_OPTIONS);
+    const bool again = r->given[index] && option->type == TS_OPTION_LIST;
+    const ts_string_list before = again ? *TS_FIELD(ts_string_list, option, r->target) : (ts_string_list){0};
+    r->given[index] = true;
+    TS_TRY(ts_option_set(option, r->target, r->arena, text, place));
+    return again ? ts_option_prepend(option, r->target, r->arena, before) : TS_OK;
+}
+
 // Sets the option of argv[*at]; advances *at over a value that stands apart.
-static int read_option(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv, int *at) {
+static int read_option(reader *r, int *at) {
+    const ts_option *table = r->table;
+    char **argv = r->argv;
     const char *argument = argv[*at] + 2, *equals = strchr(argument, '=');
     const size_t length = equals ? (size_t)(equals - argument) : strlen(argument);
     char name[NAME_BYTES];
@@ -25,21 +48,22 @@ static int read_option(const ts_option *table, void *target, ts_arena *arena, in
         return ts_option_fail_unknown(table, place, "option", "", name);
     }
     if (equals) {
-        return ts_option_set(option, target, arena, equals + 1, place);
+        return set_option(r, option, equals + 1);
     }
     if (option->type == TS_OPTION_BOOL) {
-        return ts_option_set(option, target, arena, "true", place);
+        return set_option(r, option, "true");
     }
-    if (*at + 1 >= argc || strncmp(argv[*at + 1], "--", 2) == 0) {
+    if (*at + 1 >= r->argc || strncmp(argv[*at + 1], "--", 2) == 0) {
         return TS_FAIL(TS_EUSAGE, "%s: --%s needs a value; write --%s=VALUE", place, name, name);
     }
-    return ts_option_set(option, target, arena, argv[++*at], place);
+    return set_option(r, option, argv[++*at]);
 }
 
 int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv,
                          const char **rest, int *rest_count, bool *help) {
     const int room = *rest_count;
     bool options_ended = false;
+    reader r = {.table = table, .target = target, .arena = arena, .argc = argc, .argv = argv};
     *rest_count = 0;
     *help = false;
     for (int at = 1; at < argc; at++) {
@@ -58,7 +82,7 @@ int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, 
             return TS_FAIL(TS_EUSAGE, "%s: \"%.80s\" is not an option; options are written --key=value", place,
                            argument);
         } else {
-            TS_TRY(read_option(table, target, arena, argc, argv, &at));
+            TS_TRY(read_option(&r, &at));
         }
     }
     return TS_OK;

@@ -9,6 +9,8 @@ typedef struct ts_command {
     const char *usage;  // how it is called and what it does: stands above the options in --help
     const ts_option *table;
     bool takes_file;  // one argument names a YAML file that holds the same options
+    // Or NULL-terminated names of options, of text, that arguments without a name fill, in this order.
+    const char *const *arguments;
 } ts_command;
 
 // Fills `target` with the defaults, then from the file, then from the arguments, which have the last word wherever they

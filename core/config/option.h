@@ -53,7 +53,8 @@ int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, 
 
 // Reads --key=value, --key value and --flag over `target`, from argv[1] on. What is not an option is collected into
 // `rest` (room for *rest_count on entry, their number on return); "--" ends the options. "--help" or "-h" sets *help.
-// Strings must be UTF-8 (TS_EINPUT otherwise); all other mistakes are TS_EUSAGE.
+// A list that is given several times is all of its items. Strings must be UTF-8 (TS_EINPUT otherwise); all other
+// mistakes are TS_EUSAGE.
 int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, int argc, char **argv,
                          const char **rest, int *rest_count, bool *help);
 

@@ -217,6 +217,20 @@ static int set_list_text(const ts_option *option, void *target, ts_arena *arena,
     return ts_option_set_list(option, target, arena, items, count, place);
 }
 
+int ts_option_prepend(const ts_option *option, void *target, ts_arena *arena, ts_string_list before) {
+    ts_string_list *field = TS_FIELD(ts_string_list, option, target);
+    const int64_t count = before.count + field->count;
+    const char **items = ts_arena_alloc(arena, (size_t)count * sizeof *items);
+    if (!items) {
+        return TS_ERESOURCE;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        items[i] = i < before.count ? before.items[i] : field->items[i - before.count];
+    }
+    *field = (ts_string_list){.count = count, .items = items};
+    return TS_OK;
+}
+
 // ---- any option
 
 int ts_option_set(const ts_option *option, void *target, ts_arena *arena, const char *text, const char *place) {

@@ -16,6 +16,8 @@ bool ts_option_is_section(const ts_option *table, const char *name);
 int ts_option_set(const ts_option *option, void *target, ts_arena *arena, const char *text, const char *place);
 int ts_option_set_list(const ts_option *option, void *target, ts_arena *arena, const char *const *items, int64_t count,
                        const char *place);
+// Puts the items of `before` in front of a list option's own.
+int ts_option_prepend(const ts_option *option, void *target, ts_arena *arena, ts_string_list before);
 // The value YAML's null stands for: the type's zero, which is "unset".
 void ts_option_clear(const ts_option *option, void *target);
 bool ts_option_is_unset(const ts_option *option, const void *target);
