@@ -159,7 +159,7 @@ static inline void bridge_map_combine(ts_combine *p) {
     for (int i = 0; i < p->terms && i < TS_MAX_TERMS; i++) {
         MAP(p->x[i]);
     }
-    MAP(p->out);
+    MAP(p->out), MAP(p->row_class), MAP(p->class_c);
 }
 BRIDGE_STRUCT(combine, ts_combine, bridge_map_combine)
 

@@ -103,7 +103,8 @@ GUARDED(cast, (const void *from, ts_dtype from_dtype, void *to, ts_dtype to_dtyp
 GUARDED(sum_squares, (const float *x, int64_t n, double *sum), (x, n, sum), x, sum)
 GUARDED(normalize, (const double *squares, float *x, int64_t n), (squares, x, n), squares, x)
 GUARDED_CALL(combine, ts_combine, p->out, p->x[0], p->terms > 1 ? p->x[1] : NULL, p->terms > 2 ? p->x[2] : NULL,
-             p->terms > 3 ? p->x[3] : NULL, p->terms > 4 ? p->x[4] : NULL, p->terms > 5 ? p->x[5] : NULL)
+             p->terms > 3 ? p->x[3] : NULL, p->terms > 4 ? p->x[4] : NULL, p->terms > 5 ? p->x[5] : NULL,
+             p->row_class, p->class_c)
 GUARDED_CALL(mix, ts_mix, p->x0, p->sigma, p->x, p->eps_to_target)
 GUARDED(fold, (float *grad, uint16_t *kept, int64_t n), (grad, kept, n), grad, kept)
 GUARDED(momentum, (float grad_scale, float decay, float *m, float *u, int64_t n), (grad_scale, decay, m, u, n), m, u)

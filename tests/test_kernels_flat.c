@@ -43,6 +43,58 @@ static void combine_check(const ts_kernels *k, int64_t n, int64_t shift) {
     }
 }
 
+// Rows of four classes: all terms; some left out; 1 for the result alone, whose rows keep their bits; none. In rows
+// that leave the first term out it is inf and NaN. Bit by bit.
+static void combine_rows_check(const ts_kernels *k, int64_t rows, int64_t width, int64_t shift) {
+    enum { TERMS = 4, OUT = 2, CLASSES = 4 };
+    const double class_c[CLASSES][TS_MAX_TERMS] = {
+        {0.3, -1.7, 2.25, 0.11}, {0.0, 0.7, -0.2, 0.0}, {0.0, 0.0, 1.0, 0.0, 5.0, 5.0}, {0.0}};
+    const int64_t n = rows * width;
+    ts_combine p = {.n = n, .terms = TERMS, .width = width};
+    p.class_c = test_copy(class_c, sizeof class_c);
+    int32_t *row_class = test_zeros((size_t)rows * sizeof *row_class);
+    float *x[TERMS], *before, *want = test_zeros((size_t)n * sizeof *want);
+    for (int t = 0; t < TERMS; t++) {
+        p.x[t] = x[t] = numbers(n, t == 1 ? 0 : shift);
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        row_class[row] = (int32_t)((row * 7 + 3) % 5 % CLASSES);
+        for (int64_t i = row * width; i < (row + 1) * width && row_class[row]; i++) {
+            x[0][i] = i % 2 ? NAN : INFINITY;  // must not be seen where the coefficient is 0
+            x[OUT][i] = row_class[row] == 3 || (row_class[row] == 2 && i % 3 == 0) ? -0.0f : x[OUT][i];
+        }
+    }
+    before = test_copy(x[OUT], (size_t)n * sizeof *before);
+    for (int64_t i = 0; i < n; i++) {
+        const double *c = class_c[row_class[i / width]];
+        double sum = c[0] != 0.0 ? c[0] * (double)x[0][i] : 0.0;
+        for (int t = 1; t < TERMS && row_class[i / width] < 2; t++) {
+            const double product = c[t] * (double)x[t][i];
+            sum = t == 1 && c[0] == 0.0 ? product : c[t] != 0.0 ? sum + product : sum;
+        }
+        want[i] = row_class[i / width] == 2 ? before[i] : (float)sum;
+    }
+    p.row_class = row_class;
+    p.out = x[OUT];
+    CHECK_OK(k->combine(&p));
+    CHECK(memcmp(x[OUT], want, (size_t)n * sizeof *want) == 0);
+    test_free_blocks();
+}
+
+static void combine_rows_cases(const ts_kernels *k) {
+    static const int64_t shapes[][2] = {{0, 4}, {1, 1}, {5, 3}, {9, 8}, {7, 16}, {320, 16}, {130, 64}, {3, 70001}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (int64_t shift = 0; shift < 2; shift++) {
+            combine_rows_check(k, shapes[s][0], shapes[s][1], shift);
+        }
+    }
+    ts_combine p = {.n = 5, .terms = 1, .width = 2, .row_class = test_zeros(4), .class_c = test_zeros(8)};
+    CHECK_FAILS(k->combine(&p), TS_EINTERNAL, "5 numbers in rows of 2");
+    p.width = 5;
+    p.class_c = NULL;
+    CHECK_FAILS(k->combine(&p), TS_EINTERNAL, "without coefficients");
+}
+
 static void combine_cases(const ts_kernels *k) {
     by_count(k, combine_check);
     ts_combine p = {.n = 1, .terms = TS_MAX_TERMS + 1};
@@ -156,6 +208,7 @@ int main(void) {
     test_close_can_fail();
     test_levels("avx512bf16", normalize_cases);
     test_levels("generic", combine_cases);
+    test_levels("generic", combine_rows_cases);
     test_levels("generic", mix_cases);
     test_levels("generic", fold_cases);
     test_levels("generic", momentum_cases);

@@ -171,6 +171,11 @@ typedef struct ts_mix {
 
 // A sum of up to six terms, in f64, in order:  out[i] = (float)(c[0] x[0][i] + c[1] x[1][i] + ..)
 // Coefficients are numbers of the call, not of the device. out may be any x[k].
+//
+// With row_class the n numbers are rows of `width`, and each row has the coefficients of its class: of term k
+// class_c[row_class[row] * TS_MAX_TERMS + k]; c is not read. Terms of coefficient 0 count for nothing there, whatever
+// is in them, inf and NaN too: a row whose one other term is 1 of out itself keeps its bits. Classes are not checked:
+// the caller has made sure that they are rows of class_c.
 enum { TS_MAX_TERMS = 6 };
 typedef struct ts_combine {
     int64_t n;
@@ -178,6 +183,9 @@ typedef struct ts_combine {
     double c[TS_MAX_TERMS];
     const float *x[TS_MAX_TERMS];  // [n] each
     float *out;                    // [n]
+    int64_t width;                 // with row_class: a divisor of n
+    const int32_t *row_class;      // [n / width] in the device's memory, or NULL
+    const double *class_c;         // [classes, TS_MAX_TERMS] in the device's memory; with row_class
 } ts_combine;
 
 // How a bf16 copy of an f32 number is rounded. Stochastic: up with the probability of the part that is cut off, so that

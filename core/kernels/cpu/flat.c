@@ -5,6 +5,7 @@
 #include "core/base/rng.h"
 #include "core/base/rng_math.h"
 #include "core/base/status.h"
+#include "core/kernels/combine.h"
 #include "core/kernels/cpu/cpu.h"
 
 enum { SMALL = 16384 };  // below it threads cost more than they bring
@@ -24,9 +25,35 @@ static int mix(const ts_mix *p) {
     return 0;
 }
 
+// One row with the coefficients of its class, those of 0 left out.
+static void combine_row(const ts_combine *p, int64_t row) {
+    const double *class_c = p->class_c + (int64_t)p->row_class[row] * TS_MAX_TERMS;
+    double c[TS_MAX_TERMS];
+    const float *x[TS_MAX_TERMS];
+    int terms = 0;
+    for (int k = 0; k < p->terms; k++) {
+        c[terms] = class_c[k];
+        x[terms] = p->x[k] + row * p->width;
+        terms += class_c[k] != 0.0;
+    }
+    float *out = p->out + row * p->width;
+    for (int64_t i = 0; i < p->width; i++) {
+        double sum = terms ? c[0] * (double)x[0][i] : 0.0;
+        for (int k = 1; k < terms; k++) {
+            sum += c[k] * (double)x[k][i];
+        }
+        out[i] = (float)sum;
+    }
+}
+
 static int combine(const ts_combine *p) {
-    if (p->terms < 1 || p->terms > TS_MAX_TERMS) {
-        return TS_FAIL(TS_EINTERNAL, "combine: %d terms, from 1 to %d can be summed", p->terms, TS_MAX_TERMS);
+    TS_TRY(ts_combine_check(p));
+    if (p->row_class) {
+#pragma omp parallel for schedule(static) if (p->n > SMALL)
+        for (int64_t row = 0; row < p->n / p->width; row++) {
+            combine_row(p, row);
+        }
+        return 0;
     }
 #pragma omp parallel for schedule(static) if (p->n > SMALL)
     for (int64_t i = 0; i < p->n; i++) {

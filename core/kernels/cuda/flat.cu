@@ -3,6 +3,8 @@
 // Formulas: core/kernels/kernels.h.
 #include "core/kernels/cuda/flat.cuh"
 
+#include "core/kernels/combine.h"
+
 enum { N = ts_flat_count<float>::N };
 
 // ---- sums and products
@@ -56,6 +58,45 @@ template <bool ALIGNED> static __global__ void __launch_bounds__(TS_FLAT_THREADS
     ts_flat_store<ALIGNED>(p.out, out, i, p.n);
 }
 
+// The same with the coefficients of each row's class, where terms of coefficient 0 are left out. Aligned: rows are
+// whole N, so that a thread has numbers of one row.
+template <bool ALIGNED> static __global__ void __launch_bounds__(TS_FLAT_THREADS) combine_rows(ts_combine p) {
+    const int64_t i = ts_flat_first<N>();
+    if (i >= p.n) {
+        return;
+    }
+    const double *class_c = p.class_c + (int64_t)p.row_class[i / p.width] * TS_MAX_TERMS, *c[N];
+    double sum[N];
+    bool begun[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        c[k] = ALIGNED || i + k >= p.n ? class_c : p.class_c + (int64_t)p.row_class[(i + k) / p.width] * TS_MAX_TERMS;
+        sum[k] = 0.0;
+        begun[k] = false;
+    }
+#pragma unroll
+    for (int term = 0; term < TS_MAX_TERMS; term++) {
+        if (term < p.terms) {
+            float v[N];
+            ts_flat_load<ALIGNED>(v, p.x[term], i, p.n);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                const double factor = c[k][term], product = __dmul_rn(factor, (double)v[k]);
+                if (factor != 0.0) {
+                    sum[k] = begun[k] ? __dadd_rn(sum[k], product) : product;
+                    begun[k] = true;
+                }
+            }
+        }
+    }
+    float out[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        out[k] = (float)sum[k];
+    }
+    ts_flat_store<ALIGNED>(p.out, out, i, p.n);
+}
+
 static int axpy_entry(float alpha, const float *x, float *y, int64_t n) {
     TS_FLAT("axpy", (axpy<ALIGNED>), ts_are_aligned(x, y), n, N, alpha, x, y, n);
     return TS_OK;
@@ -67,14 +108,16 @@ static int scale_entry(float alpha, float *x, int64_t n) {
 }
 
 static int combine_entry(const ts_combine *p) {
-    if (p->terms < 1 || p->terms > TS_MAX_TERMS) {
-        return TS_FAIL(TS_EINTERNAL, "combine: %d terms, from 1 to %d can be summed", p->terms, TS_MAX_TERMS);
-    }
+    TS_TRY(ts_combine_check(p));
     bool aligned = ts_is_aligned(p->out);
     for (int term = 0; term < p->terms; term++) {
         aligned = aligned && ts_is_aligned(p->x[term]);
     }
-    TS_FLAT("combine", (combine<ALIGNED>), aligned, p->n, N, *p);
+    if (p->row_class) {
+        TS_FLAT("combine", (combine_rows<ALIGNED>), aligned && p->width % N == 0, p->n, N, *p);
+    } else {
+        TS_FLAT("combine", (combine<ALIGNED>), aligned, p->n, N, *p);
+    }
     return TS_OK;
 }
 
