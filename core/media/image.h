@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// PNG images and contact sheets.
+// Pictures in, PNG images and contact sheets out.
 #ifndef TS_MEDIA_IMAGE_H
 #define TS_MEDIA_IMAGE_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+// A PNG or JPEG file, told by its first bytes, turned as it is displayed: new pixels that the caller frees. TS_EINPUT
+// "path: ..." for files that are no such image or damaged, and for images of more than TS_IMAGE_MAX_SIDE a side or
+// TS_IMAGE_MAX_PIXELS in all, for which nothing is allocated.
+enum { TS_IMAGE_MAX_SIDE = 16384, TS_IMAGE_MAX_PIXELS = 64 << 20 };
+// rgb [height, width, 3] u8. What is transparent shows white.
+int ts_image_read(const char *path, uint8_t **rgb, int64_t *height, int64_t *width);
+// grey [height, width] u8, for masks: brightness (BT.709 of the stored values). What is transparent is black.
+int ts_image_read_grey(const char *path, uint8_t **grey, int64_t *height, int64_t *width);
 
 // rgb [height, width, 3] u8. Atomic.
 int ts_image_write_png(const char *path, const uint8_t *rgb, int64_t height, int64_t width);
