@@ -95,6 +95,95 @@ static void test_eigen(int64_t n, int64_t rank) {
     free(vector);
 }
 
+// ---- groups alone
+
+static bool same(const void *a, const void *b, size_t bytes) {
+    return memcmp(a, b, bytes) == 0;
+}
+
+// Groups are encoded and decoded as the later frames of a whole clip are.
+static void test_groups(const ts_codec *codec) {
+    enum { GROUPS = (FRAMES - 1) / 4, FRAME = HEIGHT * WIDTH * 3, POSITIONS = (HEIGHT / 8) * (WIDTH / 8) };
+    static uint8_t pixels[CLIP_BYTES], back[CLIP_BYTES], groups_back[GROUPS * 4 * FRAME];
+    const int64_t frame = POSITIONS * codec->channels;
+    float *whole = malloc((size_t)((GROUPS + 1) * frame) * sizeof *whole);
+    float *groups = malloc((size_t)(GROUPS * frame) * sizeof *groups);
+    make_clip(3, pixels);
+    CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, whole));
+    CHECK_OK(ts_codec_encode_groups(codec, pixels + FRAME, GROUPS, HEIGHT, WIDTH, groups));
+    CHECK(same(groups, whole + frame, (size_t)(GROUPS * frame) * sizeof *groups));
+    CHECK_OK(ts_codec_decode(codec, whole, GROUPS + 1, HEIGHT / 8, WIDTH / 8, back));
+    CHECK_OK(ts_codec_decode_groups(codec, groups, GROUPS, HEIGHT / 8, WIDTH / 8, groups_back));
+    CHECK(same(groups_back, back + FRAME, sizeof groups_back));
+    CHECK_FAILS(ts_codec_encode_groups(codec, pixels, 0, HEIGHT, WIDTH, groups), TS_EUSAGE, "0 groups");
+    CHECK_FAILS(ts_codec_encode_groups(codec, pixels, INT64_MAX, HEIGHT, WIDTH, groups), TS_EUSAGE, "groups");
+    CHECK_FAILS(ts_codec_encode_groups(codec, pixels, 1, HEIGHT, WIDTH - 1, groups), TS_EUSAGE, "multiples of 8");
+    CHECK_FAILS(ts_codec_decode_groups(codec, groups, 0, 3, 5, back), TS_EUSAGE, "0 groups");
+    CHECK_FAILS(ts_codec_decode_groups(codec, groups, INT64_MAX, 3, INT64_MAX, back), TS_EUSAGE, "latent");
+    free(whole);
+    free(groups);
+}
+
+// The last pixel frame of a group as a first latent frame, by its definition in double precision; the same bits however
+// many groups there are.
+static void test_first_of(const ts_codec *codec) {
+    enum { GROUPS = 5, H = 3, W = 5, POSITIONS = GROUPS * H * W };
+    const ts_codec_transform *first = &codec->first, *later = &codec->later;
+    const int64_t channels = codec->channels, last = later->dims - first->dims;
+    float *group = malloc((size_t)(POSITIONS * channels) * sizeof *group);
+    float *got = malloc((size_t)(POSITIONS * channels) * sizeof *got), *one = malloc((size_t)channels * sizeof *one);
+    for (int64_t i = 0; i < POSITIONS * channels; i++) {
+        group[i] = (float)(draw(17, (uint32_t)i) % 4001) / 1000 - 2;
+    }
+    CHECK_OK(ts_codec_first_of(codec, group, GROUPS, H, W, got));
+    for (int64_t p = 0; p < POSITIONS; p++) {
+        double x[TS_CODEC_FIRST_DIMS];
+        for (int64_t d = 0; d < first->dims; d++) {
+            x[d] = (double)later->mean[last + d] - (double)first->mean[d];
+            for (int64_t c = 0; c < channels; c++) {
+                x[d] += (double)group[p * channels + c] / (double)later->scale[c] *
+                        (double)later->axes[c * later->dims + last + d];
+            }
+        }
+        for (int64_t j = 0; j < channels; j++) {
+            double want = 0;
+            for (int64_t d = 0; d < first->dims; d++) {
+                want += (double)first->scale[j] * (double)first->axes[j * first->dims + d] * x[d];
+            }
+            CHECK_NEAR(got[p * channels + j], want, 2e-5);
+        }
+        CHECK_OK(ts_codec_first_of(codec, group + p * channels, 1, 1, 1, one));
+        CHECK(same(one, got + p * channels, (size_t)channels * sizeof *one));
+    }
+    CHECK_OK(ts_codec_first_of(codec, group, 0, H, W, got));
+    CHECK_FAILS(ts_codec_first_of(codec, group, -1, H, W, got), TS_EUSAGE, "-1 groups");
+    free(group);
+    free(got);
+    free(one);
+}
+
+// Of a real clip: beside what the codec makes of the frame as it decodes it, rounding apart.
+static void test_first_of_clip(const ts_codec *codec) {
+    static uint8_t pixels[CLIP_BYTES], back[CLIP_BYTES];
+    const int64_t frame = (HEIGHT / 8) * (WIDTH / 8) * codec->channels;
+    float *latent = malloc((size_t)(3 * frame) * sizeof *latent), *want = malloc((size_t)frame * sizeof *want);
+    float *got = malloc((size_t)frame * sizeof *got);
+    double error = 0, size = 0;
+    make_clip(5, pixels);
+    CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, latent));
+    CHECK_OK(ts_codec_decode(codec, latent, 3, HEIGHT / 8, WIDTH / 8, back));
+    CHECK_OK(ts_codec_encode(codec, back + (FRAMES - 1) * HEIGHT * WIDTH * 3, 1, HEIGHT, WIDTH, want));
+    CHECK_OK(ts_codec_first_of(codec, latent + 2 * frame, 1, HEIGHT / 8, WIDTH / 8, got));
+    for (int64_t i = 0; i < frame; i++) {
+        error += pow((double)got[i] - (double)want[i], 2);
+        size += pow((double)want[i], 2);
+    }
+    CHECK(error < 0.02 * size);
+    free(latent);
+    free(want);
+    free(got);
+}
+
 // ---- properties
 
 static void test_orthonormal(const ts_codec *codec) {
@@ -334,6 +423,12 @@ int main(int argc, char **argv) {
         test_eigen(100, 5);
         test_orthonormal(codec);
         test_scale_and_loss(codec);
+        test_groups(codec);
+        ts_codec *odd = fit_all(5, 0.5);  // no whole panel
+        test_first_of(codec);
+        test_first_of(odd);
+        ts_codec_close(&odd);
+        test_first_of_clip(codec);
         test_low_rank();
         test_alignment();
         test_refusals(codec);

@@ -36,6 +36,13 @@ int ts_codec_encode(const ts_codec *codec, const uint8_t *pixels, int64_t frames
 // latent [t, h, w, C] f32 -> pixels [1 + 4 (t-1), 8 h, 8 w, 3] u8, clamped.
 int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels);
 
+// The same, with the work shared out over `comm`, each of whose ranks has the latent: every rank decodes some rows of
+// blocks, in space and time, and the pixels go to rank `root`, which alone gives `pixels` (NULL elsewhere). The result
+// is, bit for bit, that of ts_codec_decode. Collective. A rank sends the pixels it made, a byte a colour; those of
+// `root` stay.
+int ts_codec_decode_shared(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, ts_comm *comm,
+                           int root, uint8_t *pixels);
+
 // Groups alone, without a first frame: pixels [4 n, H, W, 3] u8 <-> latent [n, H/8, W/8, C] f32, bit for bit what the
 // later frames of a whole clip become and give.
 int ts_codec_encode_groups(const ts_codec *codec, const uint8_t *pixels, int64_t groups, int64_t height, int64_t width,
@@ -44,15 +51,9 @@ int ts_codec_decode_groups(const ts_codec *codec, const float *latent, int64_t g
                            uint8_t *pixels);
 // The last pixel frame of each group as a first latent frame: group [count, h, w, C] -> first [count, h, w, C]. Decoded
 // and encoded, but neither rounded nor clamped: one C x C matrix and an offset, so that it is linear in the group (but
-// for the offset) and costs little. The bits of a position do not depend on what is around it. first may not be group.
+// for the offset) and costs little; count may be 0. The bits of a position do not depend on what is around it. first
+// may not be group.
 int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first);
-
-// The same, with the work shared out over `comm`, each of whose ranks has the latent: every rank decodes some rows of
-// blocks, in space and time, and the pixels go to rank `root`, which alone gives `pixels` (NULL elsewhere). The result
-// is, bit for bit, that of ts_codec_decode. Collective. A rank sends the pixels it made, a byte a colour; those of
-// `root` stay.
-int ts_codec_decode_shared(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, ts_comm *comm,
-                           int root, uint8_t *pixels);
 
 // Fitting: add clips on every rank, then finish, collectively: sums are reduced over `comm` in f64.
 typedef struct ts_codec_fit ts_codec_fit;

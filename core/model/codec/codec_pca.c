@@ -10,6 +10,7 @@
 #include "core/model/codec/codec_pca.h"
 
 enum { ROWS = 4, PANEL = 8, RUN = TS_CODEC_SPACE * TS_CODEC_COLOURS };
+enum { MANY = 1 << 17 };  // multiplications below which threads cost more than they bring
 
 typedef float f32x4 __attribute__((vector_size(16)));
 
@@ -50,7 +51,10 @@ int ts_codec_new(ts_codec **out, int64_t channels) {
         return TS_ERESOURCE;
     }
     codec->channels = channels;
-    if (!transform_new(&codec->first, channels, 1) || !transform_new(&codec->later, channels, TS_CODEC_TIME)) {
+    codec->last_first = ts_aligned_alloc((size_t)(channels * round_up(channels, PANEL)) * sizeof(float));
+    codec->last_offset = ts_aligned_alloc((size_t)channels * sizeof(float));
+    if (!transform_new(&codec->first, channels, 1) || !transform_new(&codec->later, channels, TS_CODEC_TIME) ||
+        !codec->last_first || !codec->last_offset) {
         ts_codec_close(&codec);
         return TS_ERESOURCE;
     }
@@ -62,6 +66,8 @@ void ts_codec_close(ts_codec **codec) {
     if (*codec) {
         transform_free(&(*codec)->first);
         transform_free(&(*codec)->later);
+        free((*codec)->last_first);
+        free((*codec)->last_offset);
         free(*codec);
         *codec = NULL;
     }
@@ -90,6 +96,32 @@ static void transform_prepare(ts_codec_transform *t, int64_t channels, XXH3_stat
     }
 }
 
+// The last pixel frame x of a group g, and of that a first frame:
+//   x = mean' + sum_c g[c] / scale'[c] axes'[c]      of the later transform, its last quarter
+//   first[j] = scale[j] axes[j] . (x - mean)
+static void prepare_last_first(ts_codec *codec) {
+    const int64_t channels = codec->channels, dims = codec->first.dims, last = codec->later.dims - dims;
+    memset(codec->last_first, 0, (size_t)(channels * round_up(channels, PANEL)) * sizeof(float));
+    for (int64_t j = 0; j < channels; j++) {
+        const float *axis = codec->first.axes + j * dims;
+        const double scale = codec->first.scale[j];
+        double offset = 0;
+        for (int64_t d = 0; d < dims; d++) {
+            offset += (double)axis[d] * ((double)codec->later.mean[last + d] - (double)codec->first.mean[d]);
+        }
+        codec->last_offset[j] = (float)(scale * offset);
+        for (int64_t c = 0; c < channels; c++) {
+            const float *later_axis = codec->later.axes + c * codec->later.dims + last;
+            double dot = 0;
+            for (int64_t d = 0; d < dims; d++) {
+                dot += (double)axis[d] * (double)later_axis[d];
+            }
+            codec->last_first[(j / PANEL * channels + c) * PANEL + j % PANEL] =
+                (float)(scale * dot / (double)codec->later.scale[c]);
+        }
+    }
+}
+
 int ts_codec_prepare(ts_codec *codec) {
     XXH3_state_t *hash = XXH3_createState();
     if (!hash) {
@@ -99,6 +131,7 @@ int ts_codec_prepare(ts_codec *codec) {
     XXH3_64bits_update(hash, &codec->channels, sizeof codec->channels);
     transform_prepare(&codec->first, codec->channels, hash);
     transform_prepare(&codec->later, codec->channels, hash);
+    prepare_last_first(codec);
     codec->fingerprint = XXH3_64bits_digest(hash);
     XXH3_freeState(hash);
     return TS_OK;
@@ -114,6 +147,16 @@ int ts_codec_check_clip(int64_t frames, int64_t height, int64_t width) {
                        (long long)frames, (long long)width, (long long)height, TS_CODEC_TIME, TS_CODEC_SPACE);
     }
     return TS_OK;
+}
+
+// The same for groups alone, a clip of no first frame.
+static int check_groups(int64_t groups, int64_t height, int64_t width) {
+    const int64_t most = ((int64_t)1 << 31) / TS_CODEC_TIME;
+    if (groups < 1 || groups >= most) {
+        return TS_FAIL(TS_EUSAGE, "codec pca: %lld groups of frames; there may be 1 to %lld", (long long)groups,
+                       (long long)(most - 1));
+    }
+    return ts_codec_check_clip(1 + TS_CODEC_TIME * groups, height, width);
 }
 
 // ---- the product
@@ -172,22 +215,30 @@ static void encode_row(const ts_codec *codec, const ts_codec_transform *t, const
     }
 }
 
-// Where row `y` of latent frame `frame` starts in the pixels: frame 0 is pixel frame 0, frame i is 1 + 4 (i - 1) on.
-static int64_t pixel_row(int64_t frame, int64_t y, int64_t height, int64_t width) {
-    const int64_t first = frame ? 1 + TS_CODEC_TIME * (frame - 1) : 0;
-    return (first * height + y * TS_CODEC_SPACE) * width * TS_CODEC_COLOURS;
+// Latent frames: `singles` of one pixel frame each, then `groups`.
+static void encode_frames(const ts_codec *codec, const uint8_t *pixels, int64_t singles, int64_t groups, int64_t height,
+                          int64_t width, float *latent) {
+    const int64_t h = height / TS_CODEC_SPACE, w = width / TS_CODEC_SPACE, line = width * TS_CODEC_COLOURS;
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < (singles + groups) * h; row++) {
+        const int64_t frame = row / h, y = row % h * TS_CODEC_SPACE;
+        const int64_t first = frame < singles ? frame : singles + TS_CODEC_TIME * (frame - singles);
+        encode_row(codec, frame < singles ? &codec->first : &codec->later, pixels + (first * height + y) * line, height,
+                   width, latent + row * w * codec->channels);
+    }
 }
 
 int ts_codec_encode(const ts_codec *codec, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width,
                     float *latent) {
     TS_TRY(ts_codec_check_clip(frames, height, width));
-    const int64_t h = height / TS_CODEC_SPACE, w = width / TS_CODEC_SPACE, t = 1 + (frames - 1) / TS_CODEC_TIME;
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < t * h; row++) {
-        const ts_codec_transform *transform = row < h ? &codec->first : &codec->later;
-        encode_row(codec, transform, pixels + pixel_row(row / h, row % h, height, width), height, width,
-                   latent + row * w * codec->channels);
-    }
+    encode_frames(codec, pixels, 1, (frames - 1) / TS_CODEC_TIME, height, width, latent);
+    return TS_OK;
+}
+
+int ts_codec_encode_groups(const ts_codec *codec, const uint8_t *pixels, int64_t groups, int64_t height, int64_t width,
+                           float *latent) {
+    TS_TRY(check_groups(groups, height, width));
+    encode_frames(codec, pixels, 0, groups, height, width, latent);
     return TS_OK;
 }
 
@@ -232,6 +283,11 @@ int ts_codec_check_latent(int64_t t, int64_t h, int64_t w) {
     return ts_codec_check_clip(1 + TS_CODEC_TIME * (t - 1), h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
 }
 
+static int check_group_latent(int64_t groups, int64_t h, int64_t w) {
+    TS_TRY(ts_codec_check_latent(1, h, w));  // so that sides in pixels are numbers
+    return check_groups(groups, h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
+}
+
 ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame) {
     const int64_t first = rows.first > frame * h ? rows.first : frame * h;
     const int64_t end = rows.first + rows.count < (frame + 1) * h ? rows.first + rows.count : (frame + 1) * h;
@@ -246,7 +302,7 @@ void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h,
     for (int64_t row = rows.first; row < rows.first + rows.count; row++) {
         const ts_part band = ts_codec_band(rows, h, row / h);
         uint8_t *to = pixels + ((ts_codec_strips(band.first, h) - before) + (row - band.first)) * TS_CODEC_SPACE * line;
-        decode_row(codec, row < h ? &codec->first : &codec->later, latent + row * w * codec->channels,
+        decode_row(codec, row < h ? &codec->first : &codec->later, latent + (row - rows.first) * w * codec->channels,
                    band.count * TS_CODEC_SPACE, width, to);
     }
 }
@@ -254,5 +310,32 @@ void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h,
 int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels) {
     TS_TRY(ts_codec_check_latent(t, h, w));
     ts_codec_decode_rows(codec, latent, h, w, (ts_part){0, t * h}, pixels);
+    return TS_OK;
+}
+
+int ts_codec_decode_groups(const ts_codec *codec, const float *latent, int64_t groups, int64_t h, int64_t w,
+                           uint8_t *pixels) {
+    TS_TRY(check_group_latent(groups, h, w));
+    ts_codec_decode_rows(codec, latent, h, w, (ts_part){h, groups * h}, pixels);
+    return TS_OK;
+}
+
+int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first) {
+    TS_TRY(count == 0 ? TS_OK : check_group_latent(count, h, w));
+    const int64_t positions = count * h * w, channels = codec->channels;
+#pragma omp parallel for schedule(static) if (positions * channels * channels > MANY)
+    for (int64_t done = 0; done < positions; done += ROWS) {
+        float from[ROWS][TS_CODEC_MAX_CHANNELS], to[ROWS][TS_CODEC_MAX_CHANNELS];
+        const int64_t part = positions - done < ROWS ? positions - done : ROWS;
+        for (int64_t r = 0; r < ROWS; r++) {  // a short tile repeats its last position
+            memcpy(from[r], group + (done + (r < part ? r : part - 1)) * channels, (size_t)channels * sizeof(float));
+        }
+        multiply(from[0], TS_CODEC_MAX_CHANNELS, channels, codec->last_first, channels, to[0], TS_CODEC_MAX_CHANNELS);
+        for (int64_t r = 0; r < part; r++) {
+            for (int64_t c = 0; c < channels; c++) {
+                first[(done + r) * channels + c] = to[r][c] + codec->last_offset[c];
+            }
+        }
+    }
     return TS_OK;
 }

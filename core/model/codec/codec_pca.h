@@ -36,6 +36,9 @@ struct ts_codec {
     double scale_power, explained;
     uint64_t fingerprint;
     ts_codec_transform first, later;
+    // The last pixel frame of a group as a first latent frame: first = last_first group + last_offset
+    float *last_first;   // [panels of 8 channels, C, 8]
+    float *last_offset;  // [C]
 };
 
 // Room for `channels`, with mean, axes and scale to be filled and then prepared: packs the matrices for use and takes
@@ -59,8 +62,8 @@ static inline int64_t ts_codec_strips(int64_t row, int64_t h) {
 }
 // The rows of `rows` that lie in latent frame `frame`, one of those that it touches.
 ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame);
-// Decodes some rows of latent [t, h, w, C]. Pixels are packed: a band after the other, each [frames, 8 rows, 8 w, 3];
-// of all rows that is the whole clip.
+// Decodes some rows of a latent [t, h, w, C], from rows.first on: `latent` [rows.count, w, C]. Pixels are packed: a
+// band after the other, each [frames, 8 rows, 8 w, 3]; of all rows that is the whole clip.
 void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h, int64_t w, ts_part rows,
                           uint8_t *pixels);
 

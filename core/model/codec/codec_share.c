@@ -77,7 +77,8 @@ int ts_codec_decode_shared(const ts_codec *codec, const float *latent, int64_t t
     shared_decode d;
     int status = ts_agree(comm, shared_decode_open(&d, t, h, strip_bytes, comm, root));
     if (!status) {
-        ts_codec_decode_rows(codec, latent, h, w, rows_of(t, h, size, rank), d.own);
+        const ts_part rows = rows_of(t, h, size, rank);
+        ts_codec_decode_rows(codec, latent + rows.first * w * codec->channels, h, w, rows, d.own);
         status = ts_all_to_all_v(comm, d.own, d.send, d.all, d.receive, TS_U8);
     }
     const uint8_t *packed = d.all;
