@@ -6,7 +6,6 @@
 
 #include "core/base/arena.h"
 #include "core/base/status.h"
-#include "core/media/video.h"
 
 int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t, int64_t h, int64_t w, ts_comm *comm,
               int root, uint8_t **pixels) {
@@ -28,8 +27,7 @@ int ts_decode(const ts_codec *codec, const float *latents, int64_t n, int64_t t,
     return status;
 }
 
-int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width, double fps,
-                   const char *title) {
+ts_video_writer_params ts_writer_params(int64_t width, int64_t height, double fps, const char *title) {
     int numerator = (int)lround(fps * 1000.0), denominator = 1000;
     if (fabs(fps - round(fps)) < 1e-6) {
         numerator = (int)lround(fps);
@@ -38,7 +36,7 @@ int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int6
         numerator = (int)lround(fps * 1.001) * 1000;
         denominator = 1001;
     }
-    const ts_video_writer_params params = {
+    return (ts_video_writer_params){
         .width = width,
         .height = height,
         .fps_numerator = numerator,
@@ -46,5 +44,10 @@ int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int6
         .crf = 18,
         .title = title,
     };
+}
+
+int ts_write_video(const char *path, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width, double fps,
+                   const char *title) {
+    const ts_video_writer_params params = ts_writer_params(width, height, fps, title);
     return ts_video_write(path, pixels, frames, &params);
 }

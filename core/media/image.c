@@ -119,10 +119,13 @@ static int64_t row_height(const ts_contact_row *row, int64_t sheet_width) {
     return row->height + BORDER + (lines ? lines * LINE_HEIGHT + BORDER : 0);
 }
 
+int64_t ts_contact_sheet_frame(int64_t frames, int64_t columns, int64_t column) {
+    return columns > 1 ? (column * (frames - 1) * 2 + columns - 1) / (2 * (columns - 1)) : 0;
+}
+
 static void draw_row(canvas *c, const ts_contact_row *row, int64_t top, int64_t columns) {
     for (int64_t i = 0; i < columns; i++) {
-        // The nearest of `columns` moments from the first frame to the last.
-        const int64_t frame = columns > 1 ? (i * (row->frames - 1) * 2 + columns - 1) / (2 * (columns - 1)) : 0;
+        const int64_t frame = ts_contact_sheet_frame(row->frames, columns, i);
         const uint8_t *from = row->rgb + frame * row->height * row->width * 3;
         const int64_t left = BORDER + i * (row->width + BORDER);
         for (int64_t y = 0; y < row->height; y++) {

@@ -28,6 +28,8 @@ typedef struct ts_contact_row {
     const char *label;
 } ts_contact_row;
 int ts_contact_sheet_write(const char *path, const ts_contact_row *rows, int64_t count, int64_t columns);
+// Which of a video's frames stands in a column: the nearest of `columns` moments from the first frame to the last.
+int64_t ts_contact_sheet_frame(int64_t frames, int64_t columns, int64_t column);
 // The pixels instead of a file; the caller frees *rgb.
 int ts_contact_sheet_render(const ts_contact_row *rows, int64_t count, int64_t columns, uint8_t **rgb, int64_t *height,
                             int64_t *width);
