@@ -161,7 +161,9 @@ int ts_denoise(const ts_dit *dit, ts_tape *tape, const ts_denoise_params *params
     ts_solver *solver = NULL;
     int status;
     TS_TRY_GOTO(status, denoiser_open(&d, dit, tape, params, x), done);
-    TS_TRY_GOTO(status, ts_solver_open(&solver, params->solver, params->schedule, d.kernels, d.numbers), done);
+    const float all = 1.0f;
+    const ts_solver_rows rows = {.rows = 1, .width = d.numbers, .classes = 1, .floor = &all};
+    TS_TRY_GOTO(status, ts_solver_open(&solver, params->solver, params->schedule, d.kernels, &rows), done);
     for (int64_t step = 0; step < params->schedule->steps; step++) {
         TS_TRY_GOTO(status, velocity_at(&d, step), done);
         TS_TRY_GOTO(status, ts_solver_step(solver, step, d.velocity, x), done);

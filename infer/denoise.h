@@ -9,7 +9,7 @@
 #include "core/base/split.h"
 #include "core/comm/comm.h"
 #include "core/model/dit.h"
-#include "infer/schedule.h"
+#include "infer/solver.h"
 
 // Called after each step with the latents as they stand, device memory; a status other than 0 ends the loop with it.
 typedef int (*ts_denoise_fn)(void *user, int64_t step, const float *x);

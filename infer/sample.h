@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "core/model/model.h"
-#include "infer/schedule.h"
+#include "infer/solver.h"
 
 typedef struct ts_sample_params {
     int64_t frames, height, width;  // latent: T, H, W

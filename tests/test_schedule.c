@@ -2,7 +2,7 @@
 // Noise levels and solver trajectories against the tables of the public implementations
 // (tests/vectors/schedulers.json).
 #include "core/base/json.h"
-#include "infer/schedule.h"
+#include "infer/solver.h"
 #include "tests/ts_test.h"
 
 static json_t *vectors;
@@ -74,7 +74,8 @@ static void check_trajectory(const char *name, int64_t steps, double shift) {
     static ts_schedule schedule;
     ts_solver *solver = NULL;
     CHECK_OK(ts_schedule_make(&schedule, TS_GRID_UNIPC, steps, shift));
-    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_UNIPC, &schedule, kernels, n));
+    const float all = 1.0f;
+    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_UNIPC, &schedule, kernels, &(ts_solver_rows){1, n, 1, &all, NULL}));
     double worst = 0.0;
     for (int64_t i = 0; i < steps; i++) {
         for (int64_t j = 0; j < n; j++) {
@@ -95,7 +96,8 @@ static void check_euler(void) {
     static ts_schedule schedule;
     ts_solver *solver = NULL;
     CHECK_OK(ts_schedule_make(&schedule, TS_GRID_EULER, 7, 3.0));
-    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_EULER, &schedule, kernels, 2));
+    const float all = 1.0f;
+    CHECK_OK(ts_solver_open(&solver, TS_SOLVER_EULER, &schedule, kernels, &(ts_solver_rows){1, 2, 1, &all, NULL}));
     float x[2] = {1.0f, -2.0f};
     const float velocity[2] = {0.5f, -1.5f};
     for (int64_t i = 0; i < 7; i++) {
@@ -104,6 +106,8 @@ static void check_euler(void) {
     CHECK_NEAR(x[0], 0.5, 1e-6);
     CHECK_NEAR(x[1], -0.5, 1e-6);
     ts_solver_close(&solver);
+    CHECK(ts_schedule_floor(TS_GRID_EULER, 0.0, 3.0) == 0.0f && ts_schedule_floor(TS_GRID_EULER, 1.0, 3.0) == 1.0f);
+    CHECK_NEAR(ts_schedule_floor(TS_GRID_EULER, 4.0 / 7.0, 3.0), schedule.sigma[3], 1e-7);  // the level 4/7 of the way
     CHECK_FAILS(ts_schedule_make(&schedule, TS_GRID_EULER, 0, 3.0), TS_EUSAGE, "steps");
     CHECK_FAILS(ts_schedule_make(&schedule, TS_GRID_EULER, TS_MAX_STEPS + 1, 3.0), TS_EUSAGE, "steps");
     CHECK_FAILS(ts_schedule_make(&schedule, TS_GRID_EULER, 4, 0.0), TS_EUSAGE, "shift");
