@@ -12,7 +12,11 @@
 enum { TS_IMAGE_MAX_SIDE = 16384, TS_IMAGE_MAX_PIXELS = 64 << 20 };
 // rgb [height, width, 3] u8. What is transparent shows white.
 int ts_image_read(const char *path, uint8_t **rgb, int64_t *height, int64_t *width);
-// grey [height, width] u8, for masks: brightness (BT.709 of the stored values). What is transparent is black.
+// Brightness, BT.709 of the stored values, in 256ths.
+static inline uint8_t ts_image_brightness(const uint8_t rgb[3]) {
+    return (uint8_t)((54 * rgb[0] + 183 * rgb[1] + 19 * rgb[2] + 128) >> 8);
+}
+// grey [height, width] u8, for masks: brightness. What is transparent is black.
 int ts_image_read_grey(const char *path, uint8_t **grey, int64_t *height, int64_t *width);
 
 // rgb [height, width, 3] u8. Atomic.

@@ -165,8 +165,7 @@ int ts_image_read_grey(const char *path, uint8_t **grey, int64_t *height, int64_
     TS_TRY(read_picture(&p, path));
     for (int64_t i = 0; i < p.height * p.width; i++) {
         const uint8_t *pixel = p.pixels + i * p.channels;
-        const int brightness = (54 * pixel[0] + 183 * pixel[1] + 19 * pixel[2] + 128) >> 8;  // of 256
-        p.pixels[i] = over(brightness, 0, alpha_of(&p, pixel));
+        p.pixels[i] = over(ts_image_brightness(pixel), 0, alpha_of(&p, pixel));
     }
     *grey = p.pixels;
     *height = p.height;
