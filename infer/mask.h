@@ -6,14 +6,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-// mask [frames, height, width] f32, 0 .. 1.
+// mask [frames, height, width] f32, 0 held .. 1 may change. What is added counts where it is larger.
 
-// Adds (the larger counts) a rectangle x, y, width, height, in pixels, to frames [first, end).
+// A rectangle x, y, width, height, in pixels, in frames [first, end). Parts outside the mask are left out.
 void ts_mask_add_box(float *mask, int64_t height, int64_t width, int64_t first, int64_t end, const int64_t box[4]);
-// Adds a PNG, to all frames, or a video, from its beginning: brightness, scaled to fit.
-int ts_mask_add_file(float *mask, int64_t frames, int64_t height, int64_t width, const char *path);
-// Softens edges outward: values fall linearly to 0 over `feather` pixels beyond where they are 1.
-int ts_mask_feather(float *mask, int64_t frames, int64_t height, int64_t width, double feather);
+// The brightness of one frame, grey [height, width] u8 (infer/source.h with one channel): white is 1. `mask` is that
+// frame's.
+void ts_mask_add_grey(float *mask, int64_t height, int64_t width, const uint8_t *grey);
+// White for black.
+void ts_mask_invert(float *mask, int64_t frames, int64_t height, int64_t width);
+// Softens edges outward: values fall by 1 / feather a pixel beyond where they are, until they meet what is there. Along
+// rows, columns and diagonals distances are true, between them up to 8 % too long. 0: nothing changes.
+void ts_mask_feather(float *mask, int64_t frames, int64_t height, int64_t width, double feather);
 // The share of a token is the largest of its pixels' in its frames: a token that holds any free pixel may change.
 // share [latent frames, height / token_height, width / token_width]; pixel frames of latent frames as in
 // ts_span_snap (infer/timeline.h).
