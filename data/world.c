@@ -22,13 +22,14 @@ enum { KIND_SHAPES, MAX_CLIPS = 9999999, NAME_DIGITS = 7, MAX_METADATA_BYTES = 1
 static const int64_t MAX_CLIP_BYTES = (int64_t)1 << 32;  // of one clip's pixels
 
 typedef struct world_params {
-    int kind;
+    int kind, motion;
     int64_t clips, frames, fps, seed;
     ts_size2 size;
     const char *out, *hold_out;
 } world_params;
 
 static const char *const kinds[] = {"shapes", NULL};
+static const char *const motions[] = {"cross", "wrap", "mixed", NULL};  // of ts_shapes_motion
 static const ts_option options[] = {
     {"kind", TS_OPTION_CHOICE, offsetof(world_params, kind), "shapes", "what the clips show", 0, 0, kinds, false},
     {"clips", TS_OPTION_INT, offsetof(world_params, clips), "1000", "number of clips", 1, MAX_CLIPS, NULL, false},
@@ -37,6 +38,11 @@ static const ts_option options[] = {
     {"frames", TS_OPTION_INT, offsetof(world_params, frames), "17", "frames of each clip", 2, 100000, NULL, false},
     {"fps", TS_OPTION_INT, offsetof(world_params, fps), "8", "frames a second", 1, 240, NULL, false},
     {"seed", TS_OPTION_INT, offsetof(world_params, seed), "1", "seed of every factor", 0, 9e15, NULL, false},
+    {"motion", TS_OPTION_CHOICE, offsetof(world_params, motion), "cross",
+     "cross: the shape stays inside the frame and crosses at least half of it; wrap: it begins anywhere, what leaves "
+     "on "
+     "one side comes in on the other, and a frame's step is 1/64 to 4/64 of the side; mixed: half of each",
+     0, 0, motions, false},
     {"out", TS_OPTION_STRING, offsetof(world_params, out), NULL, "folder to write: new, empty or an earlier world", 0,
      0, NULL, true},
     {"hold-out", TS_OPTION_STRING, offsetof(world_params, hold_out), NULL,
@@ -119,7 +125,7 @@ static int empty_folder(const char *folder, char **names, int64_t count) {
     return TS_OK;
 }
 
-static int write_metadata(const world_params *p, const ts_shapes_hold_out *hold_out, const char *path) {
+static int write_metadata(const world_params *p, const ts_shapes_world *shapes, const char *path) {
     char *text = NULL;
     size_t bytes = 0;
     FILE *out = open_memstream(&text, &bytes);
@@ -128,8 +134,7 @@ static int write_metadata(const world_params *p, const ts_shapes_hold_out *hold_
     }
     bool failed = false;
     for (int64_t i = 0; i < p->clips && !failed; i++) {
-        const ts_shapes_factors f =
-            ts_shapes_draw(hold_out, (uint64_t)p->seed, i, p->size.width, p->size.height, p->frames);
+        const ts_shapes_factors f = ts_shapes_draw(shapes, i);
         char name[32], caption[128];
         snprintf(name, sizeof name, "%07" PRId64 ".mp4", i + 1);
         json_t *line = json_pack(
@@ -148,7 +153,7 @@ static int write_metadata(const world_params *p, const ts_shapes_hold_out *hold_
 }
 
 // Rank 0: the folder, emptied of an earlier world, marked as ours.
-static int prepare_folder(const world_params *p, const ts_shapes_hold_out *hold_out, const char *mark) {
+static int prepare_folder(const world_params *p, const ts_shapes_world *shapes, const char *mark) {
     if (ts_path_exists(p->out) && !ts_path_is_folder(p->out)) {
         return TS_FAIL(TS_EUSAGE, "%s: is a file; give a folder", p->out);
     }
@@ -159,12 +164,12 @@ static int prepare_folder(const world_params *p, const ts_shapes_hold_out *hold_
     const int status = empty_folder(p->out, names, count);
     ts_folder_list_free(names, count);
     TS_TRY(status);
-    return write_metadata(p, hold_out, mark);
+    return write_metadata(p, shapes, mark);
 }
 
 // ---- the clips
 
-static int write_clips(const world_params *p, const ts_shapes_hold_out *hold_out, int rank, int size) {
+static int write_clips(const world_params *p, const ts_shapes_world *shapes, int rank, int size) {
     const int64_t width = p->size.width, height = p->size.height;
     uint8_t *rgb = ts_aligned_alloc((size_t)(p->frames * height * width * 3));
     if (!rgb) {
@@ -174,7 +179,7 @@ static int write_clips(const world_params *p, const ts_shapes_hold_out *hold_out
     ts_progress_begin(&progress, "world", "clips", p->clips);
     int status = TS_OK;
     for (int64_t i = rank; i < p->clips && !status; i += size) {
-        const ts_shapes_factors f = ts_shapes_draw(hold_out, (uint64_t)p->seed, i, width, height, p->frames);
+        const ts_shapes_factors f = ts_shapes_draw(shapes, i);
         ts_world_shapes_render(&f, width, height, p->frames, rgb);
         char name[32], path[PATH_MAX], caption[128];
         snprintf(name, sizeof name, "%07" PRId64 ".mp4", i + 1);
@@ -194,21 +199,25 @@ static int write_clips(const world_params *p, const ts_shapes_hold_out *hold_out
 }
 
 static int make_world(ts_comm *world, const world_params *p) {
-    ts_shapes_hold_out hold_out = {0};
+    ts_shapes_world shapes = {.seed = (uint64_t)p->seed,
+                              .motion = (ts_shapes_motion)p->motion,
+                              .width = p->size.width,
+                              .height = p->size.height,
+                              .frames = p->frames};
     char mark[PATH_MAX], metadata[PATH_MAX];
     const int rank = ts_comm_rank(world), size = ts_comm_size(world);
-    int status = p->hold_out ? ts_shapes_hold_out_read(&hold_out, p->hold_out) : TS_OK;
+    int status = p->hold_out ? ts_shapes_hold_out_read(&shapes.hold_out, p->hold_out) : TS_OK;
     status = status ? status : ts_path_join(mark, sizeof mark, p->out, "metadata.jsonl.tmp");
     status = status ? status : ts_path_join(metadata, sizeof metadata, p->out, "metadata.jsonl");
     if (!status && rank == 0) {
-        status = prepare_folder(p, &hold_out, mark);
+        status = prepare_folder(p, &shapes, mark);
     }
     TS_TRY(ts_agree(world, status));
-    TS_TRY(ts_agree(world, write_clips(p, &hold_out, rank, size)));
+    TS_TRY(ts_agree(world, write_clips(p, &shapes, rank, size)));
     TS_TRY(ts_agree(world, rank == 0 ? ts_file_rename(mark, metadata) : TS_OK));
     TS_INFO("%s: %" PRId64 " clips of %" PRId64 "x%" PRId64 ", %" PRId64 " frames at %" PRId64 " a second; %" PRId64
             " of %d combinations",
-            p->out, p->clips, p->size.width, p->size.height, p->frames, p->fps, ts_shapes_allowed(&hold_out),
+            p->out, p->clips, p->size.width, p->size.height, p->frames, p->fps, ts_shapes_allowed(&shapes.hold_out),
             TS_SHAPES_COLOURS * TS_SHAPES_SHAPES * TS_SHAPES_DIRECTIONS);
     return TS_OK;
 }

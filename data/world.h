@@ -3,6 +3,7 @@
 //
 // The shapes world: one shape moves across a plain background.
 //   a {colour} {shape} moves {direction} on a {background} background
+// The frame is a torus: what leaves on one side comes in on the other, so every clip has a true continuation.
 // Every factor is drawn by Philox (seed, clip), so that any number of ranks writes the same files.
 #ifndef TS_DATA_WORLD_H
 #define TS_DATA_WORLD_H
@@ -28,6 +29,13 @@ extern const char *const ts_shapes_shapes[TS_SHAPES_SHAPES];  // circle, square,
 extern const ts_shapes_direction ts_shapes_directions[TS_SHAPES_DIRECTIONS];
 extern const ts_shapes_colour ts_shapes_backgrounds[TS_SHAPES_BACKGROUNDS];
 
+// What a clip shows of that motion.
+typedef enum {
+    TS_SHAPES_CROSS,  // the shape stays inside the frame and crosses at least half of it from first to last frame
+    TS_SHAPES_WRAP,   // it begins anywhere along its way, and goes 1/64 to 4/64 of the side a frame
+    TS_SHAPES_MIXED,  // either, by a coin for each clip
+} ts_shapes_motion;
+
 typedef struct ts_shapes_factors {
     int colour, shape, direction, background;  // indices into the tables above
     double radius;                             // pixels: the shape fits a square of side 2 radius about (x, y)
@@ -45,16 +53,22 @@ int ts_shapes_hold_out_read(ts_shapes_hold_out *out, const char *path);
 // How many of the combinations are left.
 int64_t ts_shapes_allowed(const ts_shapes_hold_out *hold_out);
 
-// The factors of a clip. The shape stays inside the frame and crosses at least half of it from the first frame to the
-// last. `frames` >= 2; some combination must be allowed.
-ts_shapes_factors ts_shapes_draw(const ts_shapes_hold_out *hold_out, uint64_t seed, int64_t clip, int64_t width,
-                                 int64_t height, int64_t frames);
+// What the factors of clips are drawn for.
+typedef struct ts_shapes_world {
+    ts_shapes_hold_out hold_out;  // some combination must be allowed
+    uint64_t seed;
+    ts_shapes_motion motion;
+    int64_t width, height, frames;  // frames >= 2
+} ts_shapes_world;
+// The factors of a clip. Across its way the shape is inside the frame, whatever the motion.
+ts_shapes_factors ts_shapes_draw(const ts_shapes_world *world, int64_t clip);
 const char *ts_shapes_caption(const ts_shapes_factors *factors, char *out, size_t out_bytes);  // returns out
-// rgb [frames, height, width, 3] u8, edges anti-aliased.
+// rgb [frames, height, width, 3] u8, edges anti-aliased, also across the border.
 void ts_world_shapes_render(const ts_shapes_factors *factors, int64_t width, int64_t height, int64_t frames,
                             uint8_t *rgb);
 
-// tessera world --kind shapes --clips N --size WxH --frames F --fps R --seed S --out DIR [--hold-out FILE]
+// tessera world --kind shapes --clips N --size WxH --frames F --fps R --seed S --out DIR
+//               [--motion cross|wrap|mixed] [--hold-out FILE]
 // Writes DIR/0000001.mp4 ... and DIR/metadata.jsonl (Hugging Face videofolder), which comes last. Collective.
 int ts_command_world(ts_comm *world, int argc, char **argv);
 

@@ -111,46 +111,67 @@ int64_t ts_shapes_allowed(const ts_shapes_hold_out *hold_out) {
 // ---- factors
 
 // Lanes of the clip's random stream. Integers take a whole draw each, uniforms a quarter: lanes 8.. are draws 2...
-enum { LANE_COMBINATION = 0, LANE_BACKGROUND = 1, LANE_RADIUS = 8, LANE_TRAVEL, LANE_START, LANE_ACROSS };
+enum {
+    LANE_COMBINATION = 0,
+    LANE_BACKGROUND = 1,
+    LANE_RADIUS = 8,
+    LANE_TRAVEL,
+    LANE_START,
+    LANE_ACROSS,
+    LANE_WRAPS,
+};
 
 // Radius as a share of the frame's shorter side. The largest leaves 0.56 of the side to travel.
 static const double MIN_RADIUS = 0.12, MAX_RADIUS = 0.22;
+// Of a shape that wraps, in sides a frame. The fastest goes round in 16 frames, far from where its direction would be
+// in doubt.
+static const double MIN_SPEED = 1.0 / 64, MAX_SPEED = 4.0 / 64;
 
 static double between(double low, double high, double u) {
     return low + (high - low) * u;
 }
 
-ts_shapes_factors ts_shapes_draw(const ts_shapes_hold_out *hold_out, uint64_t seed, int64_t clip, int64_t width,
-                                 int64_t height, int64_t frames) {
-    const uint64_t index = (uint64_t)clip;
-    // The n-th combination that is allowed.
-    const uint64_t allowed = (uint64_t)ts_shapes_allowed(hold_out);
-    uint64_t left = ts_rng_below(seed, TS_RNG_WORLD, index, LANE_COMBINATION, allowed);
+// The n-th combination that is allowed.
+static int nth_allowed(const ts_shapes_hold_out *hold_out, uint64_t n) {
     const bool *held = &hold_out->held[0][0][0];
     int combination = 0;
-    for (; held[combination] || left > 0; combination++) {
-        left -= !held[combination];
+    for (; held[combination] || n > 0; combination++) {
+        n -= !held[combination];
     }
+    return combination;
+}
+
+ts_shapes_factors ts_shapes_draw(const ts_shapes_world *world, int64_t clip) {
+    const uint64_t index = (uint64_t)clip, seed = world->seed, allowed = (uint64_t)ts_shapes_allowed(&world->hold_out);
+    const int combination =
+        nth_allowed(&world->hold_out, ts_rng_below(seed, TS_RNG_WORLD, index, LANE_COMBINATION, allowed));
     ts_shapes_factors f = {.colour = combination / (TS_SHAPES_SHAPES * TS_SHAPES_DIRECTIONS),
                            .shape = combination / TS_SHAPES_DIRECTIONS % TS_SHAPES_SHAPES,
                            .direction = combination % TS_SHAPES_DIRECTIONS,
                            .background =
                                (int)ts_rng_below(seed, TS_RNG_WORLD, index, LANE_BACKGROUND, TS_SHAPES_BACKGROUNDS)};
-    double u[4];
-    for (uint32_t i = 0; i < 4; i++) {
+    double u[5];
+    for (uint32_t i = 0; i < 5; i++) {
         u[i] = (double)ts_rng_uniform(seed, TS_RNG_WORLD, index, LANE_RADIUS + i);
     }
     const ts_shapes_direction *d = &ts_shapes_directions[f.direction];
-    const double along = (double)(d->dx ? width : height), across = (double)(d->dx ? height : width);
+    const double along = (double)(d->dx ? world->width : world->height);
+    const double across = (double)(d->dx ? world->height : world->width);
     f.radius = between(MIN_RADIUS, MAX_RADIUS, u[0]) * fmin(along, across);
-    const double room = along - 2 * f.radius, travel = between(along / 2, room, u[1]);
     // Centre of the first frame as if it moved right or down, mirrored for left and up.
-    const double start = f.radius + (room - travel) * u[2];
+    double start;
+    if (world->motion == TS_SHAPES_WRAP || (world->motion == TS_SHAPES_MIXED && u[4] < 0.5)) {
+        f.speed = between(MIN_SPEED, MAX_SPEED, u[1]) * along;
+        start = along * u[2];
+    } else {
+        const double room = along - 2 * f.radius, travel = between(along / 2, room, u[1]);
+        f.speed = travel / (double)(world->frames - 1);
+        start = f.radius + (room - travel) * u[2];
+    }
     const double first = d->dx + d->dy > 0 ? start : along - start;
     const double other = between(f.radius, across - f.radius, u[3]);
     f.x = d->dx ? first : other;
     f.y = d->dx ? other : first;
-    f.speed = travel / (double)(frames - 1);
     return f;
 }
 
@@ -176,21 +197,27 @@ static double edge_distance(int shape, double radius, double x, double y) {
     return fmax(y - 0.8 * radius, (1.8 * fabs(x) - (y + radius)) / hypot(1.8, 1));
 }
 
+static int64_t wrap(int64_t i, int64_t size) {
+    return (i % size + size) % size;
+}
+
+// Centred on (cx, cy), which may be any number of sides away.
 static void render_frame(const ts_shapes_factors *f, int64_t width, int64_t height, double cx, double cy,
                          uint8_t *rgb) {
     const uint8_t *back = ts_shapes_backgrounds[f->background].rgb, *fore = ts_shapes_colours[f->colour].rgb;
     for (int64_t i = 0; i < width * height; i++) {
         memcpy(rgb + i * 3, back, 3);
     }
-    const int64_t x0 = (int64_t)fmax(0, floor(cx - f->radius - 1)), y0 = (int64_t)fmax(0, floor(cy - f->radius - 1));
-    const int64_t x1 = (int64_t)fmin((double)width, ceil(cx + f->radius + 1));
-    const int64_t y1 = (int64_t)fmin((double)height, ceil(cy + f->radius + 1));
+    // The pixels about the shape, in its own neighbourhood of the torus: no pixel twice.
+    const double reach = f->radius + 1;
+    const int64_t x0 = (int64_t)floor(cx - reach), x1 = (int64_t)fmin((double)(x0 + width), ceil(cx + reach));
+    const int64_t y0 = (int64_t)floor(cy - reach), y1 = (int64_t)fmin((double)(y0 + height), ceil(cy + reach));
     for (int64_t y = y0; y < y1; y++) {
         for (int64_t x = x0; x < x1; x++) {
             // The covered share of a pixel that a straight edge crosses at this distance from its centre.
             const double distance = edge_distance(f->shape, f->radius, (double)x + 0.5 - cx, (double)y + 0.5 - cy);
             const double covered = fmin(fmax(0.5 - distance, 0), 1);
-            uint8_t *pixel = rgb + (y * width + x) * 3;
+            uint8_t *pixel = rgb + (wrap(y, height) * width + wrap(x, width)) * 3;
             for (int c = 0; c < 3; c++) {
                 pixel[c] = (uint8_t)lround(back[c] + covered * (fore[c] - back[c]));
             }

@@ -94,7 +94,7 @@ static void test_dataset(void) {
     CHECK(ts_shape_equal(ts_dataset_bucket_shape(d, 0), TS_SHAPE(5, 8, 8, 8)));
     CHECK(ts_dataset_manifest(d)->skipped == 3);
     CHECK(ts_dataset_manifest(d)->shard_count == 5 * 2 + 1);  // groups of 4 files in shards of 3 clips; the last has 2
-    const ts_shapes_hold_out none = {0};
+    const ts_shapes_world shapes = {.seed = 1, .width = 64, .height = 64, .frames = 17};
     double sum = 0, square = 0;
     uint16_t latent[5 * 8 * 8 * 8];
     float values[5 * 8 * 8 * 8];
@@ -103,7 +103,7 @@ static void test_dataset(void) {
     CHECK(ts_codec_get_info(codec).fingerprint == ts_dataset_manifest(d)->codec_fingerprint);
     for (int64_t i = 0; i < WHOLE; i++) {
         char name[32], caption[128];
-        const ts_shapes_factors f = ts_shapes_draw(&none, 1, i, 64, 64, 17);
+        const ts_shapes_factors f = ts_shapes_draw(&shapes, i);
         snprintf(name, sizeof name, "%07" PRId64 ".mp4", i + 1);
         CHECK(strcmp(ts_dataset_source(d, i), name) == 0);  // in the order of the files
         CHECK(strcmp(ts_dataset_caption(d, i), ts_shapes_caption(&f, caption, sizeof caption)) == 0);

@@ -14,13 +14,15 @@
 
 static ts_comm *world;
 static char folder[64];
+static const ts_shapes_world small = {.seed = 5, .width = 64, .height = 48, .frames = 9};  // of run("w", "--seed=5")
 
 static void test_factors(void) {
-    const ts_shapes_hold_out none = {0};
     int64_t seen[TS_SHAPES_COLOURS][TS_SHAPES_SHAPES][TS_SHAPES_DIRECTIONS] = {0};
     for (int64_t i = 0; i < 9600; i++) {
         const double w = i % 2 ? 64 : 96, h = 64, frames = 17;
-        const ts_shapes_factors f = ts_shapes_draw(&none, 7, i, (int64_t)w, (int64_t)h, (int64_t)frames);
+        const ts_shapes_world shapes = {
+            .seed = 7, .width = (int64_t)w, .height = (int64_t)h, .frames = (int64_t)frames};
+        const ts_shapes_factors f = ts_shapes_draw(&shapes, i);
         seen[f.colour][f.shape][f.direction]++;
         const ts_shapes_direction d = ts_shapes_directions[f.direction];
         const double travel = f.speed * (frames - 1), x1 = f.x + d.dx * travel, y1 = f.y + d.dy * travel;
@@ -36,6 +38,66 @@ static void test_factors(void) {
     char text[128];
     const ts_shapes_factors f = {.colour = 6, .shape = 2, .direction = 3, .background = 2};
     CHECK(strcmp(ts_shapes_caption(&f, text, sizeof text), "a orange triangle moves down on a navy background") == 0);
+}
+
+// Wrapping clips begin anywhere along their way and are inside the frame across it; mixed ones are one of both, with
+// the same factors otherwise.
+static void test_motions(void) {
+    enum { CLIPS = 4000, SPANS = 8 };
+    const ts_shapes_world cross = {.seed = 7, .motion = TS_SHAPES_CROSS, .width = 96, .height = 64, .frames = 17};
+    ts_shapes_world wrap = cross, mixed = cross;
+    wrap.motion = TS_SHAPES_WRAP;
+    mixed.motion = TS_SHAPES_MIXED;
+    int64_t start[SPANS] = {0}, speed[SPANS] = {0}, wraps = 0;
+    for (int64_t i = 0; i < CLIPS; i++) {
+        const ts_shapes_factors a = ts_shapes_draw(&cross, i), f = ts_shapes_draw(&wrap, i),
+                                m = ts_shapes_draw(&mixed, i);
+        const bool x = ts_shapes_directions[f.direction].dx != 0;
+        const double along = x ? 96 : 64, across = x ? 64 : 96, first = x ? f.x : f.y, other = x ? f.y : f.x;
+        CHECK(f.colour == a.colour && f.shape == a.shape && f.direction == a.direction && f.radius == a.radius);
+        CHECK(first >= 0 && first <= along && other >= f.radius && other <= across - f.radius);
+        CHECK(f.speed >= along / 64 && f.speed <= along / 16);
+        start[(int)(first / along * (SPANS - 1e-9))]++;
+        speed[(int)((f.speed / along * 64 - 1) / 3 * (SPANS - 1e-9))]++;
+        CHECK(!memcmp(&m, &a, sizeof m) || !memcmp(&m, &f, sizeof m));
+        wraps += !memcmp(&m, &f, sizeof m);
+    }
+    for (int i = 0; i < SPANS; i++) {  // 500 expected of each
+        CHECK(start[i] > 380 && start[i] < 620);
+        CHECK(speed[i] > 380 && speed[i] < 620);
+    }
+    CHECK(wraps > CLIPS * 0.46 && wraps < CLIPS * 0.54);
+}
+
+// On the torus a clip is the same picture wherever it lies: moved by whole pixels it is rolled, also over the corner,
+// and after a round it is where it was.
+static void test_torus(void) {
+    enum { W = 48, H = 32 };
+    static uint8_t here[3 * H * W * 3], there[3 * H * W * 3];
+    for (int shape = 0; shape < TS_SHAPES_SHAPES; shape++) {
+        for (int direction = 0; direction < TS_SHAPES_DIRECTIONS; direction++) {
+            const double speed = ts_shapes_directions[direction].dx ? W / 2.0 : H / 2.0;
+            ts_shapes_factors f = {.colour = 3,
+                                   .shape = shape,
+                                   .direction = direction,
+                                   .radius = 6.3,
+                                   .x = 24.3,
+                                   .y = 15.6,
+                                   .speed = speed};
+            ts_world_shapes_render(&f, W, H, 3, here);
+            CHECK(!memcmp(here, here + 2 * H * W * 3, H * W * 3) && memcmp(here, here + H * W * 3, H * W * 3));
+            f.x += 23;  // on the right border, and half a turn further
+            f.y -= 14 + 3 * H;
+            ts_world_shapes_render(&f, W, H, 3, there);
+            for (int i = 0; i < 3 * H * W; i++) {
+                const int t = i / (H * W), y = i / W % H, x = i % W;
+                const int from = (t * H + (y + 14) % H) * W + (x + W - 23) % W;
+                for (int c = 0; c < 3; c++) {
+                    CHECK(abs(there[3 * i + c] - here[3 * from + c]) <= 1);  // the last bit of a place may differ
+                }
+            }
+        }
+    }
 }
 
 // The covered area is that of the shape: white on black, so that the sum of the pixels measures it.
@@ -89,8 +151,9 @@ static void test_hold_out(void) {
     write_text("held.txt", "- red circle left  # once\n\r\n* square up\nblue * *");
     CHECK_OK(ts_shapes_hold_out_read(&held, in_folder("held.txt")));
     CHECK(ts_shapes_allowed(&held) == 96 - 1 - 7 - 12);
+    const ts_shapes_world shapes = {.hold_out = held, .seed = 1, .width = 64, .height = 64, .frames = 17};
     for (int64_t i = 0; i < 2000; i++) {
-        const ts_shapes_factors f = ts_shapes_draw(&held, 1, i, 64, 64, 17);
+        const ts_shapes_factors f = ts_shapes_draw(&shapes, i);
         CHECK(!held.held[f.colour][f.shape][f.direction]);
         CHECK(f.colour != 2 && !(f.shape == 1 && f.direction == 2));
     }
@@ -112,8 +175,7 @@ static uint64_t hash(const char *name) {
 
 // A file is the same whichever rank of how many wrote it: here clip 4 is written once more by rank 0 alone.
 static void test_same_anywhere(void) {
-    const ts_shapes_hold_out none = {0};
-    const ts_shapes_factors f = ts_shapes_draw(&none, 5, 3, 64, 48, 9);
+    const ts_shapes_factors f = ts_shapes_draw(&small, 3);
     uint8_t rgb[9 * 48 * 64 * 3];
     char caption[128];
     ts_world_shapes_render(&f, 64, 48, 9, rgb);
@@ -154,13 +216,12 @@ static void test_metadata(void) {
     size_t bytes;
     CHECK_OK(ts_file_read(in_folder("w/metadata.jsonl"), 1 << 20, &text, &bytes));
     rest = text;
-    const ts_shapes_hold_out none = {0};
     for (int64_t i = 0; i < 7; i++) {
         const char *line = strsep(&rest, "\n"), *value;
         json_t *object;
         CHECK_OK(ts_json_parse(line, strlen(line), "metadata.jsonl", &object));
         char name[32], caption[128];
-        const ts_shapes_factors f = ts_shapes_draw(&none, 5, i, 64, 48, 9);
+        const ts_shapes_factors f = ts_shapes_draw(&small, i);
         snprintf(name, sizeof name, "%07" PRId64 ".mp4", i + 1);
         CHECK_OK(ts_json_string(object, "file_name", "line", &value));
         CHECK(strcmp(value, name) == 0);
@@ -190,6 +251,7 @@ static void test_metadata(void) {
 static void test_refusals(void) {
     CHECK_FAILS(run("w", "--size=65x48"), TS_EUSAGE, "even");
     CHECK_FAILS(run("w", "--fps=0"), TS_EUSAGE, "fps");
+    CHECK_FAILS(run("w", "--motion=zigzag"), TS_EUSAGE, "motion");
     CHECK_FAILS(run("w", "--hold-out=/no/such/file"), TS_EINPUT, "/no/such/file");
     CHECK_OK(ts_barrier(world));
     CHECK_OK(run("w", "--clips=3"));  // an earlier world is replaced, all of it
@@ -216,6 +278,8 @@ int main(int argc, char **argv) {
     }
     CHECK_OK(ts_broadcast(world, folder, sizeof folder, 0));
     test_factors();
+    test_motions();
+    test_torus();
     test_area();
     if (ts_comm_rank(world) == 0) {
         test_hold_out();
