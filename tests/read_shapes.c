@@ -11,7 +11,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/status.h"
-#include "tests/shapes_reader.h"
+#include "data/shapes_reader.h"
 
 typedef struct tally {
     int64_t clips, found, colour, shape, direction, background;
@@ -22,14 +22,15 @@ static int judge(const char *folder, const char *line, const char *where, bool l
     TS_TRY(ts_json_parse(line, strlen(line), where, &record));
     const char *file = NULL, *text = NULL;
     char path[4096];
-    shapes_reading said, seen;
+    ts_shapes_factors said;
+    ts_shapes_reading seen;
     int status = ts_json_string(record, "file_name", where, &file);
     status = status ? status : ts_json_string(record, "text", where, &text);
     status = status ? status : ts_path_join(path, sizeof path, folder, file);
-    if (!status && !shapes_parse_caption(text, &said)) {
+    if (!status && !ts_shapes_parse_caption(text, &said)) {
         status = TS_FAIL(TS_EINPUT, "%s: \"%s\" is not a caption of the shapes world", where, text);
     }
-    status = status ? status : shapes_read_file(path, &seen);
+    status = status ? status : ts_shapes_read_file(path, &seen);
     if (!status) {
         const bool colour = seen.found && seen.colour == said.colour, shape = seen.found && seen.shape == said.shape;
         const bool direction = seen.found && seen.direction == said.direction;
@@ -40,9 +41,9 @@ static int judge(const char *folder, const char *line, const char *where, bool l
         t->direction += direction;
         t->background += seen.background == said.background;
         if (list) {
-            printf("%-44s %s%s%s%s moved %+.1f %+.1f fit %.2f %.2f %.2f  %s\n", file, colour ? "c" : "-",
-                   shape ? "s" : "-", direction ? "d" : "-", seen.found ? "" : " nothing found", seen.moved_x,
-                   seen.moved_y, seen.fit[0], seen.fit[1], seen.fit[2], text);
+            printf("%-44s %s%s%s%s speed %+.2f %+.2f fit %.2f %.2f %.2f  %s\n", file, colour ? "c" : "-",
+                   shape ? "s" : "-", direction ? "d" : "-", seen.found ? "" : " nothing found", seen.vx, seen.vy,
+                   seen.fit[0], seen.fit[1], seen.fit[2], text);
         }
     }
     json_decref(record);
