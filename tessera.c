@@ -13,6 +13,7 @@
 #include "data/ingest.h"
 #include "data/world.h"
 #include "infer/generate.h"
+#include "infer/score.h"
 #include "tests/bench/bench.h"
 #include "train/plan.h"
 #include "train/train.h"
@@ -28,6 +29,7 @@ static const command commands[] = {
     {"train", "train a model on a data set", ts_command_train},
     {"plan", "foretell a training step on every mesh of some devices, and recommend one", ts_command_plan},
     {"generate", "prompts to videos", ts_command_generate},
+    {"score", "measure a finished video", ts_command_score},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},
     {"doctor", "tell what this machine offers, what stands in the way and what to do", ts_command_doctor},
     {"bench", "measure this machine and what share of it the kernels reach", ts_command_bench},

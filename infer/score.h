@@ -7,16 +7,32 @@
 
 #include "core/comm/comm.h"
 
-// rgb [frames, height, width, 3] u8 throughout.
+// rgb [frames, height, width, 3] u8 throughout. Values of the host; not collective. NAN where there is nothing to
+// measure: of no numbers, of a single frame.
 
-// Mean absolute difference of neighbouring frames, in units of 1/255: step [frames - 1].
+// The frame-difference profile: mean absolute difference of neighbouring frames, in units of 1/255: step [frames - 1].
 void ts_score_steps(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width, double *step);
-// The step from the last frame to the first over the median step.
+// The middle one of `count` numbers, or the mean of the two in the middle.
+double ts_score_median(const double *x, int64_t count);
+// The median of the steps after frames first, first + group, ..: those from one group of a codec to the next, which are
+// larger than the steps within where it keeps little of a group.
+double ts_score_group_step(const double *step, int64_t steps, int64_t first, int64_t group);
+// The step from the last frame to the first over the median step: 1 of a loop without a seam.
 double ts_score_seam(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width);
 // 10 log10(255^2 / mean squared difference), over frames [first, end); infinite when equal.
 double ts_score_psnr(const uint8_t *a, const uint8_t *b, int64_t first, int64_t end, int64_t height, int64_t width);
+// Steps at borders over the median step: border [count] holds the frames after which there is one. Those that are no
+// step of the video are passed over.
+typedef struct ts_score_border {
+    int64_t count;
+    double mean, largest;
+} ts_score_border;
+ts_score_border ts_score_borders(const double *step, int64_t steps, const int64_t *border, int64_t count);
 
-// tessera score FILE.mp4 [--against FILE] [--held A..B] [--prompt TEXT] [--loop] [--window FRAMES] [--json]
+// tessera score FILE.mp4.. [--frames A..B] [--against FILE [--from FRAME]] [--loop] [--window FRAMES [--overlap
+// FRAMES]]
+// [--shapes] [--prompt TEXT] [--json | --print KEY,..]
+// Rank 0 reads and prints; the others wait. Collective.
 int ts_command_score(ts_comm *world, int argc, char **argv);
 
 #endif

@@ -37,7 +37,7 @@ expect_fail 2 'even sides' "$TESSERA" world --clips 2 --size 33x32 --out "$out"
 expect_fail 2 'is a file; give a folder' "$TESSERA" world --clips 2 --out "$clip"
 expect_fail 2 'holds' "$TESSERA" world --clips 2 --out "$data"
 expect_fail 3 'no-such-file: cannot open' "$TESSERA" world --clips 2 --hold-out no-such-file --out "$out"
-for command in world ingest train generate check bench; do
+for command in world ingest train generate score check bench; do
     check "$command --help" "$TESSERA" $command --help
     said "$command --help says how" "tessera $command"
 done
