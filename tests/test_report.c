@@ -16,7 +16,15 @@ static void report_steps(const char *folder, int64_t done, int64_t last) {
         CHECK_OK(ts_report_step(report, step, &result, 0.01, 0.001));
     }
     const double level[2] = {0.5, 1.5};
-    const ts_validation_result validation = {2, level, 1.0, 2.0, 0.5};
+    // The last validation of a run also has its patterns; one that was not measured is not told of.
+    const bool patterns = done > 0;
+    const ts_validation_result validation = {
+        .levels = 2,
+        .level_loss = level,
+        .loss = 1.0,
+        .constant = 2.0,
+        .share = 0.5,
+        .pattern = {[TS_PATTERN_ALL] = {true, 0.75, 1.0, 0.5}, [TS_PATTERN_PREFIX] = {patterns, 0.25, 0.5, 0.25}}};
     CHECK_OK(ts_report_validation(report, last, &validation));
     ts_report_close(&report);
 }
@@ -40,7 +48,13 @@ int main(void) {
         CHECK(value);
         if (json_object_get(value, "validation")) {
             validations++;
-            CHECK_NEAR(json_real_value(json_object_get(json_object_get(value, "validation"), "share")), 0.5, 0);
+            const json_t *validation = json_object_get(value, "validation");
+            const json_t *patterns = json_object_get(validation, "patterns");
+            CHECK_NEAR(json_real_value(json_object_get(validation, "share")), 0.5, 0);
+            CHECK(json_object_size(patterns) == 2);
+            CHECK_NEAR(json_real_value(json_object_get(json_object_get(patterns, "all"), "share")), 0.5, 0);
+            CHECK_NEAR(json_real_value(json_object_get(json_object_get(patterns, "prefix"), "loss")), 0.5, 0);
+            CHECK_NEAR(json_real_value(json_object_get(json_object_get(patterns, "prefix"), "share")), 0.25, 0);
         } else {
             CHECK(json_integer_value(json_object_get(value, "step")) == expected);
             // The mean over the steps since the last line.

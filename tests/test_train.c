@@ -34,7 +34,7 @@ static void run(const ts_train_config *config, ts_comm *comm, losses *out) {
     if (!trainer) {
         return;
     }
-    CHECK_OK(ts_trainer_validate(trainer, &out->before));
+    CHECK_OK(ts_trainer_validate(trainer, false, &out->before));
     keep_levels(&out->before, out->level[0]);
     const uint64_t system_calls = ts_tape_system_calls(trainer->tape);
     for (int i = 0; i < STEPS; i++) {
@@ -46,7 +46,7 @@ static void run(const ts_train_config *config, ts_comm *comm, losses *out) {
         CHECK(tokens_per_sample(&result) == 12 || tokens_per_sample(&result) == 8);
     }
     CHECK(trainer->step == STEPS && trainer->cursor.samples == STEPS * config->train.batch);
-    CHECK_OK(ts_trainer_validate(trainer, &out->after));
+    CHECK_OK(ts_trainer_validate(trainer, true, &out->after));
     keep_levels(&out->after, out->level[1]);
     // What was counted before is all that steps and validation take.
     CHECK(ts_tape_system_calls(trainer->tape) == system_calls);
@@ -64,12 +64,26 @@ static double mean(const double *x, int n) {
     return sum;
 }
 
+// Every pattern with a weight is measured, and no other; looking at them leaves the rest as it is.
+static void check_patterns(const losses *l) {
+    static const double weight[TS_PATTERN_COUNT] = {0.5, 0.2, 0, 0.1, 0.1, 0.1};  // of tiny_config
+    for (int p = 0; p < TS_PATTERN_COUNT; p++) {
+        const ts_pattern_loss *before = &l->before.pattern[p], *after = &l->after.pattern[p];
+        CHECK(before->measured == (p == TS_PATTERN_ALL) && after->measured == (p != TS_PATTERN_SUFFIX));
+        CHECK_NEAR(after->weight, weight[p], 1e-12);
+        CHECK(after->measured ? after->loss > 0 && after->loss < 0.9 * l->before.loss : after->loss == 0);
+        CHECK_NEAR(after->share, after->loss / l->after.constant, 1e-12);
+    }
+    CHECK(l->after.pattern[TS_PATTERN_ALL].loss == l->after.loss);
+}
+
 static void check_learning(const losses *l) {
     CHECK(mean(l->step + STEPS - 10, 10) < 0.9 * mean(l->step, 10));
     CHECK(l->after.loss < 0.9 * l->before.loss);
     CHECK(l->after.constant > 1 && l->after.constant == l->before.constant);
     CHECK_NEAR(l->after.share, l->after.loss / l->after.constant, 1e-12);
     CHECK_NEAR(mean(l->after.level_loss, 4), l->after.loss, 1e-12);
+    check_patterns(l);
     // A fresh model predicts about nothing, which is about the constant prediction.
     CHECK_NEAR(l->before.share, 1, 0.25);
 }
@@ -80,6 +94,10 @@ static void check_equal(const losses *one, const losses *many, double tolerance)
     }
     CHECK_NEAR(many->after.loss / one->after.loss, 1, tolerance);
     CHECK_NEAR(many->after.constant / one->after.constant, 1, 1e-9);
+    for (int p = 0; p < TS_PATTERN_COUNT; p++) {
+        CHECK(many->after.pattern[p].measured == one->after.pattern[p].measured);
+        CHECK_NEAR(many->after.pattern[p].loss, one->after.pattern[p].loss, tolerance * one->after.loss);
+    }
 }
 
 // One rank that wants to stop is heard by all, in the same step.

@@ -103,7 +103,7 @@ static void train(const ts_train_config *config, ts_arena *arena, ts_comm *world
     take_steps(t, SAVED, STEPS, out);
     CHECK_OK(ts_checkpoint_save_finish(&t->saving));
     ts_validation_result validation;
-    CHECK_OK(ts_trainer_validate(t, &validation));
+    CHECK_OK(ts_trainer_validate(t, true, &validation));
     out->validation = validation.loss;
     ts_trainer_close(&t);
 }

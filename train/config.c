@@ -132,6 +132,9 @@ const ts_option ts_train_options[] = {
     INT("validate.clips", validate.clips, "64", 0, 1 << 20,
         "clips held out of training to validate on; 0: no validation"),
     INT("validate.levels", validate.levels, "10", 1, 1000, "noise levels each is tried at"),
+    INT("validate.patterns_every", validate.patterns_every, "0", 0, 1e12,
+        "every n-th validation, and the last, also measures the other noise patterns that have a weight, each at the "
+        "cost of one validation; 0: only the last"),
 
     INT("sample.every", sample.every, "0", 0, 1e12, "steps between sample videos; 0: none"),
     {.name = "sample.prompts",
@@ -320,6 +323,7 @@ static const char *const FREE_OPTIONS[] = {"name",
                                            "report",
                                            "validate.every",
                                            "validate.levels",
+                                           "validate.patterns_every",
                                            "train.recompute",
                                            "train.gradients",
                                            "train.rounding",

@@ -55,7 +55,7 @@ typedef struct ts_train_config {
         double all, prefix, suffix, both_ends, scattered, independent;
     } patterns;
     struct {
-        int64_t every, clips, levels;
+        int64_t every, clips, levels, patterns_every;
     } validate;
     struct {
         int64_t every, steps;

@@ -150,12 +150,14 @@ static int open_run(run *r) {
 
 // ---- what happens at step boundaries
 
-static int validate(run *r) {
+// The noise patterns cost as much again each, so not every time.
+static int validate(run *r, bool last) {
+    const int64_t every = r->config->validate.every, nth = r->config->validate.patterns_every;
     if (!r->trainer->validation) {
         return TS_OK;
     }
     ts_validation_result result;
-    TS_TRY(ts_trainer_validate(r->trainer, &result));
+    TS_TRY(ts_trainer_validate(r->trainer, last || (nth > 0 && r->trainer->step / every % nth == 0), &result));
     return ts_agree(r->world, ts_report_validation(r->report, r->trainer->step, &result));
 }
 
@@ -237,7 +239,7 @@ static int after_step(run *r, bool last) {
     const ts_train_config *c = r->config;
     const int64_t step = r->trainer->step;
     if (due(step, c->validate.every) || last) {
-        TS_TRY(validate(r));
+        TS_TRY(validate(r, last));
     }
     if (due(step, c->sample.every) || (last && c->sample.every > 0)) {
         TS_TRY(ts_preview(r->trainer, c->out, r->report));

@@ -137,7 +137,7 @@ static int count_validation(ts_tape *tape, const ts_memory_run *run, const decla
         ts_validation_arrays arrays;
         ts_tape_reset(tape);
         TS_TRY(ts_validation_allocate(&arrays, tape, n, run->latent[i]));
-        const ts_token_target target = {arrays.target, NULL, run->latent[i].dim[0], 1, NULL};
+        const ts_token_target target = {arrays.target, arrays.weight, run->latent[i].dim[0], 1, NULL};
         TS_TRY(count_model(tape, run, model, run->latent[i], n, arrays.x, target, TS_RECOMPUTE_NONE));
     }
     return TS_OK;

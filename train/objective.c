@@ -8,6 +8,15 @@
 #include "core/base/status.h"
 #include "core/nn/layer.h"
 
+const char *const ts_pattern_names[TS_PATTERN_COUNT] = {
+    [TS_PATTERN_ALL] = "all",
+    [TS_PATTERN_PREFIX] = "prefix",
+    [TS_PATTERN_SUFFIX] = "suffix",
+    [TS_PATTERN_BOTH_ENDS] = "both_ends",
+    [TS_PATTERN_SCATTERED] = "scattered",
+    [TS_PATTERN_INDEPENDENT] = "independent",
+};
+
 ts_objective ts_objective_from_config(const ts_train_config *config) {
     return (ts_objective){
         .seed = (uint64_t)config->seed,

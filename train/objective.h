@@ -28,6 +28,7 @@ typedef enum {
     TS_PATTERN_INDEPENDENT,  // a level for each frame
     TS_PATTERN_COUNT
 } ts_pattern;
+extern const char *const ts_pattern_names[TS_PATTERN_COUNT];  // as patterns.* spells them
 
 typedef struct ts_objective {
     uint64_t seed;

@@ -189,6 +189,61 @@ int ts_report_step(ts_report *r, int64_t step, const ts_step_result *result, dou
     return TS_OK;
 }
 
+static bool has_patterns(const ts_validation_result *result) {
+    bool any = false;
+    for (int p = TS_PATTERN_ALL + 1; p < TS_PATTERN_COUNT; p++) {
+        any = any || result->pattern[p].measured;
+    }
+    return any;
+}
+
+static void print_patterns(const ts_validation_result *result) {
+    TS_INFO("  %-14s %12s %17s %25s", "noise pattern", "of training", "validation loss", "of the best constant's");
+    for (int p = 0; p < TS_PATTERN_COUNT; p++) {
+        const ts_pattern_loss *one = &result->pattern[p];
+        if (one->measured) {
+            TS_INFO("  %-14s %10.1f %% %17.4f %23.1f %%", ts_pattern_names[p], 100.0 * one->weight, one->loss,
+                    100.0 * one->share);
+        }
+    }
+}
+
+static json_t *patterns_as_json(const ts_validation_result *result) {
+    json_t *patterns = json_object();
+    for (int p = 0; p < TS_PATTERN_COUNT; p++) {
+        const ts_pattern_loss *one = &result->pattern[p];
+        if (one->measured) {
+            json_object_set_new(patterns, ts_pattern_names[p],
+                                json_pack("{s:f, s:f}", "loss", one->loss, "share", one->share));
+        }
+    }
+    return patterns;
+}
+
+static json_t *validation_as_json(const ts_validation_result *result) {
+    json_t *levels = json_array();
+    for (int64_t i = 0; i < result->levels; i++) {
+        json_array_append_new(levels, json_real(result->level_loss[i]));
+    }
+    json_t *out = json_pack("{s:f, s:f, s:f, s:o}", "loss", result->loss, "constant", result->constant, "share",
+                            result->share, "levels", levels);
+    if (out && has_patterns(result)) {
+        json_object_set_new(out, "patterns", patterns_as_json(result));
+    }
+    return out;
+}
+
+static int pattern_curves(ts_report *r, int64_t step, const ts_validation_result *result) {
+    for (int p = TS_PATTERN_ALL + 1; p < TS_PATTERN_COUNT; p++) {
+        if (result->pattern[p].measured) {
+            char tag[64];
+            snprintf(tag, sizeof tag, "validation/loss_%s", ts_pattern_names[p]);
+            TS_TRY(ts_tfevents_scalar(r->events, step, tag, result->pattern[p].loss));
+        }
+    }
+    return TS_OK;
+}
+
 int ts_report_validation(ts_report *r, int64_t step, const ts_validation_result *result) {
     if (!r) {
         return TS_OK;
@@ -196,15 +251,14 @@ int ts_report_validation(ts_report *r, int64_t step, const ts_validation_result 
     ts_report_clear_line(r);
     TS_INFO("step %" PRId64 "  validation loss %.4f, %.1f%% of the best constant prediction's", step, result->loss,
             100.0 * result->share);
-    json_t *levels = json_array();
-    for (int64_t i = 0; i < result->levels; i++) {
-        json_array_append_new(levels, json_real(result->level_loss[i]));
+    if (has_patterns(result)) {
+        print_patterns(result);
     }
-    TS_TRY(write_metrics(r, json_pack("{s:I, s:{s:f, s:f, s:f, s:o}}", "step", (json_int_t)step, "validation", "loss",
-                                      result->loss, "constant", result->constant, "share", result->share, "levels",
-                                      levels)));
+    TS_TRY(
+        write_metrics(r, json_pack("{s:I, s:o}", "step", (json_int_t)step, "validation", validation_as_json(result))));
     TS_TRY(ts_tfevents_scalar(r->events, step, "validation/loss", result->loss));
     TS_TRY(ts_tfevents_scalar(r->events, step, "validation/share_of_constant", result->share));
+    TS_TRY(pattern_curves(r, step, result));
     return ts_tfevents_flush(r->events);
 }
 

@@ -27,6 +27,7 @@ void ts_report_clear_line(const ts_report *report);
 
 // After every step: its result, its duration and the seconds this rank waited for data.
 int ts_report_step(ts_report *report, int64_t step, const ts_step_result *result, double seconds, double wait);
+// The noise patterns, where they were measured, as a table.
 int ts_report_validation(ts_report *report, int64_t step, const ts_validation_result *result);
 // A checkpoint that is acknowledged, and what it cost.
 typedef struct ts_saving {

@@ -234,6 +234,7 @@ static int open_validation(ts_trainer *t) {
         .seed = (uint64_t)c->seed,
         .batch = ts_validation_batch(c, &t->mesh, !t->kernels->device->is_host, largest),
     };
+    memcpy(params.pattern, t->objective.pattern, sizeof params.pattern);
     params.count = ts_loader_validation(t->loader, &params.clips);
     return params.count ? ts_validation_open(&t->validation, t->dataset, &params, &t->mesh) : TS_OK;
 }
@@ -412,9 +413,9 @@ int ts_trainer_step(ts_trainer *t, ts_stop wish, ts_step_result *out) {
     return TS_OK;
 }
 
-int ts_trainer_validate(ts_trainer *t, ts_validation_result *out) {
+int ts_trainer_validate(ts_trainer *t, bool all_patterns, ts_validation_result *out) {
     ts_checkpoint_save_settle(t->saving);
     TS_TRY(ts_optimizer_swap_average(t->optimizer));
-    TS_TRY(ts_validation_run(t->validation, t->model, t->tape, out));
+    TS_TRY(ts_validation_run(t->validation, t->model, t->tape, all_patterns, out));
     return ts_optimizer_swap_average(t->optimizer);
 }

@@ -75,7 +75,8 @@ int ts_trainer_step(ts_trainer *trainer, ts_stop wish, ts_step_result *out);
 // Places the loader at trainer->cursor, after it was set from a checkpoint.
 int ts_trainer_seek(ts_trainer *trainer);
 
-// Validates the moving average of the weights, or the weights where none is kept. Collective.
-int ts_trainer_validate(ts_trainer *trainer, ts_validation_result *out);
+// Validates the moving average of the weights, or the weights where none is kept; on all noise patterns or on one level
+// for all frames only (train/validate.h). Collective.
+int ts_trainer_validate(ts_trainer *trainer, bool all_patterns, ts_validation_result *out);
 
 #endif
