@@ -28,7 +28,7 @@ static const char *const REPORTS[] = {"none", "comm", NULL};
 #define STRING(key, field, value, needed, text)                                                                        \
     { .name = key, .type = TS_OPTION_STRING, AT(field), .otherwise = value, .help = text, .required = needed }
 #define CHOICE(key, field, value, list, text)                                                                          \
-    { .name = key, .type = TS_OPTION_CHOICE, AT(field), .otherwise = value, .help = text, .choices = list }
+    { .name = key, .type = TS_OPTION_CHOICE, AT(field), .otherwise = value, .help = text, .of = list }
 
 // clang-format off: one option a line or two, like the page it prints
 const ts_option ts_train_options[] = {

@@ -90,14 +90,28 @@ int ts_options_read_args(const ts_option *table, void *target, ts_arena *arena, 
 
 // ---- help
 
+// How the options of a table are shown.
+typedef struct help_page {
+    FILE *out;
+    const char *dashes;  // before a name: "--", or "" for the keys of a file
+    int indent;
+} help_page;
+
 // "  --train.steps=N"
-static size_t format_left(const ts_option *option, char *out, size_t bytes) {
+static size_t format_left(const help_page *page, const ts_option *option, char *out, size_t bytes) {
     static const char *const value[] = {
-        [TS_OPTION_INT] = "=N",       [TS_OPTION_REAL] = "=X",        [TS_OPTION_BOOL] = "",
-        [TS_OPTION_STRING] = "=TEXT", [TS_OPTION_CHOICE] = "=CHOICE", [TS_OPTION_SIZE] = "=WxH",
-        [TS_OPTION_LIST] = "=A,B",
+        [TS_OPTION_INT] = "=N",    [TS_OPTION_REAL] = "=X",      [TS_OPTION_REAL_OR_NAN] = "=X",
+        [TS_OPTION_BOOL] = "",     [TS_OPTION_STRING] = "=TEXT", [TS_OPTION_CHOICE] = "=CHOICE",
+        [TS_OPTION_SIZE] = "=WxH", [TS_OPTION_LIST] = "=A,B",    [TS_OPTION_RECORDS] = "",
     };
-    const int length = snprintf(out, bytes, "  --%s%s", option->name, value[option->type]);
+    static const char *const key[] = {
+        [TS_OPTION_INT] = ": N",     [TS_OPTION_REAL] = ": X",      [TS_OPTION_REAL_OR_NAN] = ": X",
+        [TS_OPTION_BOOL] = ": BOOL", [TS_OPTION_STRING] = ": TEXT", [TS_OPTION_CHOICE] = ": CHOICE",
+        [TS_OPTION_SIZE] = ": WxH",  [TS_OPTION_LIST] = ": [A, B]", [TS_OPTION_RECORDS] = ":",
+    };
+    const bool in_file = !*page->dashes || option->type == TS_OPTION_RECORDS;
+    const int length = snprintf(out, bytes, "%*s%s%s%s", page->indent, "", in_file ? "" : page->dashes, option->name,
+                                (in_file ? key : value)[option->type]);
     return (size_t)length < bytes ? (size_t)length : bytes - 1;
 }
 
@@ -106,9 +120,10 @@ static void format_right(const ts_option *option, char *out, size_t bytes) {
     char note[768] = "", range[96];
     size_t used = 0;
     if (option->type == TS_OPTION_CHOICE) {
-        for (int i = 0; option->choices[i] && used < sizeof note; i++) {
-            const char *separator = i == 0 ? "" : option->choices[i + 1] ? ", " : " or ";
-            used += (size_t)snprintf(note + used, sizeof note - used, "%s%s", separator, option->choices[i]);
+        const char *const *choices = ts_option_choices(option);
+        for (int i = 0; choices[i] && used < sizeof note; i++) {
+            const char *separator = i == 0 ? "" : choices[i + 1] ? ", " : " or ";
+            used += (size_t)snprintf(note + used, sizeof note - used, "%s%s", separator, choices[i]);
         }
     }
     if (used < sizeof note && ts_option_range_text(option, range, sizeof range)) {
@@ -137,18 +152,30 @@ static void print_wrapped(const char *text, FILE *out) {
     fputc('\n', out);
 }
 
-void ts_options_print_help(const ts_option *table, FILE *out) {
+static void print_options(const help_page *page, const ts_option *table) {
     for (const ts_option *option = table; option->name; option++) {
         char left[NAME_BYTES + 16], right[2048];
-        const size_t length = format_left(option, left, sizeof left);
+        const size_t length = format_left(page, option, left, sizeof left);
         format_right(option, right, sizeof right);
         if (length + 2 > HELP_COLUMN) {
-            fprintf(out, "%s\n%*s", left, HELP_COLUMN, "");
+            fprintf(page->out, "%s\n%*s", left, HELP_COLUMN, "");
         } else {
-            fprintf(out, "%-*s", HELP_COLUMN, left);
+            fprintf(page->out, "%-*s", HELP_COLUMN, left);
         }
-        print_wrapped(right, out);
+        print_wrapped(right, page->out);
+        if (option->type == TS_OPTION_RECORDS) {
+            const help_page inner = {.out = page->out, .dashes = "", .indent = page->indent + 4};
+            print_options(&inner, ts_option_record(option)->table);
+        }
     }
+}
+
+void ts_options_print_help(const ts_option *table, FILE *out) {
+    print_options(&(help_page){.out = out, .dashes = "--", .indent = 2}, table);
     fprintf(out, "%-*s", HELP_COLUMN, "  --help");
     print_wrapped("print this", out);
+}
+
+void ts_options_print_keys(const ts_option *table, FILE *out) {
+    print_options(&(help_page){.out = out, .dashes = "", .indent = 2}, table);
 }

@@ -57,14 +57,34 @@ int ts_options_default(const ts_option *table, void *target, ts_arena *arena) {
     return TS_OK;
 }
 
-int ts_options_check(const ts_option *table, const void *target) {
+const ts_option *ts_option_missing(const ts_option *table, const void *target) {
     for (const ts_option *option = table; option->name; option++) {
         if (option->required && ts_option_is_unset(option, target)) {
-            return TS_FAIL(TS_EUSAGE, "\"%s\" is missing; give --%s=... (%s)", option->name, option->name,
-                           option->help ? option->help : "required");
+            return option;
         }
     }
-    return TS_OK;
+    return NULL;
+}
+
+int ts_options_check(const ts_option *table, const void *target) {
+    const ts_option *missing = ts_option_missing(table, target);
+    if (!missing) {
+        return TS_OK;
+    }
+    const char *why = missing->help ? missing->help : "required";
+    if (missing->type == TS_OPTION_RECORDS) {
+        return TS_FAIL(TS_EUSAGE, "\"%s\" is missing; give its entries in the file (%s)", missing->name, why);
+    }
+    return TS_FAIL(TS_EUSAGE, "\"%s\" is missing; give --%s=... (%s)", missing->name, missing->name, why);
+}
+
+size_t ts_option_extent(const ts_option *table) {
+    size_t extent = 0;
+    for (const ts_option *option = table; option->name; option++) {
+        const size_t end = option->offset + ts_option_bytes(option->type);
+        extent = end > extent ? end : extent;
+    }
+    return extent;
 }
 
 // ---- the nearest known name

@@ -139,16 +139,17 @@ static bool parse_bool(const char *text, bool *out) {
 static int set_choice(const ts_option *option, int *field, const char *text, const char *place) {
     char known[512] = "";
     size_t used = 0;
-    for (int i = 0; option->choices[i]; i++) {
-        if (strcmp(option->choices[i], text) == 0) {
+    const char *const *choices = ts_option_choices(option);
+    for (int i = 0; choices[i]; i++) {
+        if (strcmp(choices[i], text) == 0) {
             *field = i;
             return TS_OK;
         }
         if (used < sizeof known) {
-            used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", option->choices[i]);
+            used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", choices[i]);
         }
     }
-    const char *near = ts_nearest_name(text, option->choices);
+    const char *near = ts_nearest_name(text, choices);
     return TS_FAIL(TS_EUSAGE, "%s: \"%s\" is \"%.80s\"; it must be one of %s%s%s%s", place, option->name, text, known,
                    near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }
@@ -245,6 +246,7 @@ int ts_option_set(const ts_option *option, void *target, ts_arena *arena, const 
         *TS_FIELD(int64_t, option, target) = whole;
         return TS_OK;
     case TS_OPTION_REAL:
+    case TS_OPTION_REAL_OR_NAN:
         if (!parse_real(text, &real)) {
             return fail_type(option, place, "a number", text);
         }
@@ -262,22 +264,46 @@ int ts_option_set(const ts_option *option, void *target, ts_arena *arena, const 
         return set_size(option, TS_FIELD(ts_size2, option, target), text, place);
     case TS_OPTION_LIST:
         return set_list_text(option, target, arena, text, place);
+    case TS_OPTION_RECORDS:
+        return TS_FAIL(TS_EUSAGE, "%s: \"%s\" is a list of entries with keys of their own; give it in a YAML file",
+                       place, option->name);
     }
     return TS_FAIL(TS_EINTERNAL, "option \"%s\" has no known type", option->name);
 }
 
-static size_t field_bytes(ts_option_type type) {
+// ---- fields of any type
+
+size_t ts_option_bytes(ts_option_type type) {
     static const size_t bytes[] = {
         [TS_OPTION_INT] = sizeof(int64_t),         [TS_OPTION_REAL] = sizeof(double),
-        [TS_OPTION_BOOL] = sizeof(bool),           [TS_OPTION_STRING] = sizeof(const char *),
-        [TS_OPTION_CHOICE] = sizeof(int),          [TS_OPTION_SIZE] = sizeof(ts_size2),
-        [TS_OPTION_LIST] = sizeof(ts_string_list),
+        [TS_OPTION_REAL_OR_NAN] = sizeof(double),  [TS_OPTION_BOOL] = sizeof(bool),
+        [TS_OPTION_STRING] = sizeof(const char *), [TS_OPTION_CHOICE] = sizeof(int),
+        [TS_OPTION_SIZE] = sizeof(ts_size2),       [TS_OPTION_LIST] = sizeof(ts_string_list),
+        [TS_OPTION_RECORDS] = sizeof(ts_records),
     };
     return bytes[type];
 }
 
+ts_records ts_option_records(const ts_option *option, const void *target) {
+    ts_records records;
+    memcpy(&records, (const char *)target + option->offset, sizeof records);
+    return records;
+}
+
+void ts_option_set_records(const ts_option *option, void *target, ts_records records) {
+    memcpy((char *)target + option->offset, &records, sizeof records);
+}
+
 void ts_option_clear(const ts_option *option, void *target) {
-    memset((char *)target + option->offset, 0, field_bytes(option->type));
+    memset((char *)target + option->offset, 0, ts_option_bytes(option->type));
+    if (option->type == TS_OPTION_REAL_OR_NAN) {
+        *TS_FIELD(double, option, target) = NAN;
+    }
+}
+
+bool ts_option_may_be_unset(const ts_option *option) {
+    return option->type == TS_OPTION_STRING || option->type == TS_OPTION_LIST ||
+           option->type == TS_OPTION_REAL_OR_NAN || option->type == TS_OPTION_RECORDS;
 }
 
 bool ts_option_is_unset(const ts_option *option, const void *target) {
@@ -286,6 +312,8 @@ bool ts_option_is_unset(const ts_option *option, const void *target) {
         return *TS_CONST_FIELD(int64_t, option, target) == 0;
     case TS_OPTION_REAL:
         return *TS_CONST_FIELD(double, option, target) == 0;
+    case TS_OPTION_REAL_OR_NAN:
+        return isnan(*TS_CONST_FIELD(double, option, target));
     case TS_OPTION_STRING: {
         const char *text = *TS_CONST_FIELD(char *, option, target);
         return !text || !*text;
@@ -294,9 +322,47 @@ bool ts_option_is_unset(const ts_option *option, const void *target) {
         return TS_CONST_FIELD(ts_size2, option, target)->width == 0;
     case TS_OPTION_LIST:
         return TS_CONST_FIELD(ts_string_list, option, target)->count == 0;
+    case TS_OPTION_RECORDS:
+        return ts_option_records(option, target).count == 0;
     case TS_OPTION_BOOL:
     case TS_OPTION_CHOICE:
         return false;
     }
     return false;
+}
+
+static bool equal_text(const char *a, const char *b) {
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+static bool equal_lists(const ts_string_list *a, const ts_string_list *b) {
+    bool equal = a->count == b->count;
+    for (int64_t i = 0; equal && i < a->count; i++) {
+        equal = strcmp(a->items[i], b->items[i]) == 0;
+    }
+    return equal;
+}
+
+bool ts_option_equal(const ts_option *option, const void *target, const void *other) {
+    switch (option->type) {
+    case TS_OPTION_REAL:
+    case TS_OPTION_REAL_OR_NAN: {
+        const double a = *TS_CONST_FIELD(double, option, target), b = *TS_CONST_FIELD(double, option, other);
+        return a == b || (isnan(a) && isnan(b));
+    }
+    case TS_OPTION_STRING:
+        return equal_text(*TS_CONST_FIELD(char *, option, target), *TS_CONST_FIELD(char *, option, other));
+    case TS_OPTION_LIST:
+        return equal_lists(TS_CONST_FIELD(ts_string_list, option, target),
+                           TS_CONST_FIELD(ts_string_list, option, other));
+    case TS_OPTION_RECORDS:
+        return ts_option_records(option, target).count == 0 && ts_option_records(option, other).count == 0;
+    case TS_OPTION_INT:
+    case TS_OPTION_BOOL:
+    case TS_OPTION_CHOICE:
+    case TS_OPTION_SIZE:
+        break;
+    }
+    return memcmp((const char *)target + option->offset, (const char *)other + option->offset,
+                  ts_option_bytes(option->type)) == 0;
 }

@@ -18,9 +18,18 @@ int ts_option_set_list(const ts_option *option, void *target, ts_arena *arena, c
                        const char *place);
 // Puts the items of `before` in front of a list option's own.
 int ts_option_prepend(const ts_option *option, void *target, ts_arena *arena, ts_string_list before);
-// The value YAML's null stands for: the type's zero, which is "unset".
+// The value YAML's null stands for: the type's zero, or NAN, which is "unset".
 void ts_option_clear(const ts_option *option, void *target);
 bool ts_option_is_unset(const ts_option *option, const void *target);
+// Whether the type has a value of its own for "unset", so that null can stand for it.
+bool ts_option_may_be_unset(const ts_option *option);
+// The first required option that is unset, or NULL.
+const ts_option *ts_option_missing(const ts_option *table, const void *target);
+// Equal values; lists of records only when both are empty.
+bool ts_option_equal(const ts_option *option, const void *target, const void *other);
+size_t ts_option_bytes(ts_option_type type);  // of a field
+// Bytes of a struct that reach to the end of the table's last field.
+size_t ts_option_extent(const ts_option *table);
 
 // "1 to 1000", "at least 1"... of a bounded option into out; returns false when unbounded.
 bool ts_option_range_text(const ts_option *option, char *out, size_t out_bytes);
@@ -30,6 +39,21 @@ const char *ts_option_real_text(double value, char *out, size_t out_bytes);
 // Fails with: PLACE: unknown WHAT "KEY"; did you mean "OTHER"?   `section` is "" or "train.", where the key was met.
 int ts_option_fail_unknown(const ts_option *table, const char *place, const char *what, const char *section,
                            const char *key);
+
+// A list of records as every such field is laid out; copied in and out, for each is of another type.
+typedef struct ts_records {
+    int64_t count;
+    void *items;
+} ts_records;
+ts_records ts_option_records(const ts_option *option, const void *target);
+void ts_option_set_records(const ts_option *option, void *target, ts_records records);
+
+static inline const char *const *ts_option_choices(const ts_option *option) {
+    return option->of;
+}
+static inline const ts_record *ts_option_record(const ts_option *option) {
+    return option->of;
+}
 
 // Typed access to an option's field.
 #define TS_FIELD(type, option, target)       ((type *)(void *)((char *)(target) + (option)->offset))

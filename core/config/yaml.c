@@ -10,7 +10,7 @@
 #include "core/config/option.h"
 #include "core/config/value.h"
 
-enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16, MAX_NODES = 10000, NAME_BYTES = 256, PLACE_BYTES = 512 };
+enum { MAX_BYTES = 4 << 20, MAX_DEPTH = 16, MAX_NODES = 100000, NAME_BYTES = 256, PLACE_BYTES = 512 };
 
 // A key that was met, for the refusal of duplicates. Unknown keys fail at once, so the list is as short as the table.
 typedef struct met_key {
@@ -19,18 +19,24 @@ typedef struct met_key {
     struct met_key *next;
 } met_key;
 
-typedef struct reader {
-    yaml_parser_t parser;
+// The table whose keys are being met, and the struct they go to: the file's or, within a list, an entry's.
+typedef struct scope {
     const ts_option *table;
     void *target;
+    met_key *met;
+} scope;
+
+typedef struct reader {
+    yaml_parser_t parser;
+    scope at;
     ts_arena *arena;
     const char *path;
-    met_key *met;
+    char entry[NAME_BYTES];  // "track[2].boxes[0]", or empty outside of lists
     int depth, nodes;
 } reader;
 
 static const char *place_of(const reader *r, size_t line, char out[PLACE_BYTES]) {
-    snprintf(out, PLACE_BYTES, "%s:%zu", r->path, line + 1);
+    snprintf(out, PLACE_BYTES, "%s:%zu%s%s", r->path, line + 1, *r->entry ? ": " : "", r->entry);
     return out;
 }
 
@@ -136,13 +142,35 @@ static int scalar_text(const reader *r, const yaml_event_t *event, const char **
     return TS_OK;
 }
 
+// ---- lists
+
+// An array in the arena that grows; what it outgrows stays there until the arena is reset, less than it is itself.
+typedef struct growing {
+    void *items;
+    int64_t count, room;
+} growing;
+
+// A place for one more item, or NULL.
+static void *grow(ts_arena *arena, growing *list, size_t bytes) {
+    if (list->count == list->room) {
+        const int64_t room = list->room ? 2 * list->room : 8;
+        void *items = ts_arena_alloc(arena, (size_t)room * bytes);
+        if (!items) {
+            return NULL;
+        }
+        if (list->count) {
+            memcpy(items, list->items, (size_t)list->count * bytes);
+        }
+        list->items = items;
+        list->room = room;
+    }
+    return (char *)list->items + (size_t)list->count++ * bytes;
+}
+
 // The items of a sequence whose start has been read.
 static int read_list(reader *r, const ts_option *option, size_t line) {
-    const char **items = ts_arena_alloc(r->arena, MAX_NODES * sizeof *items);
-    if (!items) {
-        return TS_ERESOURCE;
-    }
-    for (int64_t count = 0;; count++) {
+    growing list = {0};
+    for (;;) {
         yaml_event_t event;
         TS_TRY(next_event(r, &event));
         int status = TS_OK;
@@ -150,19 +178,88 @@ static int read_list(reader *r, const ts_option *option, size_t line) {
         if (!ended && event.type != YAML_SCALAR_EVENT) {
             status = FAIL_AT(r, event.start_mark.line, "\"%s\" must be a list of plain values", option->name);
         } else if (!ended) {
-            status = scalar_text(r, &event, &items[count]);
+            const char *text, **item = grow(r->arena, &list, sizeof *item);
+            status = item ? scalar_text(r, &event, &text) : TS_ERESOURCE;
             if (!status) {
-                items[count] = ts_arena_strdup(r->arena, items[count]);
-                status = items[count] ? TS_OK : TS_ERESOURCE;
+                *item = ts_arena_strdup(r->arena, text);
+                status = *item ? TS_OK : TS_ERESOURCE;
             }
         }
         yaml_event_delete(&event);
         TS_TRY(status);
         if (ended) {
             char place[PLACE_BYTES];
-            return ts_option_set_list(option, r->target, r->arena, items, count, place_of(r, line, place));
+            return ts_option_set_list(option, r->at.target, r->arena, list.items, list.count, place_of(r, line, place));
         }
     }
+}
+
+static int read_map(reader *r, const char *section);
+
+// One entry, whose map's start has been read, into a struct.
+static int read_record(reader *r, const ts_option *option, int64_t index, size_t line, void *item) {
+    const ts_record *record = ts_option_record(option);
+    const scope outer = r->at;
+    const size_t outer_length = strlen(r->entry);
+    snprintf(r->entry + outer_length, sizeof r->entry - outer_length, "%s%s[%lld]", outer_length ? "." : "",
+             option->name, (long long)index);
+    r->at = (scope){.table = record->table, .target = item};
+    memset(item, 0, record->bytes);
+    if (record->line != TS_RECORD_NO_LINE) {
+        const int64_t number = (int64_t)line + 1;
+        memcpy((char *)item + record->line, &number, sizeof number);
+    }
+    TS_TRY(ts_options_default(record->table, item, r->arena));
+    TS_TRY(read_map(r, ""));
+    const ts_option *missing = ts_option_missing(record->table, item);
+    if (missing) {
+        return FAIL_AT(r, line, "\"%s\" is missing; add \"%s: ...\" (%s)", missing->name, missing->name,
+                       missing->help ? missing->help : "required");
+    }
+    r->at = outer;
+    r->entry[outer_length] = '\0';
+    return TS_OK;
+}
+
+// The entries of a sequence whose start has been read.
+static int read_records(reader *r, const ts_option *option) {
+    growing list = {0};
+    for (;;) {
+        yaml_event_t event;
+        TS_TRY(next_event(r, &event));
+        const yaml_event_type_t type = event.type;
+        const size_t line = event.start_mark.line;
+        yaml_event_delete(&event);
+        if (type == YAML_SEQUENCE_END_EVENT) {
+            ts_option_set_records(option, r->at.target, (ts_records){.count = list.count, .items = list.items});
+            return TS_OK;
+        }
+        if (type != YAML_MAPPING_START_EVENT) {
+            return FAIL_AT(r, line, "each entry of \"%s\" must hold lines of the form \"key: value\"", option->name);
+        }
+        void *item = grow(r->arena, &list, ts_option_record(option)->bytes);
+        if (!item) {
+            return TS_ERESOURCE;
+        }
+        TS_TRY(read_record(r, option, list.count - 1, line, item));
+    }
+}
+
+// ---- values and keys
+
+static const char *kind_wanted(const ts_option *option) {
+    switch (option->type) {
+    case TS_OPTION_LIST:
+        return "a list";
+    case TS_OPTION_RECORDS:
+        return "a list of entries (\"- key: value\")";
+    default:
+        return "one plain value";
+    }
+}
+
+static const char *kind_of(const yaml_event_t *event) {
+    return event->type == YAML_MAPPING_START_EVENT ? "a map" : event->type == YAML_SCALAR_EVENT ? "a value" : "a list";
 }
 
 static int read_value(reader *r, const ts_option *option, const yaml_event_t *event) {
@@ -170,24 +267,24 @@ static int read_value(reader *r, const ts_option *option, const yaml_event_t *ev
     if (event->type == YAML_SEQUENCE_START_EVENT && option->type == TS_OPTION_LIST) {
         return read_list(r, option, line);
     }
-    if (event->type != YAML_SCALAR_EVENT) {
-        return FAIL_AT(r, line, "\"%s\" must be %s, and is a %s", option->name,
-                       option->type == TS_OPTION_LIST ? "a list" : "one plain value",
-                       event->type == YAML_MAPPING_START_EVENT ? "map" : "list");
+    if (event->type == YAML_SEQUENCE_START_EVENT && option->type == TS_OPTION_RECORDS) {
+        return read_records(r, option);
     }
-    const bool may_be_unset = option->type == TS_OPTION_STRING || option->type == TS_OPTION_LIST;
-    if (may_be_unset && is_null(event)) {
-        ts_option_clear(option, r->target);
+    if (event->type == YAML_SCALAR_EVENT && ts_option_may_be_unset(option) && is_null(event)) {
+        ts_option_clear(option, r->at.target);
         return TS_OK;
+    }
+    if (event->type != YAML_SCALAR_EVENT || option->type == TS_OPTION_RECORDS) {
+        return FAIL_AT(r, line, "\"%s\" must be %s, and is %s", option->name, kind_wanted(option), kind_of(event));
     }
     const char *text;
     char place[PLACE_BYTES];
     TS_TRY(scalar_text(r, event, &text));
-    return ts_option_set(option, r->target, r->arena, text, place_of(r, line, place));
+    return ts_option_set(option, r->at.target, r->arena, text, place_of(r, line, place));
 }
 
 static int note_key(reader *r, const char *name, size_t line) {
-    for (const met_key *key = r->met; key; key = key->next) {
+    for (const met_key *key = r->at.met; key; key = key->next) {
         if (ts_option_same_name(key->name, name, SIZE_MAX)) {
             return FAIL_AT(r, line, "key \"%s\" occurs twice; the first is on line %zu", name, key->line + 1);
         }
@@ -196,21 +293,19 @@ static int note_key(reader *r, const char *name, size_t line) {
     if (!key) {
         return TS_ERESOURCE;
     }
-    *key = (met_key){.name = ts_arena_strdup(r->arena, name), .line = line, .next = r->met};
-    r->met = key;
+    *key = (met_key){.name = ts_arena_strdup(r->arena, name), .line = line, .next = r->at.met};
+    r->at.met = key;
     return key->name ? TS_OK : TS_ERESOURCE;
 }
-
-static int read_map(reader *r, const char *section);
 
 // `key` was met inside `section` ("" or "train."); its value follows.
 static int read_member(reader *r, const char *section, const char *key, size_t line) {
     char name[NAME_BYTES], inner[NAME_BYTES + 1], place[PLACE_BYTES];
     const bool fits = snprintf(name, sizeof name, "%s%s", section, key) < NAME_BYTES;
-    const ts_option *option = fits ? ts_option_find(r->table, name) : NULL;
-    const bool is_section = fits && !option && ts_option_is_section(r->table, name);
+    const ts_option *option = fits ? ts_option_find(r->at.table, name) : NULL;
+    const bool is_section = fits && !option && ts_option_is_section(r->at.table, name);
     if (!option && !is_section) {
-        return ts_option_fail_unknown(r->table, place_of(r, line, place), "key", section, key);
+        return ts_option_fail_unknown(r->at.table, place_of(r, line, place), "key", section, key);
     }
     TS_TRY(note_key(r, name, line));
     yaml_event_t event;
@@ -307,7 +402,7 @@ int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, 
     char *text;
     size_t bytes;
     TS_TRY(ts_file_read(path, MAX_BYTES, &text, &bytes));
-    reader r = {.table = table, .target = target, .arena = arena, .path = path};
+    reader r = {.at = {.table = table, .target = target}, .arena = arena, .path = path};
     int status = refuse_directives(&r, text);
     if (!status && !yaml_parser_initialize(&r.parser)) {
         status = TS_FAIL(TS_ERESOURCE, "%s: out of memory", path);

@@ -24,7 +24,7 @@ static const ts_option options[] = {
      .type = TS_OPTION_CHOICE,
      .offset = FIELD(device),
      .otherwise = "auto",
-     .choices = ts_device_names,
+     .of = ts_device_names,
      .help = "what the program is to run on: auto, cpu or cuda; when that cannot be used, the exit code is 5"},
     {.name = "json", .type = TS_OPTION_BOOL, .offset = FIELD(json), .help = "print one JSON object instead of lines"},
     {0}};
