@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "core/base/arena.h"
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/base/split.h"
@@ -13,91 +14,18 @@
 // One rank's share of the call.
 typedef struct sampler {
     const ts_model *model;
-    const ts_mesh *mesh;  // or NULL
     const ts_kernels *kernels;
     const ts_sample_params *params;
-    ts_schedule schedule;
-    ts_tape *tape;
-    int64_t video_numbers;    // T H W C
-    int64_t context_numbers;  // rows width
-    ts_part branches;         // of guidance, computed here
-    // Device memory: [batch, rows, width], of the branches computed here, else NULL.
-    float *with, *without;
-    float *x;       // [batch, T, H, W, C], NULL on the host, where latents are made in place
-    int64_t group;  // videos in the group under way
+    int64_t video_numbers;  // T H W C
+    int64_t group;          // videos in the group under way
     ts_progress progress;
 } sampler;
 
-// The branches of guidance, by their number.
-enum { WITH, WITHOUT };
-
-static bool computes(const sampler *s, int branch) {
-    return s->branches.first <= branch && branch < s->branches.first + s->branches.count;
-}
-
-static void sampler_close(sampler *s) {
-    ts_tape_close(&s->tape);
-    s->kernels->device->release(s->with);
-    s->kernels->device->release(s->without);
-    s->kernels->device->release(s->x);
-}
-
-// Runs the text encoder on prompts [n] into `context` [n, rows, width].
-static int encode_prompts(sampler *s, const char *const *prompts, int64_t n, float *context) {
-    ts_tape_reset(s->tape);
-    const ts_var *encoded = ts_model_encode_text(s->tape, s->model, prompts, n);
-    TS_TRY(ts_tape_status(s->tape));
-    return s->kernels->device->copy(context, encoded->value.data, (size_t)(n * s->context_numbers) * sizeof *context);
-}
-
-// The negative prompt is the same for every video, so its context is made once, a copy for each video of a group.
-static int encode_negative(sampler *s) {
-    const char *negative = s->params->negative ? s->params->negative : "";
-    TS_TRY(encode_prompts(s, &negative, 1, s->without));
-    for (int64_t i = 1; i < s->params->batch; i++) {
-        TS_TRY(s->kernels->device->copy(s->without + i * s->context_numbers, s->without,
-                                        (size_t)s->context_numbers * sizeof *s->without));
-    }
-    return TS_OK;
-}
-
-static int allocate(sampler *s) {
-    const ts_device *device = s->kernels->device;
-    const size_t batch = (size_t)s->params->batch, context = batch * (size_t)s->context_numbers * sizeof(float);
-    s->with = computes(s, WITH) ? device->allocate(context) : NULL;
-    s->without = computes(s, WITHOUT) ? device->allocate(context) : NULL;
-    s->x = device->is_host ? NULL : device->allocate(batch * (size_t)s->video_numbers * sizeof *s->x);
-    const bool good =
-        (s->with || !computes(s, WITH)) && (s->without || !computes(s, WITHOUT)) && (s->x || device->is_host);
-    return good ? TS_OK : TS_ERESOURCE;
-}
-
-static int sampler_open(sampler *s, const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params) {
-    const ts_dit_config *dit = ts_dit_get_config(model->dit);
-    *s = (sampler){.model = model, .mesh = model->params->mesh, .kernels = kernels, .params = params};
-    const ts_comm *cfg = ts_mesh_axis(s->mesh, TS_AXIS_CFG);
-    s->video_numbers = params->frames * params->height * params->width * dit->out_channels;
-    s->context_numbers = dit->text_rows * dit->text_dim;
-    if (params->batch < 1) {
-        return TS_FAIL(TS_EUSAGE, "a sampling batch of %lld; give 1 or more", (long long)params->batch);
-    }
-    if (s->mesh) {
-        TS_TRY(ts_sample_check(&s->mesh->degree, params->guidance));
-    }
-    TS_TRY(ts_schedule_make(&s->schedule, params->grid, params->steps, params->shift));
-    s->branches = ts_denoise_branches(params->guidance, ts_comm_size(cfg), ts_comm_rank(cfg));
-    TS_TRY(allocate(s));
-    TS_TRY(ts_tape_open(&s->tape, kernels, TS_TAPE_RUN, model->params->operand_dtype));
-    return computes(s, WITHOUT) ? encode_negative(s) : TS_OK;
-}
-
-static int count_step(void *user, int64_t step, const float *x) {
-    sampler *s = user;
-    (void)step;
-    (void)x;
-    if (!s->params->quiet) {
-        TS_TRY(s->kernels->device->finish());  // what is told is done
-        ts_progress_update(&s->progress, s->progress.done + s->group, NULL);
+int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
+                    int64_t first_index, float *x) {
+    const int64_t numbers = params->frames * params->height * params->width * channels;
+    for (int64_t i = 0; i < n; i++) {
+        TS_TRY(kernels->noise(x + i * numbers, numbers, params->seed, TS_RNG_SAMPLE, (uint64_t)(first_index + i), 0));
     }
     return TS_OK;
 }
@@ -116,55 +44,68 @@ static int check_finite(const sampler *s, const float *x, int64_t n, int64_t fir
     return TS_OK;
 }
 
-int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
-                    int64_t first_index, float *x) {
-    const int64_t numbers = params->frames * params->height * params->width * channels;
-    for (int64_t i = 0; i < n; i++) {
-        TS_TRY(kernels->noise(x + i * numbers, numbers, params->seed, TS_RNG_SAMPLE, (uint64_t)(first_index + i), 0));
+// ---- a group of videos, sampled together
+
+static int open_canvas(const sampler *s, const char *prompt, int64_t index, ts_canvas *canvas) {
+    const ts_sample_params *p = s->params;
+    const ts_dit_config *c = ts_dit_get_config(s->model->dit);
+    TS_TRY(ts_canvas_open(canvas, p->frames, p->height, p->width, c->out_channels, c->patch[1], c->patch[2], prompt,
+                          p->guidance));
+    canvas->index = (uint64_t)index;
+    if (p->window > 0) {
+        canvas->window = p->window;
+        canvas->overlap = p->overlap;
     }
     return TS_OK;
 }
 
-// The latents of n <= batch videos, x [n, T, H, W, C] device memory, from noise.
-static int denoise_group(sampler *s, int64_t n, float *x) {
-    const ts_sample_params *p = s->params;
-    ts_comm *video = ts_mesh_axis(s->mesh, TS_AXIS_VIDEO);
-    const ts_denoise_params denoise = {
-        .schedule = &s->schedule,
-        .solver = p->solver,
-        .guidance = p->guidance,
-        .n = n,
-        .frames = p->frames,
-        .height = p->height,
-        .width = p->width,
-        .with = s->with,
-        .without = s->without,
-        .record = ts_comm_size(video) == 1,
-        .on_step = count_step,
-        .user = s,
-        .cfg = ts_mesh_axis(s->mesh, TS_AXIS_CFG),
-    };
-    s->group = n;
-    const int status = ts_denoise(s->model->dit, s->tape, &denoise, x);
-    if (status && ts_comm_size(video) > 1) {
-        ts_comm_abort(ts_mesh_axis(s->mesh, TS_AXIS_WORLD), status);  // the others wait for this rank inside a step
+static int take_steps(sampler *s, ts_denoiser *denoiser) {
+    for (int64_t step = ts_denoiser_first_step(denoiser); step < ts_denoiser_steps(denoiser); step++) {
+        TS_TRY(ts_denoiser_step(denoiser, step));
+        if (!s->params->quiet) {
+            TS_TRY(s->kernels->device->finish());  // what is told is done
+            ts_progress_update(&s->progress, s->progress.done + s->group, NULL);
+        }
     }
+    return TS_OK;
+}
+
+static int denoise_group(sampler *s, ts_canvas *canvas, int64_t n, float *latents) {
+    const ts_sample_params *p = s->params;
+    const ts_denoise_params params = {
+        .grid = p->grid,
+        .steps = p->steps,
+        .shift = p->shift,
+        .solver = p->solver,
+        .seed = p->seed,
+        .negative = p->negative,
+        .batch = p->batch,
+    };
+    ts_denoiser *denoiser = NULL;
+    int status = ts_denoiser_open(&denoiser, s->model, s->kernels, &params, canvas, n);
+    status = status ? status : take_steps(s, denoiser);
+    for (int64_t i = 0; i < n && !status; i++) {
+        status = ts_denoiser_latents(denoiser, i, latents + i * s->video_numbers);
+    }
+    ts_denoiser_close(&denoiser);
     return status;
 }
 
 // Prompts to latents of n <= batch videos, host memory.
 static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64_t first_index, float *latents) {
-    const ts_sample_params *p = s->params;
-    const ts_device *device = s->kernels->device;
-    float *x = s->x ? s->x : latents;
-    TS_TRY(ts_sample_noise(s->kernels, p, ts_dit_get_config(s->model->dit)->out_channels, n, first_index, x));
-    TS_TRY(ts_agree(ts_mesh_axis(s->mesh, TS_AXIS_VIDEO),
-                    computes(s, WITH) ? encode_prompts(s, prompts, n, s->with) : TS_OK));
-    TS_TRY(denoise_group(s, n, x));
-    if (s->x) {
-        TS_TRY(device->download(latents, x, (size_t)(n * s->video_numbers) * sizeof *latents));
+    ts_canvas *canvas = ts_calloc((size_t)n, sizeof *canvas);
+    int status = canvas ? TS_OK : TS_ERESOURCE;
+    for (int64_t i = 0; i < n && !status; i++) {
+        status = open_canvas(s, prompts[i], first_index + i, &canvas[i]);
     }
-    return check_finite(s, latents, n, first_index);
+    s->group = n;
+    status = ts_agree(ts_mesh_axis(s->model->params->mesh, TS_AXIS_VIDEO), status);
+    status = status ? status : denoise_group(s, canvas, n, latents);
+    for (int64_t i = 0; canvas && i < n; i++) {
+        ts_canvas_close(&canvas[i]);
+    }
+    free(canvas);
+    return status ? status : check_finite(s, latents, n, first_index);
 }
 
 // Samples the videos [videos.first, videos.first + videos.count) of the call.
@@ -232,14 +173,16 @@ static int gather(ts_comm *data, int64_t n, int64_t numbers, float *latents) {
 int ts_sample(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
               const char *const *prompts, int64_t n, int64_t first_index, float *latents) {
     const ts_mesh *mesh = model->params->mesh;
-    ts_comm *world = ts_mesh_axis(mesh, TS_AXIS_WORLD), *data = ts_mesh_axis(mesh, TS_AXIS_DATA);
-    sampler s;
-    int status = ts_agree(world, sampler_open(&s, model, kernels, params));
-    if (!status) {
-        const ts_part videos = ts_split(n, ts_comm_size(data), ts_comm_rank(data));
-        status = ts_agree(world, sample_part(&s, prompts, videos, first_index, latents));
+    ts_comm *data = ts_mesh_axis(mesh, TS_AXIS_DATA);
+    sampler s = {.model = model, .kernels = kernels, .params = params};
+    s.video_numbers = params->frames * params->height * params->width * ts_dit_get_config(model->dit)->out_channels;
+    if (params->batch < 1) {
+        return TS_FAIL(TS_EUSAGE, "a sampling batch of %lld; give 1 or more", (long long)params->batch);
     }
-    const int64_t numbers = s.video_numbers;
-    sampler_close(&s);
-    return status || ts_comm_size(data) == 1 ? status : gather(data, n, numbers, latents);
+    if (mesh) {
+        TS_TRY(ts_sample_check(&mesh->degree, params->guidance));
+    }
+    const ts_part videos = ts_split(n, ts_comm_size(data), ts_comm_rank(data));
+    TS_TRY(ts_agree(ts_mesh_axis(mesh, TS_AXIS_WORLD), sample_part(&s, prompts, videos, first_index, latents)));
+    return ts_comm_size(data) == 1 ? TS_OK : gather(data, n, s.video_numbers, latents);
 }

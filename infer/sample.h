@@ -18,6 +18,8 @@ typedef struct ts_sample_params {
     uint64_t seed;
     const char *negative;  // NULL: the empty prompt
     int64_t batch;         // videos sampled together; bounds the memory
+    int64_t window;        // latent frames that the transformer sees at once (infer/windows.h); 0: all
+    int64_t overlap;       // of neighbouring windows, with `window`
     bool quiet;            // no progress line
 } ts_sample_params;
 

@@ -23,7 +23,8 @@ typedef enum {
     TS_RNG_VALIDATION = 9,  // fixed validation noise
     TS_RNG_CODEC = 10,      // sample of clips for codec fitting
     TS_RNG_TEST = 11,
-    TS_RNG_ROUND = 12  // stochastic rounding; index = optimizer step
+    TS_RNG_ROUND = 12,  // stochastic rounding; index = optimizer step
+    TS_RNG_HEAD = 13    // noise of the first frames of windows; index = that of the video
 } ts_rng_purpose;
 
 typedef struct ts_philox {

@@ -10,8 +10,8 @@
 #include "core/comm/traffic.h"
 #include "core/config/option.h"
 #include "core/model/dit.h"
-#include "infer/denoise.h"
 #include "infer/sample.h"
+#include "infer/velocity.h"
 #include "train/optimizer.h"
 #include "train/token_loss.h"
 
@@ -52,8 +52,8 @@ static const char *const WORKS[] = {"train", "infer", "guide"};
 typedef struct bench {
     const ts_kernels *kernels;
     bench_work work;
-    const ts_mesh *mesh;  // or NULL
-    ts_schedule schedule;
+    const ts_mesh *mesh;    // or NULL
+    ts_velocity *velocity;  // GUIDE
     ts_recompute recompute;
     ts_shape latent_shape, context_shape;
     ts_params *params;
@@ -89,7 +89,6 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
     *b = (bench){.kernels = kernels, .work = work, .mesh = mesh, .recompute = (ts_recompute)s->recompute};
     b->latent_shape = TS_SHAPE(s->batch, s->frames, s->height, s->width, s->channels);
     b->context_shape = TS_SHAPE(s->batch, s->text_rows, s->text_dim);
-    TS_TRY(ts_schedule_make(&b->schedule, TS_GRID_EULER, 1, 1.0));
     TS_TRY(ts_params_open(&b->params));
     b->params->mesh = mesh;
     b->params->kernels = kernels;
@@ -98,6 +97,11 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
     TS_TRY(ts_dit_init(b->dit, 1));
     TS_TRY(ts_params_refresh_operands(b->params));
     TS_TRY(ts_tape_open(&b->tape, kernels, train ? TS_TAPE_RECORD : TS_TAPE_RUN, dtype));
+    if (work == GUIDE) {
+        const ts_velocity_params velocity = {
+            .dit = b->dit, .tape = b->tape, .cfg = ts_mesh_axis(mesh, TS_AXIS_CFG), .guided = true};
+        TS_TRY(ts_velocity_open(&b->velocity, &velocity));
+    }
     if (train) {
         TS_TRY(ts_optimizer_open(&b->optimizer, b->params, kernels, &adamw));
         TS_TRY(ts_params_allocate_grad(b->params, s->gradients && dtype == TS_BF16 ? TS_BF16 : TS_F32));
@@ -118,6 +122,7 @@ static int bench_open(bench *b, const bench_shape *s, const ts_kernels *kernels,
 
 static void bench_close(bench *b) {
     ts_optimizer_close(&b->optimizer);
+    ts_velocity_close(&b->velocity);
     ts_tape_close(&b->tape);
     ts_dit_close(&b->dit);
     ts_params_close(&b->params);
@@ -129,24 +134,26 @@ static void bench_close(bench *b) {
     free(b->timestep);
 }
 
-// One step from noise with both branches; the latents stay as they are.
+// One step of Euler with both branches; the latents stay as they are.
 static int guided_step(bench *b) {
-    const int64_t *dim = b->latent_shape.dim;
-    const ts_denoise_params params = {
-        .schedule = &b->schedule,
-        .solver = TS_SOLVER_EULER,
-        .guidance = 3.0,
-        .n = dim[0],
-        .frames = dim[1],
-        .height = dim[2],
-        .width = dim[3],
-        .with = b->context,
-        .without = b->context,
-        .cfg = ts_mesh_axis(b->mesh, TS_AXIS_CFG),
-    };
-    const size_t bytes = (size_t)ts_shape_count(b->latent_shape) * sizeof *b->target;
-    TS_TRY(b->kernels->device->copy(b->target, b->latent, bytes));
-    return ts_denoise(b->dit, b->tape, &params, b->target);
+    const int64_t *dim = b->latent_shape.dim, numbers = ts_shape_count(b->latent_shape);
+    const ts_device *device = b->kernels->device;
+    ts_velocity_batch batch = {
+        .n = dim[0], .frames = dim[1], .height = dim[2], .width = dim[3], .levels = 1, .contexts = 1};
+    const float *velocity;
+    TS_TRY(ts_velocity_begin(b->velocity, &batch));
+    TS_TRY(device->copy(batch.latent, b->latent, (size_t)numbers * sizeof *b->latent));
+    for (int i = 0; i < TS_BRANCHES; i++) {
+        const size_t bytes = batch.context[i] ? (size_t)ts_shape_count(b->context_shape) * sizeof *b->context : 0;
+        TS_TRY(device->copy(batch.context[i], b->context, bytes));
+    }
+    memcpy(batch.timestep, b->timestep, (size_t)dim[0] * sizeof *b->timestep);
+    for (int64_t i = 0; i < dim[0] * dim[1]; i++) {
+        batch.guidance[i] = 3.0f;
+    }
+    TS_TRY(ts_velocity_take(b->velocity, &batch, &velocity));
+    const ts_combine euler = {.n = numbers, .terms = 2, .c = {1.0, -0.5}, .x = {b->latent, velocity}, .out = b->target};
+    return b->kernels->combine(&euler);
 }
 
 static int grad_ready(void *user, int group) {
