@@ -12,6 +12,8 @@
 
 enum { SHARD_CHANNELS = 4, SHARD_TEXT_ROWS = 17, SHARD_TEXT_DIM = 24, SHARD_MAX_NUMBERS = 4096, SHARD_MAX_LEVELS = 16 };
 
+static int64_t shard_layers = 2;
+
 static inline ts_dit_config shard_config(void) {
     return (ts_dit_config){.patch = {1, 2, 2},
                            .heads = 3,
@@ -21,7 +23,7 @@ static inline ts_dit_config shard_config(void) {
                            .text_dim = SHARD_TEXT_DIM,
                            .freq_dim = 32,
                            .ffn_dim = 50,
-                           .layers = 2,
+                           .layers = shard_layers,
                            .rope_max_positions = 16,
                            .text_rows = SHARD_TEXT_ROWS,
                            .eps = 1e-6,

@@ -37,13 +37,20 @@ typedef struct fixture {
     float *latent, *target, *context, *image, *weight;  // these and the loss, device memory
     double *loss;
     float timestep[B * TOKENS];
-    int64_t timesteps;
+    int64_t timesteps, contexts;  // per sample
+    const int32_t *frame_context;
     ts_recompute recompute;
     ts_var *latent_var, *context_var, *image_var, *sample;
     float *latent_grad, *context_grad, *image_grad;
 } fixture;
 
-enum { VIDEO = B * T * H * W * C, VIDEO_BYTES = VIDEO * sizeof(float), CONTEXT = B * ROWS * 7, IMAGE = B * 4 * 6 };
+enum {
+    VIDEO = B * T * H * W * C,
+    VIDEO_BYTES = VIDEO * sizeof(float),
+    CONTEXT = B * ROWS * 7,
+    CONTEXTS = 4,
+    IMAGE = B * 4 * 6
+};
 
 static float *random_numbers(int64_t n, uint64_t stream) {
     float *host = test_new_copy(&ts_device_host, (size_t)n * sizeof *host);
@@ -76,7 +83,7 @@ static void open_fixture(fixture *f, const ts_dit_config *config, ts_dtype dtype
     CHECK_OK(ts_tape_open(&f->tape, test_kernels, mode, dtype));
     f->latent = random_numbers(VIDEO, 1);
     f->target = random_numbers(VIDEO, 2);
-    f->context = random_numbers(CONTEXT, 3);
+    f->context = random_numbers(CONTEXTS * CONTEXT, 3);
     f->image = random_numbers(IMAGE, 4);
     static const float weight[B * T] = {1, 1, 0, 1, 0.5f, 1};  // held frames weigh nothing
     f->weight = test_device(weight, sizeof weight);
@@ -84,6 +91,7 @@ static void open_fixture(fixture *f, const ts_dit_config *config, ts_dtype dtype
     const float levels[] = {999, 437, 437, 0, 0, 611};
     memcpy(f->timestep, levels, sizeof levels);
     f->timesteps = T;
+    f->contexts = 1;
 }
 
 static void close_fixture(fixture *f) {
@@ -97,7 +105,8 @@ static int step(void *user, bool gradients, double *loss) {
     fixture *f = user;
     ts_tape_reset(f->tape);
     f->latent_var = ts_tape_input(f->tape, (ts_tensor){TS_F32, TS_SHAPE(B, T, H, W, C), f->latent}, true);
-    f->context_var = ts_tape_input(f->tape, (ts_tensor){TS_F32, TS_SHAPE(B, ROWS, 7), f->context}, true);
+    const ts_shape context = f->contexts > 1 ? TS_SHAPE(B, f->contexts, ROWS, 7) : TS_SHAPE(B, ROWS, 7);
+    f->context_var = ts_tape_input(f->tape, (ts_tensor){TS_F32, context, f->context}, true);
     f->image_var = ts_dit_get_config(f->dit)->image_dim
                        ? ts_tape_input(f->tape, (ts_tensor){TS_F32, TS_SHAPE(B, 4, 6), f->image}, true)
                        : NULL;
@@ -106,6 +115,8 @@ static int step(void *user, bool gradients, double *loss) {
                                 .image = f->image_var,
                                 .timestep = f->timestep,
                                 .timesteps_per_sample = f->timesteps,
+                                .contexts_per_sample = f->contexts,
+                                .frame_context = f->frame_context,
                                 .recompute = f->recompute};
     f->sample = ts_dit_forward(f->tape, f->dit, &input);
     const ts_velocity_loss p = {
@@ -120,13 +131,17 @@ static int step(void *user, bool gradients, double *loss) {
     return ts_tape_computes(f->tape) ? test_kernels->device->download(loss, f->loss, sizeof *loss) : 0;
 }
 
-static void check_gradients(const ts_dit_config *config, int64_t timesteps, ts_recompute recompute) {
+// Several contexts: `frame_context` or, of NULL, one for each frame.
+static void check_gradients(const ts_dit_config *config, int64_t timesteps, int64_t contexts,
+                            const int32_t *frame_context, ts_recompute recompute) {
     fixture f;
     open_fixture(&f, config, TS_F32, TS_TAPE_RECORD);
     f.timesteps = timesteps;
+    f.contexts = contexts;
+    f.frame_context = frame_context;
     f.recompute = recompute;
     const ts_gradcheck_target targets[] = {{"latent", f.latent, &f.latent_grad, VIDEO},
-                                           {"context", f.context, &f.context_grad, CONTEXT},
+                                           {"context", f.context, &f.context_grad, contexts * CONTEXT},
                                            {"image", f.image, &f.image_grad, IMAGE}};
     ts_gradcheck_result result;
     CHECK_OK(ts_gradcheck(step, &f, targets, config->image_dim ? 3 : 2, f.params,
@@ -141,14 +156,16 @@ static void check_gradients(const ts_dit_config *config, int64_t timesteps, ts_r
 
 static void test_gradients(void) {
     ts_dit_config config = small_config(10);
-    check_gradients(&config, T, TS_RECOMPUTE_NONE);
+    check_gradients(&config, T, 1, NULL, TS_RECOMPUTE_NONE);
     config = small_config(16);
-    check_gradients(&config, 1, TS_RECOMPUTE_BLOCK);
+    check_gradients(&config, 1, 1, NULL, TS_RECOMPUTE_BLOCK);
+    check_gradients(&config, T, T, NULL, TS_RECOMPUTE_ELEMENTWISE);
+    check_gradients(&config, TOKENS, CONTEXTS, (const int32_t[T]){0, 2, 2}, TS_RECOMPUTE_NONE);
     config.cross_attention_norm = config.absolute_positions = false;
     config.image_dim = 6;
     config.added_kv_dim = ts_dit_width(&config);
     config.image_positions = 4;
-    check_gradients(&config, TOKENS, TS_RECOMPUTE_ELEMENTWISE);
+    check_gradients(&config, TOKENS, 1, NULL, TS_RECOMPUTE_ELEMENTWISE);
 }
 
 // Recomputing gives the same bits as keeping, and running those of recording.
@@ -243,6 +260,17 @@ static void test_errors(void) {
     // The error is sticky, and gone after reset.
     CHECK(ts_tape_status(f.tape) == TS_EINPUT);
     f.timesteps = 1;
+    f.contexts = CONTEXTS;
+    CHECK_FAILS(step(&f, false, &loss), TS_EINPUT, "wanted 1, or one for each of 3 frames");
+    f.frame_context = (const int32_t[T]){0, 2, 1};
+    CHECK_FAILS(step(&f, false, &loss), TS_EINPUT, "must not fall");
+    f.frame_context = (const int32_t[T]){-1, 2, 3};
+    CHECK_FAILS(step(&f, false, &loss), TS_EINPUT, "frame 0 sees context -1 of 4");
+    f.frame_context = (const int32_t[T]){0, 2, 4};
+    CHECK_FAILS(step(&f, false, &loss), TS_EINPUT, "frame 2 sees context 4 of 4");
+    f.contexts = -1;
+    CHECK_FAILS(step(&f, false, &loss), TS_EINPUT, "context [2, rows, 7]");
+    f.contexts = 0;
     CHECK_OK(step(&f, false, &loss));
     close_fixture(&f);
 }

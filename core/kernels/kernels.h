@@ -79,7 +79,8 @@ typedef struct ts_attention_merge {
 } ts_attention_merge;
 
 // Rows of `table` chosen per row of x: modulation by noise level. row_index NULL means table row 0 for every row.
-// row_index must be non-decreasing (tokens are ordered by sample and frame), so that gradients reduce over runs.
+// In a backward pass row_index must be non-decreasing, so that gradients reduce over runs: tokens are ordered by sample
+// and frame.
 
 // Layer norm, then scale and shift:  y = (x - mean) * rstd * (scale_offset + scale[t]) + shift[t],  t = row_index[row]
 // Affine layer norm: scale_offset 0, scale = weight, shift = bias, row_index NULL. Modulation: scale_offset 1.

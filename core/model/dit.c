@@ -10,27 +10,13 @@
 
 // ---- conditioning
 
-// Rows of equal timestep, one after another, share a row of the modulation table: one noise level for each sample costs
-// B rows, not B L. Fills level[B * per sample], the row of each timestep, and t[rows]; returns the number of rows.
-static int64_t distinct_levels(const ts_dit_input *in, int64_t batch, int32_t *level, float *t) {
-    int64_t rows = 0;
-    for (int64_t i = 0; i < batch * in->timesteps_per_sample; i++) {
-        // Without values (counting) every timestep is taken as different.
-        if (i == 0 || !in->timestep || in->timestep[i] != t[rows - 1]) {
-            t[rows++] = in->timestep ? in->timestep[i] : 0.0f;
-        }
-        level[i] = (int32_t)(rows - 1);
-    }
-    return rows;
-}
-
 // temb = W2 silu(W1 sinusoid(t) + b1) + b2      [rows, D]
 static ts_var *time_embedding(ts_tape *tape, const ts_dit *dit, const float *t, int64_t rows) {
     ts_var *e = ts_nn_sinusoid(tape, t, rows, dit->config.freq_dim / 2);
     return ts_nn_linear(tape, &dit->time_2, ts_nn_silu(tape, ts_nn_linear(tape, &dit->time_1, e, TS_F32)), TS_F32);
 }
 
-// c = W2 gelu(W1 context + b1) + b2             [B, rows, D]
+// c = W2 gelu(W1 context + b1) + b2             [B, contexts, rows, D]
 static ts_var *text_embedding(ts_tape *tape, const ts_dit *dit, ts_var *context) {
     const ts_dtype dtype = ts_tape_operand_dtype(tape);
     return ts_nn_linear(tape, &dit->text_2, ts_nn_linear_gelu(tape, &dit->text_1, ts_nn_cast(tape, context, dtype)),
@@ -72,21 +58,9 @@ static ts_var *head(ts_tape *tape, const dit_pass *pass, ts_var *x, ts_var *temb
 
 // ---- forward
 
-static int check_image(const ts_dit_config *c, const ts_shape *image, int64_t batch) {
-    if (image->ndim != 3 || image->dim[0] != batch || image->dim[1] < 1 || image->dim[2] != c->image_dim) {
-        return TS_FAIL(TS_EINPUT, "the transformer wants image features [%lld, rows, %lld]", (long long)batch,
-                       (long long)c->image_dim);
-    }
-    if (c->image_positions && image->dim[1] != c->image_positions) {
-        return TS_FAIL(TS_EINPUT, "the transformer wants %lld rows of image features, and has %lld",
-                       (long long)c->image_positions, (long long)image->dim[1]);
-    }
-    return 0;
-}
-
 static int check_input(const ts_dit *dit, const ts_dit_input *in) {
     const ts_dit_config *c = &dit->config;
-    const ts_shape *s = &in->latent->value.shape, *text = &in->context->value.shape;
+    const ts_shape *s = &in->latent->value.shape;
     if (s->ndim != 5 || s->dim[4] != c->in_channels) {
         return TS_FAIL(TS_EINPUT, "the transformer wants latents [B, T, H, W, %lld]", (long long)c->in_channels);
     }
@@ -96,22 +70,7 @@ static int check_input(const ts_dit *dit, const ts_dit_input *in) {
                            (long long)s->dim[1 + i], (long long)c->patch[i], (long long)c->rope_max_positions);
         }
     }
-    if (text->ndim != 3 || text->dim[0] != s->dim[0] || text->dim[1] < 1 || text->dim[2] != c->text_dim) {
-        return TS_FAIL(TS_EINPUT, "the transformer wants a context [%lld, rows, %lld]", (long long)s->dim[0],
-                       (long long)c->text_dim);
-    }
-    const int64_t frames = s->dim[1] / c->patch[0];
-    const int64_t tokens = frames * (s->dim[2] / c->patch[1]) * (s->dim[3] / c->patch[2]);
-    const int64_t n = in->timesteps_per_sample;
-    if (n != 1 && n != frames && n != tokens) {
-        return TS_FAIL(TS_EINPUT, "%lld timesteps for each sample: wanted 1, %lld (frames) or %lld (tokens)",
-                       (long long)n, (long long)frames, (long long)tokens);
-    }
-    if (!in->image != !c->image_dim) {
-        return TS_FAIL(TS_EINPUT, c->image_dim ? "this transformer wants image features"
-                                               : "this transformer takes no image features");
-    }
-    return in->image ? check_image(c, &in->image->value.shape, s->dim[0]) : 0;
+    return dit_check_condition(c, in);
 }
 
 static void probe_inputs(ts_tape *tape, const ts_dit_input *in, const int32_t *level, const dit_positions *positions,
@@ -141,13 +100,14 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
     if (!pass || !level || !own || !distinct) {
         return NULL;
     }
-    const int64_t rows = distinct_levels(in, batch, level, distinct);
+    const int64_t rows = dit_levels(tape, in, level, distinct);
     for (int64_t r = 0; r < tokens.rows.count; r++) {
         own[r] = level[ts_tokens_place(&tokens, r) / tokens_per_step];
     }
     *t = ts_tape_upload(tape, distinct, (size_t)rows * sizeof *distinct);
     const int32_t *index = ts_tape_upload(tape, own, (size_t)tokens.rows.count * sizeof *own);
-    if (!*t || !index) {
+    ts_attention_contexts contexts;
+    if (!*t || !index || dit_contexts(tape, in, &tokens, positions->grid[0], &contexts)) {
         return NULL;
     }
     ts_comm *tensor = ts_mesh_axis(dit->mesh, TS_AXIS_TENSOR);
@@ -159,7 +119,8 @@ static dit_pass *begin_pass(ts_tape *tape, const ts_dit *dit, const ts_dit_input
                        .heads = {batch, heads, c->head_dim, 1.0 / sqrt((double)c->head_dim)},
                        .rope = {table_from(positions->cosine, first), table_from(positions->sine, first),
                                 tokens.part.count, c->head_dim},
-                       .levels = {index, rows}};
+                       .levels = {index, rows},
+                       .contexts = contexts};
     probe_inputs(tape, in, level, positions, pairs);
     return pass;
 }

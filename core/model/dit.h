@@ -2,7 +2,8 @@
 // The transformer over spacetime patches, in the Wan form (Wan Team 2025, "Wan: open and advanced large-scale video
 // generative models"), with sizes from config.json and tensor names of diffusers' WanTransformer3DModel.
 //
-// Noise level is per latent frame: every frame of every sample carries its own timestep.
+// Noise level is per latent frame, or per token: every frame of every sample carries its own timestep. So is the text,
+// if wanted: every frame may see a context of its own.
 //
 // On the mesh of its parameters the transformer is sharded: heads and feed-forward widths over the tensor axis, tokens
 // over the sequence axes and, between pairs of layers, over the tensor axis too (core/nn/rows.h). Latents, text and
@@ -53,10 +54,14 @@ int ts_dit_init(ts_dit *dit, uint64_t seed);  // fresh weights, after ts_params_
 
 typedef struct ts_dit_input {
     ts_var *latent;         // [B, T, H, W, in_channels] f32
-    ts_var *context;        // [B, rows, text_dim] f32, rows beyond the prompt zero; attended without mask
+    ts_var *context;        // [B, rows, text_dim] f32, rows beyond the prompt zero; attended without mask. Of several
+                            //   contexts for each sample [B, contexts_per_sample, rows, text_dim]
     ts_var *image;          // [B, rows, image_dim] f32 or NULL
     const float *timestep;  // 1000 * sigma, [B, timesteps_per_sample]: 1 (a level per sample), T (per latent frame)
     int64_t timesteps_per_sample;  //   or L (per token), host memory, read during the call (see TS_DIT_UPLOAD_LEVELS)
+    int64_t contexts_per_sample;   // 0 and 1: all tokens see one context; K: those of a frame see the frame's own,
+    const int32_t *frame_context;  //   [T / patch] 0 .. K-1, never falling, the same for all samples, host memory, read
+                                   //   during the call; NULL: K = T / patch, frame f sees context f
     ts_recompute recompute;        // of each block
     // Called, when the pass is recorded, as soon as backward has finished the gradients of a block's parameters, with
     // the number of their group; or NULL. Those of group 0 are final at the end of the backward pass.
@@ -64,8 +69,9 @@ typedef struct ts_dit_input {
     void *grad_user;
 } ts_dit_input;
 
-// What a pass uploads first (number 0 of a recording of it, core/base/device.h): the levels in the order of `timestep`,
-// f32, one for each run of equal ones. Nothing else that it uploads depends on them but by where such runs end.
+// What a pass uploads first (number 0 of a recording of it, core/base/device.h): the different levels, f32, in the
+// order of their first place in `timestep`. Nothing else that it uploads depends on them but by which of them are
+// equal.
 enum { TS_DIT_UPLOAD_LEVELS };
 
 // Velocity [B, T, H, W, out_channels] f32 on every rank of the model group, or NULL (see ts_tape_status). T, H, W must

@@ -31,14 +31,15 @@ static ts_var *self_attention(ts_tape *tape, const dit_pass *pass, const dit_blo
     return ts_nn_linear_scatter(tape, &b->self_out, o, pass->rows);
 }
 
-// q [rows, width] attends to context [B, its rows, D], which every rank has whole, through one pair of key and value
-// projections.
+// q [rows, width] attends to `text` [B, contexts, their rows, D], which every rank has whole, through one pair of key
+// and value projections.
 static ts_var *attend(ts_tape *tape, const dit_pass *pass, const ts_linear *kv_layer, const ts_param *norm_k, ts_var *q,
-                      ts_var *context) {
+                      ts_var *text, ts_attention_contexts contexts) {
     const int64_t width = pass->heads.heads * pass->heads.head_dim;
-    ts_var *kv = ts_nn_linear(tape, kv_layer, context, ts_tape_operand_dtype(tape));  // [B, its rows, 2 width]
+    ts_var *kv = ts_nn_linear(tape, kv_layer, text, ts_tape_operand_dtype(tape));  // [B, .., rows, 2 width]
     ts_var *k = norm_heads(tape, pass, (ts_columns){kv, 0, width}, norm_k, (ts_rope){0});
-    return ts_nn_attention(tape, pass->heads, ts_whole(q), ts_whole(k), (ts_columns){kv, width, width}, NULL, NULL);
+    return ts_nn_attention_contexts(tape, pass->heads, ts_whole(q), ts_whole(k), (ts_columns){kv, width, width},
+                                    contexts);
 }
 
 // n [own rows, D] -> [own rows, D]; the text's rows are attended without mask, those of an image in a softmax of their
@@ -48,9 +49,9 @@ static ts_var *cross_attention(ts_tape *tape, const dit_pass *pass, const dit_bl
     const ts_dtype dtype = ts_tape_operand_dtype(tape);
     ts_var *q = ts_nn_linear(tape, &b->cross_q, ts_nn_gather_rows(tape, n, pass->rows), dtype);
     q = norm_heads(tape, pass, ts_whole(q), b->cross_norm_q, (ts_rope){0});
-    ts_var *o = attend(tape, pass, &b->cross_kv, b->cross_norm_k, q, text);
+    ts_var *o = attend(tape, pass, &b->cross_kv, b->cross_norm_k, q, text, pass->contexts);
     if (image) {
-        ts_var *o_image = attend(tape, pass, &b->image_kv, b->image_norm_k, q, image);
+        ts_var *o_image = attend(tape, pass, &b->image_kv, b->image_norm_k, q, image, (ts_attention_contexts){1, NULL});
         o = ts_nn_cast(tape, ts_nn_residual(tape, ts_nn_cast(tape, o, TS_F32), o_image), dtype);
     }
     return ts_nn_linear_scatter(tape, &b->cross_out, o, pass->rows);

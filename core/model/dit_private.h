@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transformer's inside: dit_weights.c declares it, dit_positions.c makes its tables, dit.c runs it, block after
-// block of dit_block.c.
+// The transformer's inside: dit_weights.c declares it, dit_positions.c makes its tables, dit_condition.c tells each
+// token its level and context, dit.c runs it, block after block of dit_block.c.
 #ifndef TS_MODEL_DIT_PRIVATE_H
 #define TS_MODEL_DIT_PRIVATE_H
 
@@ -59,14 +59,24 @@ struct ts_dit {
 typedef struct dit_pass {
     const ts_dit *dit;
     ts_tokens tokens;
-    ts_rows rows;              // those of this sequence part, over the tensor axis
-    ts_attention_heads heads;  // of this rank's tensor part
-    ts_rope rope;              // of the tokens of this sequence part
-    ts_row_map levels;         // row of the modulation table for each own row
+    ts_rows rows;                    // those of this sequence part, over the tensor axis
+    ts_attention_heads heads;        // of this rank's tensor part
+    ts_rope rope;                    // of the tokens of this sequence part
+    ts_row_map levels;               // row of the modulation table for each own row
+    ts_attention_contexts contexts;  // of the text, and which tokens of this sequence part see each
 } dit_pass;
 
-// Block `index` of a pass: x [own rows, D] f32 -> the same. text [B, rows, D] and image [B, rows, D] or NULL in the
-// operand dtype, modulation [table rows, 6 D] f32.
+// Refuses timesteps, contexts and image features that are not those of a latent [B, T, H, W, C].
+int dit_check_condition(const ts_dit_config *config, const ts_dit_input *in);
+// Rows of the modulation table: fills level[B * per sample], the row of each timestep, and t[rows], the level of each
+// row; returns the number of rows. Never more rows than timesteps.
+int64_t dit_levels(ts_tape *tape, const ts_dit_input *in, int32_t *level, float *t);
+// Which tokens of this sequence part see which context; `frames` as the transformer counts them.
+int dit_contexts(ts_tape *tape, const ts_dit_input *in, const ts_tokens *tokens, int64_t frames,
+                 ts_attention_contexts *out);
+
+// Block `index` of a pass: x [own rows, D] f32 -> the same. text [B, contexts, rows, D] and image [B, rows, D] or NULL
+// in the operand dtype, modulation [table rows, 6 D] f32.
 ts_var *dit_block_forward(ts_tape *tape, const dit_pass *pass, int index, ts_var *x, ts_var *text, ts_var *modulation,
                           ts_var *image, ts_recompute recompute);
 

@@ -5,21 +5,64 @@
 #include <stdlib.h>
 
 typedef struct attention_call {
-    ts_attention args;
+    ts_attention args;               // of one context: k and v point at the first
+    ts_attention_contexts contexts;  // several kernel calls, if there is more than one
     ts_columns q, k, v;
     ts_var *bias_strip, *out;
 } attention_call;
 
-static int attention_backward(ts_tape *tape, void *call) {
-    attention_call *c = call;
-    ts_attention *args = &c->args;
-    TS_TRY(ts_grad_convert(tape, c->out, args->dtype));
-    args->d_out = c->out->grad;
-    if (c->bias_strip && c->bias_strip->needs_grad) {
-        TS_TRY(ts_grad_add_to(tape, c->bias_strip));
-        args->d_bias_strip = c->bias_strip->grad;
+static void *at(const void *data, int64_t elements, ts_dtype dtype) {
+    return data ? (char *)(uintptr_t)data + elements * (int64_t)ts_dtype_bytes(dtype) : NULL;
+}
+
+// The call's arguments for context `c`: its queries, and its keys.
+static ts_attention context_args(const attention_call *call, int64_t c) {
+    ts_attention p = call->args;
+    if (call->contexts.count > 1) {
+        const int64_t first = call->contexts.first[c], keys = c * p.keys;
+        p.queries = call->contexts.first[c + 1] - first;
+        p.q = at(p.q, first * p.q_row, p.dtype);
+        p.d_q = at(p.d_q, first * p.q_row, p.dtype);
+        p.out = at(p.out, first * p.out_row, p.dtype);
+        p.d_out = at(p.d_out, first * p.out_row, p.dtype);
+        p.k = at(p.k, keys * p.k_row, p.dtype);
+        p.d_k = at(p.d_k, keys * p.k_row, p.dtype);
+        p.v = at(p.v, keys * p.v_row, p.dtype);
+        p.d_v = at(p.d_v, keys * p.v_row, p.dtype);
+        p.lse = at(p.lse, first * p.batch * p.heads, TS_F32);  // that of each context is packed
     }
-    const ts_columns x[] = {c->q, c->k, c->v};
+    return p;
+}
+
+static int forward_all(ts_tape *tape, const attention_call *call) {
+    for (int64_t c = 0; c < call->contexts.count; c++) {
+        const ts_attention args = context_args(call, c);
+        if (args.queries > 0 || call->contexts.count == 1) {
+            TS_TRY(TS_KERNEL(tape, attention_forward, &args));
+        }
+    }
+    return 0;
+}
+
+// A context that no query sees gets gradients of zero from its call.
+static int backward_all(ts_tape *tape, const attention_call *call) {
+    for (int64_t c = 0; c < call->contexts.count; c++) {
+        const ts_attention args = context_args(call, c);
+        TS_TRY(TS_KERNEL(tape, attention_backward, &args));
+    }
+    return 0;
+}
+
+static int attention_backward(ts_tape *tape, void *context) {
+    attention_call *call = context;
+    ts_attention *args = &call->args;
+    TS_TRY(ts_grad_convert(tape, call->out, args->dtype));
+    args->d_out = call->out->grad;
+    if (call->bias_strip && call->bias_strip->needs_grad) {
+        TS_TRY(ts_grad_add_to(tape, call->bias_strip));
+        args->d_bias_strip = call->bias_strip->grad;
+    }
+    const ts_columns x[] = {call->q, call->k, call->v};
     ts_grad_slot slot[3];
     for (int i = 0; i < 3; i++) {
         TS_TRY(ts_grad_begin(tape, x[i], args->dtype, false, &slot[i]));
@@ -27,11 +70,92 @@ static int attention_backward(ts_tape *tape, void *call) {
     args->d_q = slot[0].data;
     args->d_k = slot[1].data;
     args->d_v = slot[2].data;
-    TS_TRY(TS_KERNEL(tape, attention_backward, args));
+    TS_TRY(backward_all(tape, call));
     for (int i = 0; i < 3; i++) {
         TS_TRY(ts_grad_end(tape, x[i], &slot[i]));
     }
     return 0;
+}
+
+// Contexts with equally many queries each are as many batch items of one context.
+static bool are_even(ts_attention_contexts contexts) {
+    for (int64_t c = 1; c < contexts.count; c++) {
+        if (contexts.first[c + 1] - contexts.first[c] != contexts.first[1]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// The call of q, k and v, but for what its result needs. A batch item is `queries` rows of q and `keys` of k and v.
+static attention_call call_of(ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
+                              ts_attention_contexts contexts) {
+    const int64_t batch = heads.batch > 0 ? heads.batch : 1, parts = are_even(contexts) ? contexts.count : 1;
+    const int64_t queries = ts_var_rows(q.var) / batch / parts, keys = ts_var_rows(k.var) / batch / contexts.count;
+    const int64_t keys_of_item = parts > 1 ? keys : keys * contexts.count;
+    const ts_attention args = {.batch = heads.batch * parts,
+                               .heads = heads.heads,
+                               .head_dim = heads.head_dim,
+                               .queries = queries,
+                               .keys = keys,
+                               .dtype = q.var->value.dtype,
+                               .scale = (float)heads.scale,
+                               .q = ts_columns_data(q),
+                               .k = ts_columns_data(k),
+                               .v = ts_columns_data(v),
+                               .q_row = ts_var_width(q.var),
+                               .k_row = ts_var_width(k.var),
+                               .v_row = ts_var_width(v.var),
+                               .out_row = q.width,
+                               .q_batch = queries * ts_var_width(q.var),
+                               .k_batch = keys_of_item * ts_var_width(k.var),
+                               .v_batch = keys_of_item * ts_var_width(v.var),
+                               .out_batch = queries * q.width};
+    return (attention_call){args, parts == contexts.count ? (ts_attention_contexts){1, NULL} : contexts, q, k, v, NULL,
+                            NULL};
+}
+
+// Runs a call and notes it.
+static ts_var *attend(ts_tape *tape, attention_call call, bool needs_grad) {
+    ts_attention *args = &call.args;
+    // Elementwise recompute keeps the output where an element of it is dearer than one of a projection: 4 keys
+    // operations against 2 width.
+    const bool dear = 2 * args->keys > call.q.width;
+    const ts_shape shape = ts_var_shape_with_width(call.q.var, call.q.width);
+    bool ready = false;
+    ts_var *out = dear ? ts_tape_new_kept(tape, args->dtype, shape, needs_grad, &ready)
+                       : ts_tape_new(tape, args->dtype, shape, needs_grad);
+    if (!out) {
+        return NULL;
+    }
+    call.out = out;
+    args->out = out->value.data;
+    const double scores = (double)args->batch * (double)args->heads * (double)args->queries;
+    if (out->needs_grad) {
+        const size_t bytes = (size_t)(args->batch * args->heads * args->queries) * sizeof(float);
+        args->lse = dear ? ts_tape_alloc_kept(tape, bytes, &ready) : ts_tape_alloc(tape, bytes);
+    }
+    if (!ready && !ts_tape_status(tape)) {
+        ts_tape_try(tape, forward_all(tape, &call));
+    }
+    ts_tape_add_flops(tape, 4.0 * scores * (double)args->keys * (double)args->head_dim);
+    attention_call *c = ts_tape_note(tape, out, attention_backward, sizeof *c);
+    if (c) {
+        *c = call;
+        ts_columns_consume(call.q);
+        ts_columns_consume(call.k);
+        ts_columns_consume(call.v);
+    }
+    return ts_tape_status(tape) ? NULL : out;
+}
+
+// Asserts that the operands fit each other.
+static void check_operands(const ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v) {
+    const int64_t width = heads.heads * heads.head_dim, batch = heads.batch > 0 ? heads.batch : 1;
+    const ts_dtype dtype = ts_tape_operand_dtype(tape);
+    TS_ASSERT(q.width == width && k.width == width && v.width == width);
+    TS_ASSERT(ts_var_rows(v.var) == ts_var_rows(k.var) / batch * heads.batch);
+    TS_ASSERT(q.var->value.dtype == dtype && k.var->value.dtype == dtype && v.var->value.dtype == dtype);
 }
 
 ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
@@ -39,61 +163,23 @@ ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, t
     if (ts_tape_status(tape)) {
         return NULL;
     }
-    const ts_dtype dtype = ts_tape_operand_dtype(tape);
-    const int64_t width = heads.heads * heads.head_dim;
-    const int64_t batch = heads.batch > 0 ? heads.batch : 1;
-    const int64_t queries = ts_var_rows(q.var) / batch, keys = ts_var_rows(k.var) / batch;
-    TS_ASSERT(q.width == width && k.width == width && v.width == width && ts_var_rows(v.var) == keys * heads.batch);
-    TS_ASSERT(q.var->value.dtype == dtype && k.var->value.dtype == dtype && v.var->value.dtype == dtype);
+    check_operands(tape, heads, q, k, v);
+    attention_call call = call_of(heads, q, k, v, (ts_attention_contexts){1, NULL});
+    call.bias_strip = bias_strip;
+    call.args.bias_strip = bias_strip ? bias_strip->value.data : NULL;
+    call.args.key_count = key_count;
     const bool bias_grad = bias_strip && bias_strip->needs_grad;
-    const bool needs_grad = q.var->needs_grad || k.var->needs_grad || v.var->needs_grad || bias_grad;
-    // Elementwise recompute keeps the output where an element of it is dearer than one of a projection: 4 keys
-    // operations against 2 width.
-    const bool dear = 2 * keys > width;
-    const ts_shape shape = ts_var_shape_with_width(q.var, width);
-    bool ready = false;
-    ts_var *out =
-        dear ? ts_tape_new_kept(tape, dtype, shape, needs_grad, &ready) : ts_tape_new(tape, dtype, shape, needs_grad);
-    if (!out) {
+    return attend(tape, call, q.var->needs_grad || k.var->needs_grad || v.var->needs_grad || bias_grad);
+}
+
+ts_var *ts_nn_attention_contexts(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
+                                 ts_attention_contexts contexts) {
+    if (ts_tape_status(tape)) {
         return NULL;
     }
-    ts_attention args = {.batch = heads.batch,
-                         .heads = heads.heads,
-                         .head_dim = heads.head_dim,
-                         .queries = queries,
-                         .keys = keys,
-                         .dtype = dtype,
-                         .scale = (float)heads.scale,
-                         .q = ts_columns_data(q),
-                         .k = ts_columns_data(k),
-                         .v = ts_columns_data(v),
-                         .out = out->value.data,
-                         .q_row = ts_var_width(q.var),
-                         .k_row = ts_var_width(k.var),
-                         .v_row = ts_var_width(v.var),
-                         .out_row = width,
-                         .q_batch = queries * ts_var_width(q.var),
-                         .k_batch = keys * ts_var_width(k.var),
-                         .v_batch = keys * ts_var_width(v.var),
-                         .out_batch = queries * width,
-                         .bias_strip = bias_strip ? bias_strip->value.data : NULL,
-                         .key_count = key_count};
-    if (out->needs_grad) {
-        const size_t bytes = (size_t)(heads.batch * heads.heads * queries) * sizeof(float);
-        args.lse = dear ? ts_tape_alloc_kept(tape, bytes, &ready) : ts_tape_alloc(tape, bytes);
-    }
-    if (!ready && !ts_tape_status(tape)) {
-        ts_tape_try(tape, TS_KERNEL(tape, attention_forward, &args));
-    }
-    ts_tape_add_flops(tape, 4.0 * (double)heads.batch * (double)queries * (double)keys * (double)width);
-    attention_call *c = ts_tape_note(tape, out, attention_backward, sizeof *c);
-    if (c) {
-        *c = (attention_call){args, q, k, v, bias_strip, out};
-        ts_columns_consume(q);
-        ts_columns_consume(k);
-        ts_columns_consume(v);
-    }
-    return ts_tape_status(tape) ? NULL : out;
+    check_operands(tape, heads, q, k, v);
+    TS_ASSERT(contexts.count >= 1 && ts_var_rows(k.var) % (contexts.count * (heads.batch > 0 ? heads.batch : 1)) == 0);
+    return attend(tape, call_of(heads, q, k, v, contexts), q.var->needs_grad || k.var->needs_grad || v.var->needs_grad);
 }
 
 // ---- relative bias

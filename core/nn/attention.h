@@ -18,6 +18,18 @@ typedef struct ts_attention_heads {
 ts_var *ts_nn_attention(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
                         ts_var *bias_strip, const int32_t *key_count);
 
+// The keys of a batch item in `count` contexts of equal length, each seen by queries of its own: queries first[c] ..
+// first[c + 1] - 1 of every batch item attend to context c alone. first [count + 1], from 0 to Lq, never falling, so
+// that any context may be seen by none; it must outlive the backward pass. A count of 1 needs no `first`.
+typedef struct ts_attention_contexts {
+    int64_t count;
+    const int64_t *first;
+} ts_attention_contexts;
+// k and v [B, count, keys of a context, heads * head_dim]. One kernel call a context, or one for all where they have
+// equally many queries; of one context the call is that of ts_nn_attention.
+ts_var *ts_nn_attention_contexts(ts_tape *tape, ts_attention_heads heads, ts_columns q, ts_columns k, ts_columns v,
+                                 ts_attention_contexts contexts);
+
 // The bias strip of T5's relative positions for `length` queries and keys:
 //   strip[h][p] = table[bucket(p - (length - 1))][h]     table [buckets, heads]; p - (length - 1) = key - query
 // Half of the buckets are for keys after the query; of each half, one half counts single steps, the rest grows

@@ -7,7 +7,7 @@
 
 // Which row of a modulation table belongs to each row of a variable.
 typedef struct ts_row_map {
-    const int32_t *index;  // [rows], non-decreasing, device memory; or NULL: table row 0 for all
+    const int32_t *index;  // [rows], device memory; non-decreasing if a backward pass follows. NULL: table row 0 for all
     int64_t table_rows;
 } ts_row_map;
 
