@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/compile.h"
 
-#include <errno.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/arena.h"
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/base/status.h"
@@ -58,8 +57,13 @@ void ts_note_add(ts_note *note, const char *format, ...) {
     va_end(arguments);
 }
 
-void ts_note_tell(const ts_note *note, const ts_place *place) {
-    if (*note->text) {
+void ts_note_tell(const ts_note *note, const ts_place *place, const char *path) {
+    if (!*note->text) {
+        return;
+    }
+    if (path) {
+        TS_INFO("%s (%s): %s", place->text, ts_path_base(path), note->text);
+    } else {
         TS_INFO("%s: %s", place->text, note->text);
     }
 }
@@ -114,77 +118,38 @@ static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, con
     return TS_OK;
 }
 
-static int64_t latent_frames(int64_t frames, int64_t time_factor) {
-    return 1 + (frames - 1) / time_factor;
-}
-
-// What the transformer sees at once, in latent frames: as the timeline says or as the model was trained.
-static int set_windows(ts_canvas *c, const ts_timeline *timeline, const ts_timeline_model *model) {
-    const int64_t factor = model->time_factor;
-    c->window = latent_frames(timeline->window > 0 ? timeline->window : model->frames, factor);
-    c->overlap = timeline->overlap >= 0 ? (timeline->overlap + factor - 1) / factor : (c->window - 1) / 2;
-    c->context = timeline->context >= 0 ? (timeline->context + factor - 1) / factor : (c->window + 1) / 2;
-    c->overlap = c->overlap > 1 ? c->overlap : 1;
-    c->context = c->context > 1 ? c->context : 1;
-    const bool many = c->loop ? c->window <= c->frames : c->window < c->frames;
-    if (many && c->overlap > c->window - 2) {
-        return TS_FAIL(TS_EUSAGE,
-                       "%s: windows of %lld frames cannot share %lld; make window longer than overlap by %lld at least",
-                       timeline->path, (long long)(1 + (c->window - 1) * factor), (long long)timeline->overlap,
-                       (long long)(2 * factor));
-    }
-    return TS_OK;
+static int64_t groups_of(int64_t frames, int64_t time_factor) {
+    return (frames + time_factor - 1) / time_factor;
 }
 
 static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_model *model) {
     const ts_timeline_model m = ts_timeline_model_of(model);
-    const int64_t channels = ts_codec_get_info(model->codec).channels;
-    ts_canvas c = {.frames = timeline->loop ? timeline->frames / m.time_factor
-                                            : latent_frames(timeline->frames, m.time_factor),
-                   .height = timeline->size.height / m.space_factor,
-                   .width = timeline->size.width / m.space_factor,
-                   .channels = channels,
-                   .loop = timeline->loop};
-    TS_TRY(set_windows(&c, timeline, &m));
+    const int64_t overlap = groups_of(timeline->overlap, m.time_factor);
+    const int64_t context = groups_of(timeline->context, m.time_factor);
+    const ts_canvas c = {.frames = groups_of(timeline->loop ? timeline->frames : timeline->frames - 1, m.time_factor) +
+                                   !timeline->loop,
+                         .height = timeline->size.height / m.space_factor,
+                         .width = timeline->size.width / m.space_factor,
+                         .channels = ts_codec_get_info(model->codec).channels,
+                         .window = groups_of(timeline->window - 1, m.time_factor) + 1};
     TS_TRY(check_size(timeline, ts_dit_get_config(model->dit), &c));
     TS_TRY(ts_canvas_open(out, c.frames, c.height, c.width, c.channels, m.patch_h, m.patch_w, "", m.guidance));
-    out->loop = c.loop;
+    out->loop = timeline->loop;
     out->window = c.window;
-    out->overlap = c.overlap;
-    out->context = c.context;
+    out->overlap = overlap > 1 ? overlap : 1;  // without a shared frame nothing joins two windows
+    out->context = context > 1 ? context : 1;
     return TS_OK;
 }
 
 // ---- events
 
-// "40%" of the steps, or a step.
-static int parse_step(int64_t *step, const char *text, int64_t steps) {
-    char *end;
-    errno = 0;
-    const double number = strtod(text, &end);
-    const bool share = *end == '%';
-    if (end == text || errno || end[share] || !(number >= 0) || (!share && number != floor(number))) {
-        return TS_FAIL(TS_EUSAGE, "at '%s': give a step, as 10, or a share of the steps, as 40%%", text);
-    }
-    const double at = share ? round(number / 100 * (double)steps) : number;
-    if (at >= (double)steps) {
-        return TS_FAIL(TS_EUSAGE, "at %s lies behind the last of %lld steps; change it earlier", text,
-                       (long long)steps);
-    }
-    *step = (int64_t)at;
-    return TS_OK;
-}
-
 static int compile_event(ts_change *out, const ts_timeline *timeline, const ts_canvas *canvas, int64_t time_factor,
                          const ts_timeline_event *event, int64_t steps) {
     const int64_t frames = ts_compile_pixel_frame(canvas, time_factor, canvas->frames);
-    TS_TRY(parse_step(&out->step, event->at, steps));
+    TS_TRY(ts_step_parse(&out->step, event->at, steps, "at"));
     double from = 0;
     if (event->from) {
         TS_TRY(ts_time_parse(&from, event->from, timeline->fps, frames, "from"));
-    }
-    if (!(from >= 0 && from < (double)frames)) {
-        return TS_FAIL(TS_EUSAGE, "from %s lies outside the %lld frames", event->from, (long long)frames);
     }
     bool moved;
     const ts_frame_span rest = {from, (double)frames};

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The mask of a track entry: a picture or a video, and boxes, one latent frame after the other.
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +9,6 @@
 #include "infer/compile_private.h"
 #include "infer/mask.h"
 #include "infer/source.h"
-
-enum { MAX_BOX = 1000000 };
 
 // A box over pixel frames first .. end-1.
 typedef struct box {
@@ -32,34 +29,12 @@ typedef struct mask_job {
 
 // ---- boxes
 
-static int parse_sides(int64_t side[4], const char *text) {
-    const char *rest = text;
-    for (int i = 0; i < 4; i++) {
-        char *end;
-        errno = 0;
-        const long long value = strtoll(rest, &end, 10);
-        const bool separated = i < 3 ? *end == ',' : *end == '\0';
-        if (end == rest || errno || !separated || value > MAX_BOX || value < (i < 2 ? -MAX_BOX : 1)) {
-            return TS_FAIL(TS_EUSAGE, "'%s' is no box; give x,y,width,height in pixels, as 8,8,32,32", text);
-        }
-        side[i] = value;
-        rest = end + 1;
-    }
-    return TS_OK;
-}
-
-static int parse_box(const mask_job *job, const ts_timeline_box *from, box *out) {
-    const ts_track_job *track = job->track;
-    TS_TRY(parse_sides(out->side, from->box));
-    const int64_t *side = out->side;
-    if (side[0] >= job->width || side[1] >= job->height || side[0] + side[2] <= 0 || side[1] + side[3] <= 0) {
-        return TS_FAIL(TS_EUSAGE, "box %s lies outside the picture of %lldx%lld pixels", from->box,
-                       (long long)job->width, (long long)job->height);
-    }
+static int parse_box(const ts_track_job *track, const ts_timeline_box *from, box *out) {
+    TS_TRY(ts_box_parse(out->side, from->box, "boxes"));
     const int64_t frames = ts_compile_pixel_frame(track->canvas, track->time_factor, track->canvas->frames);
     ts_frame_span span = {0, (double)frames};
     if (from->span) {
-        TS_TRY(ts_span_parse(&span, from->span, track->timeline->fps, frames, "box"));
+        TS_TRY(ts_span_parse(&span, from->span, track->timeline->fps, frames, "boxes"));
     }
     out->first = llround(span.first);
     out->end = llround(span.end) > out->first ? llround(span.end) : out->first + 1;
@@ -77,7 +52,7 @@ static int add_file(mask_job *job, float *mask) {
         }
         job->ended = status == TS_EOF;
         if (job->ended) {
-            ts_note_add(&job->track->note, "the mask %s ends early: its last frame stays", job->track->entry->mask);
+            ts_note_add(&job->track->note, "the mask ends early: its last frame stays");
         }
     }
     ts_mask_add_grey(mask, job->height, job->width, job->grey);
@@ -118,7 +93,7 @@ static int mask_open(mask_job *job) {
         return TS_ERESOURCE;
     }
     for (int64_t i = 0; i < entry->boxes.count; i++) {
-        TS_TRY(parse_box(job, &entry->boxes.item[i], &job->boxes[i]));
+        TS_TRY(parse_box(job->track, &entry->boxes.item[i], &job->boxes[i]));
     }
     if (entry->mask) {
         const double step = 1 / job->track->timeline->fps;

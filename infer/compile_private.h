@@ -21,7 +21,8 @@ typedef struct ts_note {
     char text[TS_NOTE_BYTES];
 } ts_note;
 void ts_note_add(ts_note *note, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void ts_note_tell(const ts_note *note, const ts_place *place);
+// "edit.yaml:12: track[1] (cup.mp4): ..."; `path` may be NULL. Nothing of an empty note.
+void ts_note_tell(const ts_note *note, const ts_place *place, const char *path);
 
 // ---- time (compile.c)
 

@@ -36,7 +36,7 @@ static int place_prompts(ts_canvas *canvas, const ts_timeline *timeline, int64_t
         if (status) {
             return ts_fail_context(status, "%s", place.text);
         }
-        ts_note_tell(&note, &place);
+        ts_note_tell(&note, &place, NULL);
         canvas->prompt[i] = prompt->text;
         for (int64_t t = span.first; t < span.end; t++) {
             canvas->weight[t * canvas->prompts + i] = (float)prompt->weight;
@@ -93,7 +93,7 @@ static int fill_gaps(ts_canvas *canvas, const ts_timeline *timeline) {
         ts_note_add(&note, "%lld of %lld latent frames have no prompt and take the nearest", (long long)gaps,
                     (long long)canvas->frames);
         const ts_place place = ts_compile_place(timeline, 0, "prompts", -1);
-        ts_note_tell(&note, &place);
+        ts_note_tell(&note, &place, NULL);
     }
     return TS_OK;
 }

@@ -39,13 +39,12 @@ static int64_t pixel_frame(const ts_track_source *s, int64_t t) {
 static void note_fit(const ts_track_source *s, const ts_source_info *info) {
     ts_track_job *job = s->job;
     if (info->fps > 0 && fabs(info->fps / job->timeline->fps - 1) > 0.005) {
-        ts_note_add(&job->note, "%s has %.4g frames a second, taken at %.4g", job->entry->file, info->fps,
-                    job->timeline->fps);
+        ts_note_add(&job->note, "%.4g frames a second are taken at %.4g", info->fps, job->timeline->fps);
     }
     const double shape = (double)info->width / (double)info->height, wanted = (double)s->width / (double)s->height;
     if (fabs(shape / wanted - 1) > 0.01) {
-        ts_note_add(&job->note, "%s is cropped from %lldx%lld to the shape of %lldx%lld", job->entry->file,
-                    (long long)info->width, (long long)info->height, (long long)s->width, (long long)s->height);
+        ts_note_add(&job->note, "cropped from %lldx%lld to the shape of %lldx%lld", (long long)info->width,
+                    (long long)info->height, (long long)s->width, (long long)s->height);
     }
 }
 
@@ -133,8 +132,8 @@ static int fetch_group(ts_track_source *s, int64_t t, bool *there) {
     }
     if (*there && high - low < count) {
         const int64_t lacking = count - (high - low);
-        ts_note_add(&s->job->note, "%s is %lld frame%s short: the nearest one stays", s->job->entry->file,
-                    (long long)lacking, lacking > 1 ? "s" : "");
+        ts_note_add(&s->job->note, "%lld frame%s short: the nearest one stays", (long long)lacking,
+                    lacking > 1 ? "s" : "");
     }
     return TS_OK;
 }
@@ -195,17 +194,14 @@ static int place_saved(ts_track_source *s) {
     s->first = (int64_t)fmin(fmax(round(nearest), circular ? 0 : 1), 1e12);
     const int64_t frame = s->first * factor - early + (begins ? factor - 1 : 0);
     if (fabs(from - (double)frame) > 0.01) {
-        ts_note_add(&job->note, "%s is taken from its frame %lld on: groups of %lld stay whole", job->entry->file,
-                    (long long)frame, (long long)factor);
+        ts_note_add(&job->note, "taken from its frame %lld on: groups of %lld stay whole", (long long)frame,
+                    (long long)factor);
     }
     return TS_OK;
 }
 
 static int open_saved(ts_track_source *s) {
     const ts_track_job *job = s->job;
-    if (job->entry->speed != 1) {
-        return TS_FAIL(TS_EUSAGE, "saved latents have one speed; leave speed out, or give the video");
-    }
     TS_TRY(ts_safetensors_open(&s->saved, job->entry->file));
     s->numbers = ts_safetensors_find(s->saved, "latents");
     TS_TRY(check_saved(s));

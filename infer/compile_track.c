@@ -143,8 +143,8 @@ static int add_source(ts_mixture *mixture, ts_track_job *job) {
         status = TS_FAIL(TS_EINPUT, "%s has nothing for this span; begin elsewhere (from %s)", job->entry->file,
                          job->entry->from ? job->entry->from : "start");
     } else if (missing) {
-        ts_note_add(&job->note, "%s is too short: %lld of %lld latent frames are free", job->entry->file,
-                    (long long)missing, (long long)(missing + stands));
+        ts_note_add(&job->note, "too short: %lld of %lld latent frames are free", (long long)missing,
+                    (long long)(missing + stands));
     }
 done:
     ts_track_source_close(&source);
@@ -187,7 +187,7 @@ static int compile_entry(ts_mixture *mixture, const ts_timeline *timeline, const
     if (status) {
         return ts_fail_context(status, "%s", place.text);
     }
-    ts_note_tell(&job.note, &place);
+    ts_note_tell(&job.note, &place, job.entry->file);
     return TS_OK;
 }
 

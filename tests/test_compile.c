@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: Apache-2.0
+// TEST: ranks=1,2,3 timeout=60
+// Timelines into canvases: what is held is the codec's to the last bit, retimed, mixed, masked; prompts and events.
+#include "core/base/log.h"
+#include "core/store/safetensors.h"
+#include "tests/compile_scene.h"
+
+// ---- without a track
+
+static void test_empty(void) {
+    ts_timeline t = scene_timeline(33);
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    const ts_canvas *canvas = &c.canvas;
+    CHECK(canvas->frames == 9 && canvas->height == 8 && canvas->width == 8 && canvas->channels == 16);
+    CHECK(canvas->rows == 4 && canvas->columns == 4 && !canvas->source && !canvas->strength);
+    CHECK(canvas->prompts == 1 && strcmp(canvas->prompt[0], "") == 0 && canvas->weight[8] == 1);
+    CHECK(canvas->guidance[8] == 3);
+    CHECK(canvas->window == 5 && canvas->overlap == 2 && canvas->context == 3);  // as the model was trained
+    ts_compiled_close(&c);
+    ts_compiled_close(&c);
+    t.loop = true;
+    t.frames = 32;
+    t.window = 9;
+    t.overlap = 4;
+    t.context = 5;
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    CHECK(c.canvas.frames == 8 && c.canvas.loop);
+    CHECK(c.canvas.window == 3 && c.canvas.overlap == 1 && c.canvas.context == 2);
+    ts_compiled_close(&c);
+}
+
+static void test_size(void) {
+    ts_compiled c;
+    ts_timeline t = scene_timeline(17);
+    t.size = (ts_size2){1 << 20, 1 << 20};
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "make the video smaller");
+    t.size = (ts_size2){8192, 8192};
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "5x1024x1024 latent positions");
+    t.size = (ts_size2){2048, 2048};
+    t.frames = 1 + 4 * 65535;
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_ERESOURCE, "GB are free");
+    CHECK(!c.canvas.prompt);
+}
+
+// ---- footage
+
+static void test_held(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 0, 1));
+    CHECK(scene_strength(&c.canvas, 0, 5, 0));
+    ts_compiled_close(&c);
+    e.from = "3f";
+    e.strength = 0.4;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 3, 1));
+    CHECK(scene_strength(&c.canvas, 0, 5, 0.4));
+    ts_compiled_close(&c);
+}
+
+// Two stretches in another order, and a gap between them.
+static void test_recut(void) {
+    ts_timeline t = scene_timeline(41);
+    ts_timeline_track e[2] = {scene_entry("0..17", TS_SOURCE_VIDEO, in_scene("red.mp4")),
+                              scene_entry("25..41", TS_SOURCE_VIDEO, in_scene("red.mp4"))};
+    e[0].from = "2s";
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, e, 2));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 16, 1));
+    CHECK(scene_stands(&c.canvas, 7, 4, "red.mp4", 0, 1));
+    CHECK(scene_strength(&c.canvas, 0, 5, 0) && scene_strength(&c.canvas, 7, 4, 0));
+    CHECK(scene_strength(&c.canvas, 5, 2, 1));
+    for (int64_t i = 5 * LATENT; i < 7 * LATENT; i++) {
+        CHECK(c.canvas.source[i] == 0);
+    }
+    ts_compiled_close(&c);
+}
+
+static void test_speed(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    ts_compiled c;
+    e.speed = 2;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 0, 2));
+    ts_compiled_close(&c);
+    e.speed = -1;
+    e.from = "20f";  // what lies before frame 20, backwards
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 19, -1));
+    ts_compiled_close(&c);
+    e.from = "end";
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 32, -1));
+    ts_compiled_close(&c);
+    // Half speed: pixel frames are means of neighbours; the second one of these two.
+    e.speed = 0.5;
+    e.from = NULL;
+    t.frames = 5;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    uint8_t *rgb = malloc(5 * PIXELS);
+    int64_t filled;
+    float latent[2 * LATENT];
+    CHECK_OK(ts_source_read(in_scene("red.mp4"), 0, 1.0 / 16, 5, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(ts_codec_encode(scene_model->codec, rgb, 5, SIDE, SIDE, latent));
+    CHECK(memcmp(latent, c.canvas.source, sizeof latent) == 0);
+    free(rgb);
+    ts_compiled_close(&c);
+}
+
+static void test_loop(void) {
+    ts_timeline t = scene_timeline(16);
+    t.loop = true;
+    ts_timeline_track e = scene_entry("4..16", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.from = "1f";
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(c.canvas.frames == 4 && scene_stands(&c.canvas, 1, 3, "red.mp4", 1, 1));
+    CHECK(scene_strength(&c.canvas, 0, 1, 1) && scene_strength(&c.canvas, 1, 3, 0));
+    ts_compiled_close(&c);
+}
+
+// A group of which half is there is filled up; what is not there is free, or an error where it should be held.
+static void test_short(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    ts_compiled c;
+    e.from = "17f";  // 16 frames are left: one is missing
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 4, "red.mp4", 17, 1) && scene_strength(&c.canvas, 4, 1, 0));
+    ts_compiled_close(&c);
+    e.from = "19f";
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT,
+                "red.mp4 has nothing for frame 13 (1.62s) of the result, which is held (strength 0); shorten the span");
+    CHECK(strstr(ts_error_text(), "edit.yaml:7: track[0]: ") == ts_error_text());
+    e.strength = 0.5;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_strength(&c.canvas, 0, 4, 0.5) && scene_strength(&c.canvas, 4, 1, 1));
+    ts_compiled_close(&c);
+    e.from = "1:00";
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "has nothing for this span; begin elsewhere (from 1:00)");
+    // Backwards, past the beginning.
+    e.from = "8f";
+    e.speed = -1;
+    e.strength = 0.3;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_strength(&c.canvas, 0, 3, 0.3) && scene_strength(&c.canvas, 3, 2, 1));
+    CHECK(scene_stands(&c.canvas, 0, 2, "red.mp4", 7, -1));
+    ts_compiled_close(&c);
+    e.strength = 0;
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "held (strength 0)");
+}
+
+static void test_image(void) {
+    uint8_t *rgb = malloc(4 * PIXELS);
+    for (int64_t i = 0; i < PIXELS; i++) {
+        rgb[i] = (uint8_t)(i * 7 % 251);
+    }
+    for (int64_t i = 1; i < 4; i++) {
+        memcpy(rgb + i * PIXELS, rgb, PIXELS);
+    }
+    CHECK_OK(ts_image_write_png(in_scene("card.png"), rgb, SIDE, SIDE));
+    float first[LATENT], group[LATENT];
+    CHECK_OK(ts_codec_encode(scene_model->codec, rgb, 1, SIDE, SIDE, first));
+    CHECK_OK(ts_codec_encode_groups(scene_model->codec, rgb, 1, SIDE, SIDE, group));
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e[2] = {scene_entry("0..1", TS_SOURCE_IMAGE, in_scene("card.png")),
+                              scene_entry("1s..2s", TS_SOURCE_IMAGE, in_scene("card.png"))};
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, e, 2));
+    CHECK(memcmp(c.canvas.source, first, sizeof first) == 0);
+    for (int64_t i = 3; i < 5; i++) {
+        CHECK(memcmp(c.canvas.source + i * LATENT, group, sizeof group) == 0);
+    }
+    CHECK(scene_strength(&c.canvas, 0, 1, 0) && scene_strength(&c.canvas, 1, 1, 1));
+    ts_compiled_close(&c);
+    e[0].file = in_scene("red.mp4");
+    CHECK_FAILS(scene_compile(&c, &t, e, 2), TS_EINPUT, "red.mp4: is a video; say source: video");
+    free(rgb);
+}
+
+// ---- saved latents
+
+static void save_latents(const char *name, int64_t frames, bool loop, float *latents) {
+    for (int64_t i = 0; i < frames * LATENT; i++) {
+        latents[i] = (float)(i % 1009) / 500 - 1;
+    }
+    const ts_safetensors_item item = {"latents", TS_F32, TS_SHAPE(frames, 8, 8, 16), latents};
+    const char *const metadata[] = {"loop", loop ? "true" : "false", NULL};
+    CHECK_OK(ts_safetensors_write(in_scene(name), &item, 1, metadata));
+}
+
+static bool is_saved(const ts_canvas *c, int64_t t, int64_t n, const float *latents, int64_t first) {
+    return memcmp(c->source + t * LATENT, latents + first * LATENT, (size_t)(n * LATENT) * sizeof(float)) == 0;
+}
+
+static void test_saved(void) {
+    static float latents[6 * LATENT], head[LATENT];
+    save_latents("saved.safetensors", 6, false, latents);
+    save_latents("circle.safetensors", 6, true, latents);
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_LATENT, in_scene("saved.safetensors"));
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(is_saved(&c.canvas, 0, 5, latents, 0) && scene_strength(&c.canvas, 0, 5, 0));
+    ts_compiled_close(&c);
+    // From the middle on: the first frame is the last pixel frame of a group.
+    e.from = "4f";
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK_OK(ts_codec_first_of(scene_model->codec, latents + LATENT, 1, 8, 8, head));
+    CHECK(is_saved(&c.canvas, 0, 1, head, 0) && is_saved(&c.canvas, 1, 4, latents, 2));
+    ts_compiled_close(&c);
+    // Behind the beginning: a first frame has no place there.
+    e.span = "9..17";
+    e.from = NULL;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(is_saved(&c.canvas, 3, 2, latents, 1) && scene_strength(&c.canvas, 0, 3, 1));
+    ts_compiled_close(&c);
+    e.from = "9f";
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(is_saved(&c.canvas, 3, 2, latents, 3));
+    ts_compiled_close(&c);
+    e.from = "17f";
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "has nothing for frame 13");
+    // Of a circle all are groups.
+    e.file = in_scene("circle.safetensors");
+    e.from = "4f";
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(is_saved(&c.canvas, 3, 2, latents, 1));
+    ts_compiled_close(&c);
+    t.loop = true;
+    t.frames = 24;
+    e.span = "all";
+    e.from = NULL;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(is_saved(&c.canvas, 0, 6, latents, 0));
+    ts_compiled_close(&c);
+}
+
+static void test_saved_misfits(void) {
+    float latents[2 * LATENT] = {0};
+    ts_timeline t = scene_timeline(5);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_LATENT, in_scene("bad.safetensors"));
+    ts_compiled c;
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "bad.safetensors");
+    CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"),
+                                  &(ts_safetensors_item){"other", TS_F32, TS_SHAPE(2, 8, 8, 16), latents}, 1, NULL));
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "no tensor 'latents'");
+    CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"),
+                                  &(ts_safetensors_item){"latents", TS_F32, TS_SHAPE(2, 4, 16, 16), latents}, 1, NULL));
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "latents of 16x4 with 16 channels, wanted 8x8 with 16");
+    latents[LATENT + 3] = NAN;
+    CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"),
+                                  &(ts_safetensors_item){"latents", TS_F32, TS_SHAPE(2, 8, 8, 16), latents}, 1, NULL));
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "latent frame 1 holds numbers that are not finite");
+}
+
+// ---- mixing
+
+// From red to green: the first frame is red's, the last green's, to the last bit, and between them what is mixed half
+// and half is freest.
+static void check_blend(const char *ramp, const double *share) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e[2] = {scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4")),
+                              scene_entry("all", TS_SOURCE_VIDEO, in_scene("green.mp4"))};
+    e[0].weight_end = e[1].weight = 0;
+    e[0].weight = e[1].weight_end = 1;
+    e[0].ramp = e[1].ramp = ramp;
+    e[1].strength = 0.25;
+    ts_compiled a, b, c;
+    CHECK_OK(scene_compile(&c, &t, e, 2));
+    CHECK(scene_stands(&c.canvas, 0, 1, "red.mp4", 0, 1) && scene_strength(&c.canvas, 0, 1, 0));
+    CHECK(scene_strength(&c.canvas, 4, 1, 0.25));
+    e[0].weight_end = e[1].weight = 1;
+    CHECK_OK(scene_compile(&a, &t, &e[0], 1));
+    CHECK_OK(scene_compile(&b, &t, &e[1], 1));
+    CHECK(memcmp(c.canvas.source + 4 * LATENT, b.canvas.source + 4 * LATENT, LATENT * sizeof(float)) == 0);
+    for (int64_t f = 1; f < 4; f++) {
+        const double w = share[f], least = 0.8 * 2 * (1 - fmax(w, 1 - w));
+        CHECK(scene_strength(&c.canvas, f, 1, fmax(0.25 * w, least)));
+        for (int64_t i = f * LATENT; i < (f + 1) * LATENT; i++) {
+            CHECK_NEAR(c.canvas.source[i], (1 - w) * (double)a.canvas.source[i] + w * (double)b.canvas.source[i], 1e-5);
+        }
+    }
+    ts_compiled_close(&a);
+    ts_compiled_close(&b);
+    ts_compiled_close(&c);
+}
+
+static double sigmoid(double x) {
+    return 1 / (1 + exp(-10 * (x - 0.5)));
+}
+
+static void test_blend(void) {
+    // Middles of the latent frames' pixel frames: 0, 2.5, 6.5, 10.5, 14.5.
+    double share[5];
+    const double at[5] = {0, 2.5 / 14.5, 6.5 / 14.5, 10.5 / 14.5, 1};
+    check_blend("linear", at);
+    check_blend(NULL, at);
+    for (int i = 0; i < 5; i++) {
+        share[i] = (sigmoid(at[i]) - sigmoid(0)) / (sigmoid(1) - sigmoid(0));
+    }
+    check_blend("sigmoid", share);
+    CHECK_OK(ts_file_write_atomic(in_scene("ramp.txt"), "0\n0.2\r\n\n1.0", 11));
+    for (int i = 0; i < 5; i++) {
+        share[i] = at[i] < 0.5 ? 0.4 * at[i] : 0.2 + 1.6 * (at[i] - 0.5);
+    }
+    check_blend(in_scene("ramp.txt"), share);
+}
+
+static void test_ramp_files(void) {
+    ts_timeline t = scene_timeline(5);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.ramp = in_scene("ramp.txt");
+    e.weight_end = 0.5;
+    ts_compiled c;
+    const char *const bad[][2] = {{"", "no number"},       {"0\n1.5\n", "ramp.txt:2: '1.5' is no number 0..1"},
+                                  {"0\nnan", ":2: 'nan'"}, {"0 1\n", ":1: '0 1'"},
+                                  {"hello", "'hello'"},    {"-0.1", "'-0.1'"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK_OK(ts_file_write_atomic(e.ramp, bad[i][0], strlen(bad[i][0])));
+        CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, bad[i][1]);
+    }
+    e.ramp = in_scene("no-ramp.txt");
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "no-ramp.txt");
+}
+
+// ---- masks
+
+// White where x >= 32.
+static void write_mask(void) {
+    uint8_t *rgb = calloc(PIXELS, 1);
+    for (int64_t i = 0; i < PIXELS; i++) {
+        rgb[i] = i / 3 % SIDE >= 32 ? 255 : 0;
+    }
+    CHECK_OK(ts_image_write_png(in_scene("mask.png"), rgb, SIDE, SIDE));
+    free(rgb);
+}
+
+static double token_strength(const ts_canvas *c, int64_t t, int64_t row, int64_t column) {
+    return (double)c->strength[(t * 4 + row) * 4 + column];
+}
+
+static void test_mask(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.strength = 0.6;
+    e.mask = in_scene("mask.png");
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 0, 1));  // held and remixed tokens have one source
+    for (int64_t i = 0; i < 5 * TOKENS; i++) {
+        CHECK_NEAR(c.canvas.strength[i], i % 4 >= 2 ? 0.6 : 0, 1e-6);
+    }
+    ts_compiled_close(&c);
+    e.invert = true;
+    e.feather = 4;  // a quarter of the token beyond the edge
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK_NEAR(token_strength(&c.canvas, 2, 1, 1), 0.6, 1e-6);
+    CHECK_NEAR(token_strength(&c.canvas, 2, 1, 2), 0.6 * 0.75, 1e-6);
+    CHECK_NEAR(token_strength(&c.canvas, 2, 1, 3), 0, 1e-6);
+    ts_compiled_close(&c);
+    e.mask = in_scene("no-mask.png");
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "no-mask.png");
+}
+
+static void test_boxes(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    ts_timeline_box box[2] = {{0, "0,0,16,16", NULL}, {0, "40, 40,100,8", "1s..11f"}};
+    e.strength = 1;
+    e.boxes.item = box;
+    e.boxes.count = 2;
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    for (int64_t i = 0; i < 5 * TOKENS; i++) {
+        const int64_t f = i / TOKENS, row = i / 4 % 4, column = i % 4;
+        const bool second = row == 2 && column >= 2 && f >= 2 && f <= 3;  // pixel frames 8, 9 and 10
+        CHECK(c.canvas.strength[i] == ((row == 0 && column == 0) || second ? 1 : 0));
+    }
+    ts_compiled_close(&c);
+}
+
+// A masked video moves with its film's frames; when it ends its last one stays.
+static void test_mask_video(void) {
+    uint8_t *rgb = calloc(9 * PIXELS, 1);
+    memset(rgb + 5 * PIXELS, 255, 4 * PIXELS);
+    const ts_video_writer_params params = {
+        .width = SIDE, .height = SIDE, .fps_numerator = 8, .fps_denominator = 1, .crf = 1};
+    CHECK_OK(ts_video_write(in_scene("mask.mp4"), rgb, 9, &params));
+    free(rgb);
+    ts_timeline t = scene_timeline(25);
+    ts_timeline_track e = scene_entry("5..25", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.strength = 1;
+    e.mask = in_scene("mask.mp4");
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_strength(&c.canvas, 0, 2, 1) && scene_strength(&c.canvas, 2, 1, 0));
+    CHECK(scene_strength(&c.canvas, 3, 4, 1));  // from the mask's frame 5, which is the result's frame 10
+    ts_compiled_close(&c);
+}
+
+// An object into other footage: black gives way, and where both masks reach into a token both stand.
+static void test_mask_mixture(void) {
+    ts_timeline t = scene_timeline(5);
+    ts_timeline_track e[2] = {scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4")),
+                              scene_entry("all", TS_SOURCE_VIDEO, in_scene("green.mp4"))};
+    e[0].mask = e[1].mask = in_scene("mask.png");
+    e[0].invert = true;
+    e[0].strength = 0.1;
+    e[1].strength = 0.3;
+    e[1].feather = 4;
+    ts_compiled red, green, c;
+    CHECK_OK(scene_compile(&c, &t, e, 2));
+    CHECK_OK(scene_compile(&red, &t, e, 1));
+    CHECK_OK(scene_compile(&green, &t, e + 1, 1));
+    for (int64_t i = 0; i < 2 * LATENT; i++) {
+        const int64_t column = i / 16 % 8 / 2;
+        const double r = (double)red.canvas.source[i], g = (double)green.canvas.source[i], w = 0.75 / 1.75;
+        CHECK_NEAR(c.canvas.source[i], column == 0 ? r : column == 1 ? (1 - w) * r + w * g : g, 1e-5);
+        CHECK(column == 1 || c.canvas.source[i] == (column ? green : red).canvas.source[i]);
+    }
+    const double w = 0.75 / 1.75;
+    CHECK_NEAR(token_strength(&c.canvas, 1, 0, 0), 0.1, 1e-6);
+    CHECK_NEAR(token_strength(&c.canvas, 1, 0, 1), 0.8 * 2 * w, 1e-6);
+    CHECK_NEAR(token_strength(&c.canvas, 1, 0, 2), 0.3, 1e-6);
+    ts_compiled_close(&red);
+    ts_compiled_close(&green);
+    ts_compiled_close(&c);
+}
+
+// Without a source an entry frees what others hold.
+static void test_loosen(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e[2] = {scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4")),
+                              scene_entry("5..13", TS_SOURCE_NONE, NULL)};
+    e[1].strength = 1;
+    e[1].mask = in_scene("mask.png");
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, e, 2));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 0, 1));
+    for (int64_t i = 0; i < 5 * TOKENS; i++) {
+        CHECK(c.canvas.strength[i] == (i % 4 >= 2 && i / TOKENS >= 2 && i / TOKENS < 4 ? 1 : 0));
+    }
+    ts_compiled_close(&c);
+}
+
+// ---- prompts and events
+
+static void test_prompts(void) {
+    ts_timeline t = scene_timeline(33);
+    ts_timeline_prompt p[3] = {scene_prompt("0..5", "a", 1, NAN), scene_prompt("1..13", "b", 3, 5),
+                               scene_prompt("29..33", "c", 0.5, 1)};
+    t.prompts.item = p;
+    t.prompts.count = 3;
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    static const float wanted[9][4] = {{1, 0, 0, 3}, {0.25f, 0.75f, 0, 4.5f},
+                                       {0, 1, 0, 5}, {0, 1, 0, 5},
+                                       {0, 1, 0, 5}, {0, 1, 0, 5},
+                                       {0, 0, 1, 1}, {0, 0, 1, 1},
+                                       {0, 0, 1, 1}};
+    CHECK(c.canvas.prompts == 3 && c.canvas.prompt[1] == p[1].text);
+    for (int64_t f = 0; f < 9; f++) {
+        for (int64_t i = 0; i < 3; i++) {
+            CHECK_NEAR(c.canvas.weight[f * 3 + i], wanted[f][i], 1e-6);
+        }
+        CHECK_NEAR(c.canvas.guidance[f], wanted[f][3], 1e-6);
+    }
+    ts_compiled_close(&c);
+    // Round the circle the last frames are near the first prompt.
+    t.loop = true;
+    t.frames = 32;
+    t.prompts.count = 2;
+    p[1].span = "5..13";
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    CHECK(c.canvas.weight[7 * 2] == 1 && c.canvas.weight[4 * 2 + 1] == 1);
+    ts_compiled_close(&c);
+    p[0].weight = p[1].weight = 1e-320;
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "no prompt has a weight above 0");
+    p[1].span = "40..50";
+    p[1].line = 12;
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "edit.yaml:12: prompts[1]: ");
+}
+
+static void test_events(void) {
+    ts_timeline t = scene_timeline(33);
+    ts_timeline_event e[4] = {
+        {0, "40%", "late", "1s"}, {0, "3", "early", NULL}, {0, "8", "equal", "31f"}, {0, "0%", "first", "0"}};
+    t.events.item = e;
+    t.events.count = 4;
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    static const struct {
+        int64_t step, first;
+        const char *prompt;
+    } wanted[4] = {{0, 0, "first"}, {3, 0, "early"}, {8, 3, "late"}, {8, 8, "equal"}};
+    CHECK(c.changes == 4);
+    for (int i = 0; i < 4; i++) {
+        CHECK(c.change[i].step == wanted[i].step && c.change[i].first == wanted[i].first);
+        CHECK(strcmp(c.change[i].prompt, wanted[i].prompt) == 0);
+    }
+    ts_compiled_close(&c);
+    e[0].line = 30;
+    e[0].at = "20";
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "edit.yaml:30: events[0]: at: step 20 does not come");
+}
+
+// ---- notes
+
+static void test_notes(void) {
+    ts_timeline t = scene_timeline(17);
+    t.fps = 10;
+    t.size.height = 32;
+    ts_timeline_track e = scene_entry("0.9s..1.7s", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.strength = 0.5;
+    e.from = "31f";
+    ts_timeline_prompt p = scene_prompt("0..5", "a", 1, NAN);
+    t.prompts.item = &p;
+    t.prompts.count = 1;
+    ts_compiled c;
+    CHECK_OK(ts_log_set_file(in_scene("log.txt")));
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK_OK(ts_log_set_file(NULL));
+    ts_compiled_close(&c);
+    char *text;
+    size_t bytes;
+    CHECK_OK(ts_file_read(in_scene("log.txt"), 1 << 16, &text, &bytes));
+    CHECK(strstr(text, "edit.yaml: prompts: 3 of 5 latent frames have no prompt and take the nearest\n"));
+    CHECK(strstr(text, "edit.yaml:7: track[0] (red.mp4): 8 frames a second are taken at 10; cropped from 64x64 to the "
+                       "shape of 64x32; 1 frame short: the nearest one stays; too short: 1 of 2 latent frames are "
+                       "free\n"));
+    free(text);
+}
+
+// ---- on several ranks
+
+static bool same_numbers(const float *a, const float *b, int64_t n) {
+    return memcmp(a, b, (size_t)n * sizeof *a) == 0;
+}
+
+// Every rank compiles; what rank 0 sent must be what each has made.
+static void test_share(ts_comm *world, bool track) {
+    ts_timeline t = scene_timeline(17);
+    t.loop = !track;
+    t.frames = track ? 17 : 16;
+    ts_timeline_track e = scene_entry("5..17", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    ts_timeline_prompt p[2] = {scene_prompt("0..9", "first", 1, NAN), scene_prompt("5..16", "second", 2, 7)};
+    ts_timeline_event v[2] = {{0, "50%", "later", NULL}, {0, "2", "sooner", "8"}};
+    t.prompts.item = p;
+    t.prompts.count = 2;
+    t.events.item = v;
+    t.events.count = track ? 2 : 0;
+    ts_compiled own, c;
+    CHECK_OK(scene_compile(&own, &t, &e, track));
+    own.canvas.index = 5;
+    c = own;  // of rank 0
+    const int root = ts_comm_size(world) - 1;
+    CHECK_OK(ts_compiled_share(&c, world, root));
+    const ts_canvas *a = &own.canvas, *b = &c.canvas;
+    CHECK(a->frames == b->frames && a->loop == b->loop && a->rows == b->rows && a->columns == b->columns);
+    CHECK(a->window == b->window && a->overlap == b->overlap && a->context == b->context && b->index == 5);
+    CHECK(a->prompts == b->prompts && c.changes == own.changes && !a->source == !b->source);
+    CHECK(same_numbers(a->weight, b->weight, a->frames * a->prompts) &&
+          same_numbers(a->guidance, b->guidance, a->frames));
+    CHECK(!track || same_numbers(a->source, b->source, ts_canvas_numbers(a)));
+    CHECK(!track || same_numbers(a->strength, b->strength, a->frames * TOKENS));
+    for (int i = 0; i < 2; i++) {
+        CHECK(strcmp(a->prompt[i], b->prompt[i]) == 0);
+        CHECK(!track || strcmp(own.change[i].prompt, c.change[i].prompt) == 0);
+        CHECK(!track || own.change[i].step == c.change[i].step);
+    }
+    if (ts_comm_rank(world) != root) {
+        ts_compiled_close(&c);
+    }
+    ts_compiled_close(&own);
+}
+
+int main(int argc, char **argv) {
+    ts_comm *world;
+    CHECK_OK(ts_world_open(&world, &argc, &argv));
+    scene_open();
+    scene_film("red.mp4", 33, 12, 0);
+    if (ts_comm_size(world) == 1) {
+        scene_film("green.mp4", 33, 40, 1);
+        write_mask();
+        test_empty();
+        test_size();
+        test_held();
+        test_recut();
+        test_speed();
+        test_loop();
+        test_short();
+        test_image();
+        test_saved();
+        test_saved_misfits();
+        test_blend();
+        test_ramp_files();
+        test_mask();
+        test_boxes();
+        test_mask_video();
+        test_mask_mixture();
+        test_loosen();
+        test_prompts();
+        test_events();
+        test_notes();
+    }
+    test_share(world, true);
+    test_share(world, false);
+    scene_close();
+    ts_world_close(&world, TS_OK);
+    return ts_test_end();
+}
