@@ -49,8 +49,27 @@ static void test_second(void) {
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
 }
 
+// The guarded file goes with the first request, and not before.
+static void test_guard(void) {
+    char path[] = "/tmp/test_signal_XXXXXX";
+    const int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    CHECK_OK(ts_signal_catch());
+    CHECK_OK(ts_signal_guard(path));
+    CHECK_OK(ts_signal_guard(NULL));
+    ts_signal_remove_guarded();
+    CHECK(access(path, F_OK) == 0);
+    CHECK_OK(ts_signal_guard(path));
+    raise(SIGUSR1);
+    CHECK(access(path, F_OK) != 0);
+    CHECK_OK(ts_signal_guard(NULL));
+    ts_signal_release();
+    close(fd);
+}
+
 int main(void) {
     test_each();
+    test_guard();
     test_second();
     return ts_test_end();
 }

@@ -3,9 +3,12 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/base/file.h"
 #include "core/base/status.h"
 
 static const struct {
@@ -15,8 +18,31 @@ static const struct {
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 static volatile sig_atomic_t pending;  // number of the last signal, 0 for none
+static char guarded_path[TS_PATH_BYTES];
+static atomic_bool guarded;
+
+int ts_signal_guard(const char *path) {
+    atomic_store(&guarded, false);
+    if (path && strlen(path) >= sizeof guarded_path) {
+        return TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
+    }
+    if (path) {
+        strcpy(guarded_path, path);
+        atomic_store(&guarded, true);
+    }
+    return TS_OK;
+}
+
+void ts_signal_remove_guarded(void) {
+    if (atomic_load(&guarded)) {
+        unlink(guarded_path);
+    }
+}
 
 static void note(int number) {
+    const int before = errno;
+    ts_signal_remove_guarded();
+    errno = before;
     if (number == SIGINT && pending == SIGINT) {
         // Impatience: the default action follows as soon as this handler returns.
         signal(SIGINT, SIG_DFL);

@@ -12,4 +12,10 @@ const char *ts_signal_pending(void);
 // Gives the signals back to the system's default action and forgets a request.
 void ts_signal_release(void);
 
+// A file that must not outlive the program, such as a socket: the first request to stop removes it, and so do the ways
+// out on which nothing else is cleaned up. NULL: there is none any more. TS_EINPUT for a path of TS_PATH_BYTES.
+int ts_signal_guard(const char *path);
+// Removes it now. May be called in a signal handler, and on any thread.
+void ts_signal_remove_guarded(void);
+
 #endif

@@ -18,6 +18,7 @@
 
 #include "core/base/arena.h"
 #include "core/base/clock.h"
+#include "core/base/signal.h"
 #include "core/base/status.h"
 #include "core/comm/transport.h"
 
@@ -100,6 +101,11 @@ static bool is_elsewhere(const ts_watch_peer *peer) {
     return peer->present && peer->silent > watch.timeout / 2 && strcmp(peer->host, watch.host) != 0;
 }
 
+_Noreturn static void leave_at_once(int code) {
+    ts_signal_remove_guarded();
+    _exit(code);
+}
+
 // The launcher ends the ranks of a job of which one fails; for a launcher that does not, they are told. _exit leaves
 // out what CUDA and NCCL do at the end of a program, which would wait for kernels that wait for a rank that is gone;
 // the driver ends those with the process.
@@ -115,7 +121,7 @@ _Noreturn static void end_job(const char *text) {
     for (int i = 0; i < watch.wire_count; i++) {
         ts_watch_send(watch.wires[i], TS_WATCH_OVER, NULL, 0);
     }
-    _exit(ts_exit_code(TS_EPEER));
+    leave_at_once(ts_exit_code(TS_EPEER));
 }
 
 // ---- what both kinds of threads do
@@ -141,7 +147,7 @@ static void begin_beat(double now) {
     watch.last_round = now;
     const double at = atomic_load(&watch.abort_at);
     if (at > 0 && now > at) {
-        _exit(atomic_load(&watch.abort_code));
+        leave_at_once(atomic_load(&watch.abort_code));
     }
     ts_watch_take_pulse(&watch.own, watch.rank);
 }
@@ -246,7 +252,7 @@ static bool take_message(ts_watch_wire *wire, double now) {
         return true;
     }
     if (frame->type == TS_WATCH_OVER) {
-        _exit(ts_exit_code(TS_EPEER));  // this rank was silent, goes on, and another has said so
+        leave_at_once(ts_exit_code(TS_EPEER));  // this rank was silent, goes on, and another has said so
     }
     if (frame->type == TS_WATCH_LEAVE && watch.chosen[wire->rank] == wire) {
         note_leave(wire->rank);
@@ -351,7 +357,7 @@ static void hear_first(ts_watch_wire *wire, double now) {
     int got;
     while ((got = ts_watch_receive(wire)) > 0) {
         if (wire->in.type == TS_WATCH_OVER) {
-            _exit(ts_exit_code(TS_EPEER));
+            leave_at_once(ts_exit_code(TS_EPEER));
         }
         if (wire->in.type == TS_WATCH_PULSE) {
             note_pulse(0, &wire->in.body.pulse, now);

@@ -6,6 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "core/base/signal.h"
 #include "core/base/status.h"
 #include "core/comm/transport.h"
 
@@ -119,6 +120,7 @@ void ts_world_close(ts_comm **world, int status) {
 
 _Noreturn void ts_comm_abort(ts_comm *comm, int status) {
     const int code = ts_exit_code(status);
+    ts_signal_remove_guarded();
     ts_watch_abort(code, status == TS_EPEER);
     char host[HOST_BYTES] = "";
     gethostname(host, sizeof host - 1);
