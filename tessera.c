@@ -12,6 +12,7 @@
 #include "core/model/parity.h"
 #include "data/ingest.h"
 #include "data/world.h"
+#include "infer/control.h"
 #include "infer/generate.h"
 #include "infer/score.h"
 #include "tests/bench/bench.h"
@@ -29,6 +30,7 @@ static const command commands[] = {
     {"train", "train a model on a data set", ts_command_train},
     {"plan", "foretell a training step on every mesh of some devices, and recommend one", ts_command_plan},
     {"generate", "prompts to videos", ts_command_generate},
+    {"steer", "tell a video that is being made what to do", ts_command_steer},
     {"score", "measure a finished video", ts_command_score},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},
     {"doctor", "tell what this machine offers, what stands in the way and what to do", ts_command_doctor},
