@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include "core/base/file.h"
 #include "core/base/rng.h"
 #include "tests/ts_test.h"
 
@@ -440,6 +441,71 @@ static void test_mutants(void) {
     CHECK(good > 50 && good < 550);  // the test sees both
 }
 
+// ---- the examples
+
+// Every file of configs/timelines is read, fits the shipped model and names only files that are there or that its own
+// comment makes.
+static void test_examples(void) {
+    static const char folder[] = "configs/timelines";
+    char **names, file[TS_PATH_BYTES];
+    int64_t count, timelines = 0;
+    CHECK_OK(ts_folder_list(folder, &names, &count));
+    for (int64_t i = 0; i < count; i++) {
+        if (!strstr(names[i], ".yaml")) {
+            continue;
+        }
+        timelines++;
+        ts_timeline t;
+        char *text;
+        size_t bytes;
+        CHECK_OK(ts_path_join(file, sizeof file, folder, names[i]));
+        CHECK_OK(ts_file_read(file, 1 << 20, &text, &bytes));
+        CHECK(strstr(text, file));  // the command that runs it
+        CHECK_OK(ts_timeline_read(&t, file, arena));
+        CHECK_OK(ts_timeline_resolve(&t, &model));
+        check_round_trip(&t);
+        for (int64_t e = 0; e < t.track.count; e++) {
+            char made[TS_PATH_BYTES + 8];
+            snprintf(made, sizeof made, "--out %s\n", t.track.item[e].file);
+            CHECK(ts_path_exists(t.track.item[e].file) || strstr(text, made));
+            CHECK(!t.track.item[e].mask || ts_path_exists(t.track.item[e].mask));
+        }
+        free(text);
+    }
+    CHECK(timelines == 9);
+    ts_folder_list_free(names, count);
+}
+
+// The README's example is a timeline that is in order, and has every key that the tables know but those of videos
+// alone.
+static void test_readme(void) {
+    static const char *const of_videos[] = {"from", "speed"};
+    char *text;
+    size_t bytes;
+    CHECK_OK(ts_file_read("README.md", 1 << 20, &text, &bytes));
+    char *start = strstr(text, "```yaml\n"), *end = start ? strstr(start + 4, "```") : NULL;
+    CHECK(start && end);
+    if (start && end) {
+        *end = '\0';
+        ts_timeline t;
+        CHECK_OK(read_text(&t, start + strlen("```yaml\n")));
+        CHECK_OK(ts_timeline_resolve(&t, &model));
+        char *keys = NULL;
+        size_t keys_bytes;
+        FILE *file = open_memstream(&keys, &keys_bytes);
+        ts_options_print_keys(ts_timeline_options, file);
+        fclose(file);
+        for (char *line = strtok(keys, "\n"); line; line = strtok(NULL, "\n")) {
+            char key[32] = "";
+            const bool named = sscanf(line, " %31[a-z_]", key) == 1 && line[strspn(line, " ") + strlen(key)] == ':';
+            const bool of_video = strcmp(key, of_videos[0]) == 0 || strcmp(key, of_videos[1]) == 0;
+            CHECK(!named || strspn(line, " ") > 12 || of_video || strstr(start, ts_arena_printf(arena, "%s:", key)));
+        }
+        free(keys);
+    }
+    free(text);
+}
+
 int main(void) {
     strcpy(path, "/tmp/tessera-timeline-XXXXXX");
     const int fd = mkstemp(path);
@@ -458,6 +524,8 @@ int main(void) {
     test_filled_refusals();
     test_many_prompts();
     test_mutants();
+    test_examples();
+    test_readme();
     ts_arena_close(&arena);
     unlink(path);
     return ts_test_end();
