@@ -137,7 +137,7 @@ static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_mod
     out->loop = timeline->loop;
     out->window = c.window;
     out->overlap = overlap > 1 ? overlap : 1;  // without a shared frame nothing joins two windows
-    out->context = context > 1 ? context : 1;
+    out->context = context < 1 ? 1 : context > c.frames ? c.frames : context;
     return TS_OK;
 }
 

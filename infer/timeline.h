@@ -39,8 +39,10 @@
 // Where no track entry stands, tokens are free. Where several stand with weights, the start latent is their weighted
 // mean, weights normalised, and the strength is the weighted mean of theirs, but at least
 //   mix * 2 (1 - largest normalised weight), at most mix:
-// a mixture of two videos is not a video, so what is mixed must be free enough to become one. An entry without a source
-// puts nothing there: what others put there is as free as its strength says, at least.
+// a mixture of two videos is not a video, so what is mixed must be free enough to become one. A mask counts in the
+// weights, too: where it is black for one entry and not for another, only the other stands; so an object is put into
+// other footage by a mask, and by the same mask inverted for the footage. An entry without a source puts nothing there:
+// what others put there is as free as its strength says, at least.
 #ifndef TS_INFER_TIMELINE_H
 #define TS_INFER_TIMELINE_H
 

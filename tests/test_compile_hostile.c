@@ -64,7 +64,7 @@ static const double WEIGHTS[] = {1, 1, 0, 0.5, 1e6}, ANY[] = {NAN, -1, 2, INFINI
 static const double RATES[] = {0, 8, 8, 9, 7.5}, GUIDANCES[] = {NAN, NAN, 1, 0, 7.5, 100};
 static const int64_t FRAMES[] = {0, 17, 33, 33}, BAD_FRAMES[] = {16, 2, 1, 5, -4, 262141, 262145, 1 << 30};
 static const int64_t WINDOWS[] = {0, 17, 5, 9}, SHARED[] = {-1, -1, 0, 4, 8},
-                     BAD_WINDOWS[] = {1, -3, 4, INT64_MAX, 1 << 30};
+                     BAD_WINDOWS[] = {1, -3, 4, 999999, 1000001};
 static const ts_size2 SIZES[] = {{0, 0}, {64, 64}, {64, 64}, {64, 64}, {48, 80}};
 static const ts_size2 BAD_SIZES[] = {{63, 64}, {0, 64},    {1 << 20, 1 << 20}, {16384, 16384},
                                      {16, 16}, {-64, -64}, {16, 16384}};
