@@ -97,12 +97,13 @@ ts_timeline_prompt ts_timeline_prompt_default(void) {
 // ---- files
 
 int ts_timeline_read(ts_timeline *out, const char *path, ts_arena *arena) {
-    *out = (ts_timeline){.path = ts_arena_strdup(arena, path)};
-    if (!out->path) {
+    int64_t *lines = ts_arena_alloc(arena, sizeof ts_timeline_options / sizeof *ts_timeline_options * sizeof *lines);
+    *out = (ts_timeline){.path = ts_arena_strdup(arena, path), .lines = lines};
+    if (!out->path || !lines) {
         return TS_ERESOURCE;
     }
     TS_TRY(ts_options_default(ts_timeline_options, out, arena));
-    return ts_options_read_yaml(ts_timeline_options, out, arena, path);
+    return ts_options_read_yaml_lines(ts_timeline_options, out, arena, path, lines);
 }
 
 int ts_timeline_write(const ts_timeline *timeline, FILE *out) {

@@ -88,10 +88,11 @@ typedef struct ts_timeline_event {
 } ts_timeline_event;
 
 typedef struct ts_timeline {
-    const char *path;  // for messages: the file, or the verb that fills it, as "remix"
-    ts_size2 size;     // 0x0: the model's
-    int64_t frames;    // 0: to the last end of a span; where a span is open, the model's at least
-    double fps;        // 0: the model's
+    const char *path;      // for messages: the file, or the verb that fills it, as "remix"
+    const int64_t *lines;  // of the keys of ts_timeline_options in the file, 0 for those that are absent; or NULL
+    ts_size2 size;         // 0x0: the model's
+    int64_t frames;        // 0: to the last end of a span; where a span is open, the model's at least
+    double fps;            // 0: the model's
     bool loop;
     double mix;
     int64_t window, overlap, context;  // pixel frames; window 0, others -1: by the model

@@ -28,6 +28,19 @@ static place place_of(const ts_timeline *timeline, int64_t line, const char *lis
     return p;
 }
 
+// The same for a key of the whole: "cup.yaml:3: frames".
+static place place_of_key(const ts_timeline *timeline, const char *key) {
+    place p;
+    char at[32] = "";
+    for (int64_t i = 0; timeline->lines && ts_timeline_options[i].name; i++) {
+        if (timeline->lines[i] > 0 && strcmp(ts_timeline_options[i].name, key) == 0) {
+            snprintf(at, sizeof at, ":%lld", (long long)timeline->lines[i]);
+        }
+    }
+    snprintf(p.text, sizeof p.text, "%.480s%s: %s", timeline->path, at, key);
+    return p;
+}
+
 // ---- length
 
 // Pixel frames of `latent` latent frames.
@@ -85,16 +98,15 @@ static int fill_frames(ts_timeline *timeline, const ts_timeline_model *model) {
 static int check_frames(const ts_timeline *timeline, const ts_timeline_model *model) {
     const int64_t factor = model->time_factor, frames = timeline->frames;
     const int64_t latent = latent_frames(frames, factor, timeline->loop);
-    const int64_t above = pixel_frames(latent, factor, timeline->loop);
+    const int64_t above = pixel_frames(latent, factor, timeline->loop), below = above - factor;
+    const place where = place_of_key(timeline, "frames");
     if (frames != above) {
-        const int64_t below = above - factor;
-        return TS_FAIL(TS_EUSAGE, "%s: frames is %lld; %s has %s%lldk: make it %lld or %lld", timeline->path,
-                       (long long)frames, timeline->loop ? "a loop" : "a video", timeline->loop ? "" : "1 + ",
-                       (long long)factor, (long long)(below > 0 ? below : above),
-                       (long long)(below > 0 ? above : above + factor));
+        return TS_FAIL(TS_EUSAGE, "%s is %lld; %s has %s%lldk: make it %lld or %lld", where.text, (long long)frames,
+                       timeline->loop ? "a loop" : "a video", timeline->loop ? "" : "1 + ", (long long)factor,
+                       (long long)(below > 0 ? below : above), (long long)(below > 0 ? above : above + factor));
     }
     if (latent > model->max_frames) {
-        return TS_FAIL(TS_EUSAGE, "%s: a video of %lld frames; at most %lld can be made: shorten it", timeline->path,
+        return TS_FAIL(TS_EUSAGE, "%s is %lld; at most %lld can be made: shorten the video", where.text,
                        (long long)frames, (long long)pixel_frames(model->max_frames, factor, timeline->loop));
     }
     return TS_OK;
@@ -106,9 +118,10 @@ static int check_size(const ts_timeline *timeline, const ts_timeline_model *mode
     const int64_t step_w = model->space_factor * model->patch_w, step_h = model->space_factor * model->patch_h;
     const ts_size2 size = timeline->size;
     if (size.width <= 0 || size.height <= 0 || size.width % step_w || size.height % step_h) {
-        return TS_FAIL(
-            TS_EUSAGE, "%s: size is %lldx%lld; this model wants a width in steps of %lld and a height in steps of %lld",
-            timeline->path, (long long)size.width, (long long)size.height, (long long)step_w, (long long)step_h);
+        return TS_FAIL(TS_EUSAGE,
+                       "%s is %lldx%lld; this model wants a width in steps of %lld and a height in steps of %lld",
+                       place_of_key(timeline, "size").text, (long long)size.width, (long long)size.height,
+                       (long long)step_w, (long long)step_h);
     }
     return TS_OK;
 }
@@ -116,29 +129,36 @@ static int check_size(const ts_timeline *timeline, const ts_timeline_model *mode
 // Window, overlap and context: half of a window is shared, and half of one and a group kept beside what is free.
 static int resolve_window(ts_timeline *timeline, const ts_timeline_model *model) {
     const int64_t factor = model->time_factor;
+    if (timeline->window > 0 && (timeline->window - 1) % factor) {
+        const int64_t above = pixel_frames(latent_frames(timeline->window, factor, false), factor, false);
+        return TS_FAIL(TS_EUSAGE, "%s is %lld; a window has 1 + %lldk frames: make it %lld or %lld",
+                       place_of_key(timeline, "window").text, (long long)timeline->window, (long long)factor,
+                       (long long)(above - factor), (long long)above);
+    }
     timeline->window = timeline->window > 0 ? timeline->window : model->frames;
-    const int64_t groups = (timeline->window - 1) / factor;
-    if ((timeline->window - 1) % factor || groups < 1) {
-        const int64_t below = pixel_frames(groups > 1 ? groups + 1 : 2, factor, false);
+    const int64_t groups = (timeline->window - 1) / factor, most = (groups - 1) * factor;
+    const bool several = timeline->loop ? timeline->frames >= timeline->window : timeline->frames > timeline->window;
+    if (several && groups < 2) {
         return TS_FAIL(TS_EUSAGE,
-                       "%s: window is %lld; a window has 1 + %lldk frames, k from 1 on: make it %lld or %lld",
-                       timeline->path, (long long)timeline->window, (long long)factor, (long long)below,
-                       (long long)(below + factor));
+                       "%s is %lld; the windows of a video of %lld frames must overlap: make it %lld at least",
+                       place_of_key(timeline, "window").text, (long long)timeline->window, (long long)timeline->frames,
+                       (long long)pixel_frames(3, factor, false));
     }
     timeline->overlap = timeline->overlap >= 0 ? timeline->overlap : groups / 2 * factor;
     timeline->context = timeline->context >= 0 ? timeline->context : (groups + 2) / 2 * factor;
-    const bool several = timeline->loop ? timeline->frames >= timeline->window : timeline->frames > timeline->window;
-    const int64_t most = (groups - 1) * factor;
     if (several && timeline->overlap > most) {
-        return TS_FAIL(TS_EUSAGE, "%s: overlap is %lld; windows of %lld frames can share %lld at most", timeline->path,
-                       (long long)timeline->overlap, (long long)timeline->window, (long long)most);
+        return TS_FAIL(TS_EUSAGE, "%s is %lld; windows of %lld frames can share %lld at most",
+                       place_of_key(timeline, "overlap").text, (long long)timeline->overlap,
+                       (long long)timeline->window, (long long)most);
     }
     return TS_OK;
 }
 
+// `key` may be empty where `where` ends in it.
 static int check_number(double value, double low, double high, const char *key, const char *where) {
     if (!(value >= low && value <= high)) {
-        return TS_FAIL(TS_EUSAGE, "%s: %s is %.6g; it must be %.6g to %.6g", where, key, value, low, high);
+        return TS_FAIL(TS_EUSAGE, "%s%s%s is %.6g; it must be %.6g to %.6g", where, *key ? ": " : "", key, value, low,
+                       high);
     }
     return TS_OK;
 }
@@ -148,8 +168,8 @@ static int resolve_whole(ts_timeline *timeline, const ts_timeline_model *model) 
     if (!timeline->size.width && !timeline->size.height) {
         timeline->size = (ts_size2){model->width, model->height};
     }
-    TS_TRY(check_number(timeline->mix, 0, 1, "mix", timeline->path));
-    TS_TRY(check_number(timeline->fps, 0.01, 240, "fps", timeline->path));
+    TS_TRY(check_number(timeline->mix, 0, 1, "", place_of_key(timeline, "mix").text));
+    TS_TRY(check_number(timeline->fps, 0.01, 240, "", place_of_key(timeline, "fps").text));
     TS_TRY(check_size(timeline, model));
     if (timeline->frames <= 0) {
         TS_TRY(fill_frames(timeline, model));

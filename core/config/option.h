@@ -69,6 +69,8 @@ int ts_options_default(const ts_option *table, void *target, ts_arena *arena);
 // "file:line: cards[2]", counted from 0, and what the record requires must be there. Limits: 4 MiB, depth 16, 100,000
 // nodes. null unsets what can be unset. A missing file is TS_EINPUT, a wrong one TS_EUSAGE.
 int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, const char *path);
+// The same, and lines[i] becomes the line on which option i of the table was met, or 0: for messages to come.
+int ts_options_read_yaml_lines(const ts_option *table, void *target, ts_arena *arena, const char *path, int64_t *lines);
 
 // Reads --key=value, --key value and --flag over `target`, from argv[1] on. What is not an option is collected into
 // `rest` (room for *rest_count on entry, their number on return); "--" ends the options. "--help" or "-h" sets *help.

@@ -398,7 +398,23 @@ static int refuse_directives(const reader *r, const char *text) {
     return TS_OK;
 }
 
+static void note_lines(const reader *r, int64_t *lines) {
+    for (int64_t i = 0; r->at.table[i].name; i++) {
+        lines[i] = 0;
+        for (const met_key *key = r->at.met; key; key = key->next) {
+            if (ts_option_same_name(key->name, r->at.table[i].name, SIZE_MAX)) {
+                lines[i] = (int64_t)key->line + 1;
+            }
+        }
+    }
+}
+
 int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, const char *path) {
+    return ts_options_read_yaml_lines(table, target, arena, path, NULL);
+}
+
+int ts_options_read_yaml_lines(const ts_option *table, void *target, ts_arena *arena, const char *path,
+                               int64_t *lines) {
     char *text;
     size_t bytes;
     TS_TRY(ts_file_read(path, MAX_BYTES, &text, &bytes));
@@ -412,6 +428,9 @@ int ts_options_read_yaml(const ts_option *table, void *target, ts_arena *arena, 
         yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, bytes);
         status = read_stream(&r);
         yaml_parser_delete(&r.parser);
+    }
+    if (!status && lines) {
+        note_lines(&r, lines);
     }
     free(text);
     return status;
