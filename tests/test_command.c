@@ -21,9 +21,10 @@ static const ts_option table[] = {
     {"data", TS_OPTION_STRING, offsetof(settings, data), NULL, "folder of the data", 0, 0, NULL, true},
     {"keep", TS_OPTION_LIST, offsetof(settings, keep), "x", "what is kept", 0, 0, NULL, false},
     {0}};
-static const ts_command with_file = {"tessera try CONFIG.yaml", table, true, NULL};
-static const ts_command without_file = {"tessera try", table, false, NULL};
-static const ts_command with_argument = {"tessera try DATA", table, false, (const char *const[]){"data", NULL}};
+static const ts_command with_file = {.usage = "tessera try CONFIG.yaml", .table = table, .takes_file = true};
+static const ts_command without_file = {.usage = "tessera try", .table = table};
+static const ts_command with_argument = {
+    .usage = "tessera try DATA", .table = table, .arguments = (const char *const[]){"data", NULL}, .keys = table};
 
 static ts_arena *arena;
 static char path[] = "/tmp/test_command_XXXXXX";
@@ -84,6 +85,20 @@ static void check_help(void) {
     CHECK(help);
     CHECK_OK(read_line(&without_file, &s, 2, "--steps=7", "-h", NULL));
     CHECK(help);
+    // The keys of the file that is an argument stand below the options.
+    fflush(stdout);
+    const int kept = dup(STDOUT_FILENO);
+    CHECK(freopen(path, "w", stdout) == stdout);
+    CHECK_OK(read_line(&with_argument, &s, 1, "--help", NULL, NULL));
+    fflush(stdout);
+    CHECK(dup2(kept, STDOUT_FILENO) == STDOUT_FILENO);
+    close(kept);
+    char text[4096] = "";
+    FILE *printed = fopen(path, "r");
+    CHECK(printed && fread(text, 1, sizeof text - 1, printed) > 0);
+    fclose(printed);
+    const char *keys = strstr(text, "\nThe file's keys:\n");
+    CHECK(keys && strstr(keys, "\n  steps: N ") && strstr(text, "\n  --steps=N ") < keys);
 }
 
 int main(void) {

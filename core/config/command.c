@@ -36,6 +36,10 @@ int ts_command_read(const ts_command *command, void *target, ts_arena *arena, in
         if (ts_log_rank() == 0) {
             printf("%s\n\n", command->usage);
             ts_options_print_help(command->table, stdout);
+            if (command->keys) {
+                printf("\nThe file's keys:\n");
+                ts_options_print_keys(command->keys, stdout);
+            }
         }
         return TS_OK;
     }

@@ -11,6 +11,8 @@ typedef struct ts_command {
     bool takes_file;  // one argument names a YAML file that holds the same options
     // Or NULL-terminated names of options, of text, that arguments without a name fill, in this order.
     const char *const *arguments;
+    const ts_option
+        *keys;  // of the file that an argument names, where it holds others: --help tells them, too; or NULL
 } ts_command;
 
 // Fills `target` with the defaults, then from the file, then from the arguments, which have the last word wherever they
