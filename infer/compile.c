@@ -16,20 +16,23 @@
 // machine cannot hold the activations.
 enum { MAX_FRAMES = 1 << 16, MAX_WINDOW = 1 << 20 };
 
-ts_timeline_model ts_timeline_model_of(const ts_model *model) {
-    const ts_model_defaults *d = &model->defaults;
-    const ts_codec_info codec = ts_codec_get_info(model->codec);
-    const ts_dit_config *dit = ts_dit_get_config(model->dit);
-    return (ts_timeline_model){.width = d->width,
-                               .height = d->height,
-                               .frames = d->frames,
-                               .fps = d->fps,
-                               .guidance = d->guidance,
-                               .time_factor = codec.time_factor,
-                               .space_factor = codec.space_factor,
+ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, const ts_codec_info *codec,
+                                         const ts_dit_config *dit) {
+    return (ts_timeline_model){.width = defaults->width,
+                               .height = defaults->height,
+                               .frames = defaults->frames,
+                               .fps = defaults->fps,
+                               .guidance = defaults->guidance,
+                               .time_factor = codec->time_factor,
+                               .space_factor = codec->space_factor,
                                .patch_h = dit->patch[1],
                                .patch_w = dit->patch[2],
                                .max_frames = MAX_FRAMES};
+}
+
+ts_timeline_model ts_timeline_model_of(const ts_model *model) {
+    const ts_codec_info codec = ts_codec_get_info(model->codec);
+    return ts_timeline_model_from(&model->defaults, &codec, ts_dit_get_config(model->dit));
 }
 
 // ---- places and notes

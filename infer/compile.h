@@ -24,6 +24,8 @@ typedef struct ts_compiled {
 
 // What timelines are resolved against.
 ts_timeline_model ts_timeline_model_of(const ts_model *model);
+ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, const ts_codec_info *codec,
+                                         const ts_dit_config *dit);
 
 // `timeline` is resolved and must outlive the result; `steps` is what percentages are of. The canvas has a source when
 // the track has entries. Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent

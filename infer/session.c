@@ -3,12 +3,14 @@
 
 #include <stdio.h>
 
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/status.h"
 #include "core/comm/backend.h"
 #include "core/comm/threads.h"
 #include "core/comm/traffic.h"
 #include "core/comm/watch.h"
+#include "infer/compile.h"
 
 const char *const ts_precision_names[] = {"f32", "bf16", NULL};
 static const ts_dtype precision_dtypes[] = {TS_F32, TS_BF16};
@@ -70,6 +72,20 @@ int ts_session_open(ts_session *s, ts_comm *world, const ts_session_options *opt
     TS_TRY(open_mesh(s, world, &model.dit));
     return ts_agree(world, ts_model_load(&s->model, options->model, s->kernels, &s->mesh,
                                          precision_dtypes[options->precision], false));
+}
+
+int ts_session_describe(ts_timeline_model *out, const ts_session_options *options) {
+    ts_model_params model;
+    ts_codec *codec;
+    char folder[TS_PATH_BYTES];
+    TS_TRY(ts_model_describe(&model, options->model));
+    TS_TRY(ts_path_join(folder, sizeof folder, options->model, "codec"));
+    TS_TRY(ts_codec_load(&codec, folder));
+    const ts_codec_info info = ts_codec_get_info(codec);
+    ts_codec_close(&codec);
+    *out = ts_timeline_model_from(&model.defaults, &info, &model.dit);
+    out->guidance = resolve(options, &model.defaults).guidance;
+    return TS_OK;
 }
 
 // Collective.

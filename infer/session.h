@@ -9,6 +9,7 @@
 #include "core/config/option.h"
 #include "core/model/model.h"
 #include "infer/sample.h"
+#include "infer/timeline.h"
 
 typedef struct ts_session_options {
     const char *model, *negative, *mesh, *instruction_set, *watch_network;
@@ -58,6 +59,10 @@ typedef struct ts_session {
 int ts_session_open(ts_session *session, ts_comm *world, const ts_session_options *options);
 // Prints the report that was asked for when `status` is good; returns the status. Collective when it is good.
 int ts_session_close(ts_session *session, int status);
+
+// What timelines are resolved against, as the model's folder says, without reading a weight; guidance as the options
+// say. Not collective.
+int ts_session_describe(ts_timeline_model *out, const ts_session_options *options);
 
 // A model reads so many tokens of a prompt: warns, once, of those of `prompt` [count] that are longer. Rank 0's.
 int ts_session_check_lengths(const ts_session *session, const char *const *prompt, int64_t count);

@@ -282,9 +282,8 @@ printf '\n \n' >"$scratch/prompts.txt"
 prompt 3 'no prompt in it' --prompts "$scratch/prompts.txt"
 prompt 2 'a width in steps of 16' --prompt a --size 40x32
 prompt 2 'is 0x0; it must be 16 to 8192' --prompt a --size 0x0
-prompt 2 'make the video smaller or shorter' --prompt a --size 8192x8192
-prompt 2 'make the video smaller or shorter' --prompt a --frames 4097
-prompt 2 'give 9 or 13' --prompt a --frames 10
+prompt 2 'make the video smaller or its window shorter' --prompt a --size 8192x8192
+prompt 2 'make it 9 or 13' --prompt a --frames 10
 prompt 2 'is -1; it must be 0 to' --prompt a --frames -1
 prompt 2 'is 100000; it must be 0 to 1000' --prompt a --steps 100000
 prompt 2 'must be a whole number, and is "0.5"' --prompt a --steps 0.5
@@ -292,7 +291,7 @@ prompt 2 'must be a number, and is "nan"' --prompt a --guidance nan
 prompt 2 'it must be one of' --prompt a --solver rk9
 prompt 3 'there is no folder' --prompt a --out "$scratch/nowhere/a.mp4"
 printf 'a\nb\n' >"$scratch/prompts.txt"
-prompt 2 'one file and there are 2 prompts' --prompts "$scratch/prompts.txt" --out "$out.mp4"
+prompt 2 'one file and there are 2 videos' --prompts "$scratch/prompts.txt" --out "$out.mp4"
 
 # ---- a full disk, and a file that may not grow, in the middle of a checkpoint
 
