@@ -14,6 +14,7 @@
 #include "data/world.h"
 #include "infer/control.h"
 #include "infer/generate.h"
+#include "infer/verbs.h"
 #include "infer/score.h"
 #include "tests/bench/bench.h"
 #include "train/plan.h"
@@ -30,6 +31,14 @@ static const command commands[] = {
     {"train", "train a model on a data set", ts_command_train},
     {"plan", "foretell a training step on every mesh of some devices, and recommend one", ts_command_plan},
     {"generate", "prompts to videos", ts_command_generate},
+    {"remix", "change a video and keep its structure", ts_command_remix},
+    {"recut", "put ranges of a video in another order and at other speeds", ts_command_recut},
+    {"loop", "make a video without an end", ts_command_loop},
+    {"blend", "go from one video over to another", ts_command_blend},
+    {"extend", "go on with a video, in both directions of time", ts_command_extend},
+    {"storyboard", "prompts, pictures and videos at times", ts_command_storyboard},
+    {"vary", "versions of one concept over a table of changed words", ts_command_vary},
+    {"edit", "make the video that a timeline describes", ts_command_edit},
     {"steer", "tell a video that is being made what to do", ts_command_steer},
     {"score", "measure a finished video", ts_command_score},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# TEST: timeout=300
+# SPDX-License-Identifier: Apache-2.0
+# The verbs: each prints a timeline that makes the same file, on any number of ranks; what is wrong is refused in one
+# line; a signal leaves nothing behind.
+. tests/lib.sh
+
+model=configs/shapes-model
+common=(--model "$model" --steps 3 --threads 1)
+prompt='a red circle moves left on a black background'
+other='a yellow square moves up on a navy background'
+verb() { "$TESSERA" "$1" "${common[@]}" "${@:2}"; }
+
+check 'a video to work on' verb generate --prompt "$prompt" --out "$scratch/a.mp4" --save-latents "$scratch/a.safetensors"
+check 'and another one' verb generate --prompt "$other" --seed 5 --out "$scratch/b.mp4"
+a=$scratch/a.mp4 b=$scratch/b.mp4
+
+cat >"$scratch/cards.yaml" <<END
+duration: 4s
+cards:
+  - {at: 0s, text: $prompt}
+  - {at: 1s, video: $a}
+  - {at: 3s, text: $other}
+END
+cat >"$scratch/concept.yaml" <<END
+frames: 9
+prompts:
+  - {span: all, text: "a {colour} circle moves {way} on a black background"}
+END
+
+# ---- every verb: its help, its timeline, the same file of it on one rank and on several
+
+# same_video NAME options...: what the timeline printed makes is what the verb makes
+same_video() {
+    local name=$1
+    check "$name: help" "$TESSERA" "$name" --help
+    said "$name: its usage" "usage: \|tessera $name"
+    check "$name" verb "$@" --out "$scratch/one.mp4" --sheet "$scratch/one.png"
+    verb "$@" --print-timeline >"$scratch/$name.yaml" 2>"$scratch/check.log" || fail "$name: --print-timeline"
+    check "$name: the timeline is good" verb edit "$scratch/$name.yaml" --check
+    check "$name: the timeline" verb edit "$scratch/$name.yaml" --out "$scratch/again.mp4"
+    check "$name: the timeline makes the same file" cmp "$scratch/one.mp4" "$scratch/again.mp4"
+    check "$name on two ranks" ranks 2 "$TESSERA" "$@" "${common[@]}" --out "$scratch/two.mp4" --sheet "$scratch/two.png"
+    check "$name on two ranks: the same file" cmp "$scratch/one.mp4" "$scratch/two.mp4"
+    check "$name on two ranks: the same sheet" cmp "$scratch/one.png" "$scratch/two.png"
+    rm -f "$scratch"/{one,again,two}.mp4 "$scratch"/{one,two}.png
+}
+same_video remix "$a" --prompt "$other" --strength 0.5 --box 8,8,32,32 --feather 4
+same_video recut "$a" --keep 1s-2s --keep 0s-1s@0.5x --fill-gaps 1s --extend-before 4f --prompt "$prompt"
+same_video loop "$a" --seam 1s
+same_video loop --prompt "$prompt" --frames 24
+same_video extend "$a" --to 9f --before 4f --after 4f --prompt "$prompt"
+same_video blend "$a" "$b" --ramp sigmoid
+
+# ---- vary
+
+versions=(vary --prompt 'a {colour} circle moves {way} on a black background' --words colour=red,blue
+    --words way=left,right --frames 9)
+check 'vary: help' "$TESSERA" vary --help
+check 'vary' verb "${versions[@]}" --out "$scratch/versions" --sheet "$scratch/versions/sheet.png"
+check 'a file for each combination, and two that tell of them' test "$(ls "$scratch/versions" | wc -l)" = 6
+check 'which says what was changed' grep -q \
+    '"file_name":"00002-a-blue-circle-moves-left-on-a-black-background.mp4".*"words":{"colour":"blue","way":"left"}' \
+    "$scratch/versions/metadata.jsonl"
+check 'vary on ranks' ranks 3 "$TESSERA" "${versions[@]}" "${common[@]}" --out "$scratch/shared" \
+    --sheet "$scratch/shared/sheet.png" --mesh data=3
+check 'the same files' diff -r "$scratch/versions" "$scratch/shared"
+check 'vary a timeline, other noise' verb vary "$scratch/concept.yaml" --words colour=red --words way=up --n 2 \
+    --out "$scratch/noise"
+check 'two videos' test "$(ls "$scratch/noise" | wc -l)" = 3
+check 'that differ' test "$(md5sum <"$scratch/noise/00000-a-red-circle-moves-up-on-a-black-background.mp4")" != \
+    "$(md5sum <"$scratch/noise/00001-a-red-circle-moves-up-on-a-black-background.mp4")"
+
+# ---- latents as a source
+
+cat >"$scratch/latent.yaml" <<END
+frames: 17
+track:
+  - {span: all, source: latent, file: $scratch/a.safetensors, strength: 0}
+END
+check 'a timeline of saved latents' verb edit "$scratch/latent.yaml" --out "$scratch/latent.mp4" \
+    --save-latents "$scratch/latent.safetensors"
+check 'held, they come out as they went in' cmp "$scratch/a.safetensors" "$scratch/latent.safetensors"
+
+# ---- what is wrong
+
+# wrong CODE 'text' VERB options...
+wrong() {
+    local code=$1 text=$2
+    shift 2
+    expect_fail "$code" "$text" "$TESSERA" "$@" "${common[@]}" --out "$out"
+}
+wrong 2 '"video" is missing' remix --prompt x
+wrong 3 'none.mp4' remix none.mp4 --prompt x
+wrong 2 'one argument too many' remix "$a" "$b" --prompt x
+wrong 2 'must be 0 to 1' remix "$a" --prompt x --strength 2
+wrong 3 'the prompt is empty' remix "$a" --prompt ''
+wrong 2 'no frame of it lies from 9s' loop "$a" --from 9s
+wrong 2 'give --before' extend "$a"
+wrong 2 'none' extend "$a" --after none
+wrong 2 '"keep" is missing' recut "$a"
+wrong 2 'give a range' recut "$a" --keep 1s
+wrong 2 'a speed from 0.01' recut "$a" --keep 0s-1s@fast
+wrong 2 'no frame of it lies from 2s' recut "$a" --keep 2s-1s
+wrong 2 'keep more' recut "$a" --keep 0s-1s --keep 16f-17f
+wrong 2 '"b" is missing' blend "$a"
+wrong 3 'none.txt' blend "$a" "$b" --ramp none.txt
+wrong 3 'none.yaml' edit none.yaml
+wrong 2 'unknown' edit "$scratch/cards.yaml"
+wrong 2 'unknown' storyboard "$scratch/concept.yaml"
+wrong 2 'give --prompt TEXT or a timeline' vary --words a=b
+wrong 2 'write NAME=CHOICE' vary --prompt x --words a
+wrong 2 'has its choices already' vary --prompt x --words a=b --words a=c
+wrong 2 'no --words for the brace' vary --prompt 'a {thing}' --words a=b
+wrong 2 'is for one video' vary --prompt 'a {a}' --words a=b,c --save-latents "$scratch/x.safetensors"
+expect_fail 2 '"out" is missing' "$TESSERA" loop "$a" "${common[@]}"
+expect_fail 2 'one file and there are 2 videos' "$TESSERA" vary --prompt 'a {a}' --words a=b,c "${common[@]}" --out "$out.mp4"
+expect_fail 2 'name that ends in .png' "$TESSERA" loop "$a" "${common[@]}" --out "$out.mp4" --sheet "$out"
+expect_fail 3 'there is no folder' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/nowhere/a.mp4"
+expect_fail 3 'not a model folder' "$TESSERA" loop "$a" --model nowhere --out "$out"
+
+# ---- stopped
+
+# interrupted RANKS: a signal in the middle ends it with 75 and leaves nothing
+interrupted() {
+    mkdir "$scratch/stop"
+    "${MPIRUN[@]}" -n "$1" "$TESSERA" extend "$a" --after 60s "${common[@]}" --steps 1000 --out "$scratch/stop/a.mp4" \
+        --preview-every 1 >"$scratch/check.log" 2>&1 &
+    local job=$! waited=0
+    until [ -e "$scratch/stop/a.preview.png" ] || [ $((waited++)) = 200 ]; do sleep 0.1; done
+    kill -INT "$(pgrep -P $job -n tessera || echo $job)"
+    wait $job
+    said "stopped on $1 ranks" 'stopped by a signal before step'
+    checks=$((checks + 1))
+    [ -z "$(ls "$scratch/stop")" ] || fail "left $(ls "$scratch/stop")"
+    rm -r "$scratch/stop"
+}
+interrupted 1
+interrupted 2
+end
