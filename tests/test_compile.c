@@ -536,6 +536,55 @@ static void test_notes(void) {
     free(text);
 }
 
+// ---- the examples
+
+// Whether some frames of a file's canvas are held and others not.
+static bool holds_some(const char *path, ts_arena *arena) {
+    ts_timeline t;
+    ts_compiled c = {0};
+    const ts_timeline_model model = ts_timeline_model_of(scene_model);
+    CHECK_OK(ts_timeline_read(&t, path, arena));
+    CHECK_OK(ts_timeline_resolve(&t, &model));
+    CHECK_OK(ts_timeline_compile(&c, &t, scene_model, 25));
+    CHECK_OK(ts_canvas_check(&c.canvas));
+    int64_t held = 0;
+    for (int64_t f = 0; f < c.canvas.frames; f++) {
+        held += ts_canvas_frame_is_held(&c.canvas, f);
+    }
+    const bool some = held > 0 && held < c.canvas.frames;
+    ts_compiled_close(&c);
+    return some;
+}
+
+// Every file of configs/timelines compiles, beside the films that its first lines make.
+static void test_examples(void) {
+    static const char *const held = "extend.yaml infill.yaml loop.yaml image-to-video.yaml";
+    char *here = realpath(".", NULL), *configs = realpath("configs", NULL), **name;
+    int64_t count, compiled = 0, with_held = 0;
+    CHECK_OK(ts_folder_make(in_scene("out")));
+    scene_film("out/red.mp4", 17, 12, 0);
+    scene_film("out/blue.mp4", 17, 40, 2);
+    CHECK(symlink(configs, in_scene("configs")) == 0 && chdir(scene_folder) == 0);
+    CHECK_OK(ts_folder_list("configs/timelines", &name, &count));
+    ts_arena *arena;
+    CHECK_OK(ts_arena_open(&arena, "timelines", 1 << 16, false));
+    for (int64_t i = 0; i < count; i++) {
+        const char *end = strrchr(name[i], '.');
+        if (end && strcmp(end, ".yaml") == 0) {
+            char path[TS_PATH_BYTES];
+            CHECK_OK(ts_path_join(path, sizeof path, "configs/timelines", name[i]));
+            with_held += holds_some(path, arena) && strstr(held, name[i]);
+            compiled++;
+        }
+    }
+    CHECK(compiled >= 8 && with_held == 4);
+    ts_arena_close(&arena);
+    ts_folder_list_free(name, count);
+    CHECK(chdir(here) == 0);
+    free(configs);
+    free(here);
+}
+
 // ---- on several ranks
 
 static bool same_numbers(const float *a, const float *b, int64_t n) {
@@ -607,6 +656,7 @@ int main(int argc, char **argv) {
         test_prompts();
         test_events();
         test_notes();
+        test_examples();
     }
     test_share(world, true);
     test_share(world, false);
