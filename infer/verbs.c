@@ -237,7 +237,8 @@ static const ts_edit_command edit_command = {
     .command = {.usage = "tessera edit TIMELINE.yaml --model DIR --out FILE.mp4 [options]\n"
                          "Makes the video that a timeline describes.",
                 .table = edit_table,
-                .arguments = (const char *const[]){"file", NULL}},
+                .arguments = (const char *const[]){"file", NULL},
+                .keys = ts_timeline_options},
     .options_bytes = sizeof(ts_verb_options),
     .fill = fill_edit,
 };
