@@ -11,6 +11,7 @@
 #include "core/base/status.h"
 #include "core/comm/watch.h"
 #include "infer/control_private.h"
+#include "infer/timeline.h"
 
 enum {
     MAX_EVENTS = 256,      // at once; what came beyond stays for the next time
@@ -87,14 +88,12 @@ void ts_control_answer(ts_control *c, int i, int status) {
 
 // ---- messages into events: rank 0's
 
-// The latent frame from which on a change counts: the first one that lies, with its greater part, behind `frame`.
+// The latent frame from which on a change counts.
 static int64_t latent_frame(const ts_control_video *v, int64_t frame) {
-    const int64_t single = v->loop ? 0 : 1, groups = (v->frames - single) / v->time_factor;
-    if (frame < single) {
-        return 0;
-    }
-    const int64_t group = (frame - single + v->time_factor / 2) / v->time_factor;
-    return single + (group < groups ? group : groups - 1);
+    const int64_t frames = v->loop ? v->frames / v->time_factor : 1 + (v->frames - 1) / v->time_factor;
+    const ts_frame_span span = {(double)frame, (double)v->frames};
+    bool moved;
+    return ts_span_snap(span, v->time_factor, frames, v->loop, &moved).first;
 }
 
 static int64_t pixel_frame(const ts_control_video *v, int64_t latent) {
