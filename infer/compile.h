@@ -28,15 +28,19 @@ ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, cons
                                          const ts_dit_config *dit);
 
 // `timeline` is resolved and must outlive the result; `steps` is what percentages are of. The canvas has a source when
-// the track has entries. Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent
-// frame of them is asked for: canvas frame 0 as a first frame, all others as groups. What infer/source.h says of rates
-// and speeds holds; a span of speed below 0 plays the file backwards, from the frame before `from` on. A span that was
-// moved to whole latent frames still begins at `from`. Saved latents (safetensors "latents" [T, H, W, C], metadata
-// "loop" "true" when all are groups on a circle) are taken as they are. Where a source has ended, tokens are free;
-// those that should be held are an error. What was snapped, resampled, cropped or cut is told in a note, once an entry.
+// the track has entries.
+//
+// Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent frame of them is asked
+// for: canvas frame 0 as a first frame, all others as groups. What infer/source.h says of rates and speeds holds; a
+// span of speed below 0 plays the file backwards, from the frame before `from` on. A span that was moved to whole
+// latent frames still begins at `from`. Where a source has ended, tokens are free; those that should be held are an
+// error. Saved latents (safetensors "latents" [T, H, W, C]; metadata "loop": "true" when all are groups on a circle,
+// "codec": the fingerprint of the codec) are taken as they are, a group of them as a first frame where the result
+// begins with it. What was snapped, resampled, cropped or cut is told in a note, once an entry.
+//
 // TS_EUSAGE for what the timeline asks wrongly, TS_EINPUT for sources that cannot be read or are too short, both
 // "file:line: track[n]: ..."; TS_ERESOURCE, before anything is allocated, for canvases that memory cannot hold.
-// Memory beside the canvas: three numbers a token, and a few frames. Not collective: one rank compiles, and
+// Memory beside the canvas: four numbers a token, and a few frames. Not collective: one rank compiles, and
 // ts_compiled_share gives it to the others.
 int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps);
 // From rank `root`, where it was compiled, to all others, whose *compiled is written. Collective over comm, the same

@@ -173,6 +173,19 @@ static int check_saved(const ts_track_source *s) {
     return TS_OK;
 }
 
+// Latents mean nothing to another codec than the one that made them; a file need not say which that was.
+static int check_codec(const ts_track_source *s) {
+    const char *made = ts_safetensors_metadata(s->saved, "codec");
+    char own[20];
+    snprintf(own, sizeof own, "%016llx", (unsigned long long)ts_codec_get_info(s->job->codec).fingerprint);
+    return !made || strcmp(made, own) == 0
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT,
+                         "%s: latents of codec %.20s, and the model's is %s; make them with this model, or "
+                         "give the video",
+                         s->job->entry->file, made, own);
+}
+
 // Which saved frame the span begins with. Frame 0 of a file that is no loop is a first frame, which stands for one
 // pixel frame; it has its place at the beginning of the result alone.
 static int place_saved(ts_track_source *s) {
@@ -205,6 +218,7 @@ static int open_saved(ts_track_source *s) {
     TS_TRY(ts_safetensors_open(&s->saved, job->entry->file));
     s->numbers = ts_safetensors_find(s->saved, "latents");
     TS_TRY(check_saved(s));
+    TS_TRY(check_codec(s));
     s->frames = s->numbers->shape.dim[0];
     s->group = ts_malloc((size_t)(job->canvas->height * job->canvas->width * job->canvas->channels) * sizeof *s->group);
     return s->group ? place_saved(s) : TS_ERESOURCE;

@@ -252,6 +252,10 @@ static void test_saved_misfits(void) {
     CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"),
                                   &(ts_safetensors_item){"latents", TS_F32, TS_SHAPE(2, 4, 16, 16), latents}, 1, NULL));
     CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "latents of 16x4 with 16 channels, wanted 8x8 with 16");
+    const ts_safetensors_item item = {"latents", TS_F32, TS_SHAPE(2, 8, 8, 16), latents};
+    const char *const metadata[] = {"codec", "0123456789abcdef", NULL};
+    CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"), &item, 1, metadata));
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "latents of codec 0123456789abcdef, and the model's is ");
     latents[LATENT + 3] = NAN;
     CHECK_OK(ts_safetensors_write(in_scene("bad.safetensors"),
                                   &(ts_safetensors_item){"latents", TS_F32, TS_SHAPE(2, 8, 8, 16), latents}, 1, NULL));
