@@ -26,8 +26,8 @@ typedef struct projector {
     ts_comm *comm;
     int root;
     int64_t latent_numbers, pixel_bytes;  // of a frame
-    float *opening;                       // [stretch + 1, h, w, C] of a loop: one more frame before the first ones
-    uint8_t *pixels;                      // [1 + 4 stretch, H, W, 3] on the root
+    float *circle;                        // [1 + stretch + 1, h, w, C] of a loop: frames where it closes, side by side
+    uint8_t *pixels;                      // [4 stretch, H, W, 3] on the root
     ts_video_writer *writer;              // on the root
 } projector;
 
@@ -40,15 +40,15 @@ static int projector_open(projector *p, const char *path) {
     const ts_film *f = p->film;
     const int64_t stretch = stretch_of(p);
     if (f->loop) {
-        p->opening = ts_malloc((size_t)((stretch + 1) * p->latent_numbers) * sizeof *p->opening);
-        if (!p->opening) {
+        p->circle = ts_malloc((size_t)((stretch + 2) * p->latent_numbers) * sizeof *p->circle);
+        if (!p->circle) {
             return TS_ERESOURCE;
         }
     }
     if (ts_comm_rank(p->comm) != p->root) {
         return TS_OK;
     }
-    p->pixels = ts_malloc((size_t)((1 + stretch * p->info.time_factor) * p->pixel_bytes));
+    p->pixels = ts_malloc((size_t)(stretch * p->info.time_factor * p->pixel_bytes));
     if (!p->pixels) {
         return TS_ERESOURCE;
     }
@@ -57,22 +57,30 @@ static int projector_open(projector *p, const char *path) {
     return ts_video_writer_open(&p->writer, path, &params);
 }
 
-// Latents to decode for frames [first, first + count): a group's pixels are in no other's, so that a stretch may begin
-// with any frame in front, whose one pixel frame is dropped. *dropped is whether there is one.
-static const float *stretch_latents(projector *p, int64_t first, int64_t count, bool *dropped) {
-    const float *latents = p->film->latents;
-    *dropped = first > 0 || p->film->loop;
-    if (first == 0 && p->film->loop) {
-        const size_t frame = (size_t)p->latent_numbers * sizeof *latents;
-        memcpy(p->opening, latents, frame);
-        memcpy(p->opening + p->latent_numbers, latents, (size_t)count * frame);
-        return p->opening;
+// Latent frames [first, first + count) of a film, with a neighbour on either side that has one. In a loop all have:
+// they are put side by side in `circle` [count + 2, h, w, C].
+static ts_codec_stretch cut(const ts_film *f, int64_t channels, int64_t first, int64_t count, float *circle) {
+    const int64_t numbers = f->height * f->width * channels;
+    ts_codec_stretch s = {.h = f->height, .w = f->width, .t = count};
+    if (f->loop) {
+        for (int64_t i = 0; i < count + 2; i++) {
+            const int64_t frame = (first + i - 1 + f->frames) % f->frames;
+            memcpy(circle + i * numbers, f->latents + frame * numbers, (size_t)numbers * sizeof *circle);
+        }
+        s.groups = s.before = s.after = true;
+        s.latent = circle;
+    } else {
+        s.before = first > 0;
+        s.after = first + count < f->frames;
+        s.groups = first > 1;
+        s.latent = f->latents + (first - s.before) * numbers;
     }
-    return latents + (first - *dropped) * p->latent_numbers;
+    s.t += s.before + s.after;
+    return s;
 }
 
-static int add_frames(projector *p, int64_t first, int64_t count) {
-    for (int64_t i = first; i < count; i++) {
+static int add_frames(projector *p, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
         TS_TRY(ts_video_writer_add(p->writer, p->pixels + i * p->pixel_bytes));
     }
     return TS_OK;
@@ -82,11 +90,10 @@ static int project(projector *p) {
     const int64_t stretch = stretch_of(p);
     for (int64_t first = 0; first < p->film->frames; first += stretch) {
         const int64_t left = p->film->frames - first, count = left < stretch ? left : stretch;
-        bool dropped;
-        const float *latents = stretch_latents(p, first, count, &dropped);
-        TS_TRY(ts_codec_decode_shared(p->codec, latents, count + dropped, p->film->height, p->film->width, p->comm,
-                                      p->root, p->pixels));
-        int status = p->writer ? add_frames(p, dropped, 1 + (count + dropped - 1) * p->info.time_factor) : TS_OK;
+        const ts_codec_stretch part = cut(p->film, p->info.channels, first, count, p->circle);
+        TS_TRY(ts_codec_decode_stretch(p->codec, &part, p->comm, p->root, p->pixels));
+        const bool opens = first == 0 && !p->film->loop;  // with the one frame that is no group
+        int status = p->writer ? add_frames(p, opens + (count - opens) * p->info.time_factor) : TS_OK;
         if (!status && ts_signal_pending()) {
             status = TS_FAIL(TS_ESTOPPED, "stopped by %s while the video was written", ts_signal_pending());
         }
@@ -106,23 +113,27 @@ int ts_film_write(const ts_codec *codec, const ts_film *film, ts_comm *comm, int
     }
     ts_video_writer_abandon(&p.writer);
     free(p.pixels);
-    free(p.opening);
+    free(p.circle);
     return ts_agree(comm, status);
 }
 
 // ---- to pictures
 
-// One pixel frame: of the latent frame that holds it, alone.
-static int decode_moment(const ts_codec *codec, const ts_film *f, int64_t frame, uint8_t *group, uint8_t *rgb) {
+// What single frames are decoded in.
+typedef struct scratch {
+    float *circle;   // [3, h, w, C]
+    uint8_t *group;  // [4, H, W, 3]
+} scratch;
+
+// One pixel frame: of the latent frame that holds it, and its neighbours.
+static int decode_moment(const ts_codec *codec, const ts_film *f, int64_t frame, const scratch *s, uint8_t *rgb) {
     const ts_codec_info info = ts_codec_get_info(codec);
     const int64_t bytes = f->height * f->width * info.space_factor * info.space_factor * 3;
-    if (frame == 0 && !f->loop) {
-        return ts_codec_decode(codec, f->latents, 1, f->height, f->width, rgb);
-    }
-    const int64_t after = f->loop ? frame : frame - 1, latent = after / info.time_factor + !f->loop;
-    TS_TRY(ts_codec_decode_groups(codec, f->latents + latent * f->height * f->width * info.channels, 1, f->height,
-                                  f->width, group));
-    memcpy(rgb, group + after % info.time_factor * bytes, (size_t)bytes);
+    const bool first = frame == 0 && !f->loop;
+    const int64_t after = f->loop ? frame : frame - 1, latent = first ? 0 : after / info.time_factor + !f->loop;
+    const ts_codec_stretch part = cut(f, info.channels, latent, 1, s->circle);
+    TS_TRY(ts_codec_decode_stretch(codec, &part, NULL, 0, s->group));
+    memcpy(rgb, s->group + (first ? 0 : after % info.time_factor) * bytes, (size_t)bytes);
     return TS_OK;
 }
 
@@ -130,12 +141,14 @@ int ts_film_moments(const ts_codec *codec, const ts_film *film, int64_t columns,
     const ts_codec_info info = ts_codec_get_info(codec);
     const int64_t bytes = film->height * film->width * info.space_factor * info.space_factor * 3;
     const int64_t frames = ts_film_pixel_frames(codec, film);
-    uint8_t *group = ts_malloc((size_t)(info.time_factor * bytes));
-    int status = group ? TS_OK : TS_ERESOURCE;
+    const size_t latent_bytes = (size_t)(film->height * film->width * info.channels) * sizeof(float);
+    const scratch s = {ts_malloc(3 * latent_bytes), ts_malloc((size_t)(info.time_factor * bytes))};
+    int status = s.circle && s.group ? TS_OK : TS_ERESOURCE;
     for (int64_t i = 0; i < columns && !status; i++) {
-        status = decode_moment(codec, film, ts_contact_sheet_frame(frames, columns, i), group, rgb + i * bytes);
+        status = decode_moment(codec, film, ts_contact_sheet_frame(frames, columns, i), &s, rgb + i * bytes);
     }
-    free(group);
+    free(s.circle);
+    free(s.group);
     return status;
 }
 

@@ -20,8 +20,9 @@ typedef struct ts_film {
 int64_t ts_film_pixel_frames(const ts_codec *codec, const ts_film *film);
 
 // Decodes on all ranks of `comm`, each of which has the latents, and writes PATH, an MP4, on rank `root`; nothing is
-// left where it fails, nor when a signal to stop comes (TS_ESTOPPED). The pixels are those of ts_codec_decode and
-// ts_codec_decode_groups, bit for bit. Collective, the same status on all ranks.
+// left where it fails, nor when a signal to stop comes (TS_ESTOPPED). The pixels are those of ts_codec_decode, bit for
+// bit; in a loop every group has both its neighbours, those on the other side of the seam, too. Collective, the same
+// status on all ranks.
 int ts_film_write(const ts_codec *codec, const ts_film *film, ts_comm *comm, int root, const char *path);
 
 // The frames that a contact sheet shows: rgb [columns, 8 height, 8 width, 3] u8. Decodes those alone. Not collective.

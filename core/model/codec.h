@@ -2,13 +2,16 @@
 // Codecs between pixels and latents. Causal in time: 1 + 4k frames <-> 1 + k latent frames, 8 x 8 pixels -> 1.
 //
 // `pca` is a linear spacetime transform in closed form: the first frame's 8x8x3 blocks and the later frames' 4x8x8x3
-// blocks are each projected on their leading principal axes and scaled by (standard deviation)^-scale_power.
+// blocks are each projected on their leading principal axes and scaled by (standard deviation)^-scale_power. Latents of
+// a group are a function of its pixels alone; the pixels decoded from it look at its neighbours in time, too, so that
+// motion goes on evenly from group to group.
 //
 // A codec works on the CPU, in host memory, whichever device the model computes on: it is a small part of the work, and
 // its pixels go to and from files.
 #ifndef TS_MODEL_CODEC_H
 #define TS_MODEL_CODEC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/comm/comm.h"
@@ -20,7 +23,7 @@ typedef struct ts_codec_info {
     const char *kind;                   // "pca"
     int64_t channels;                   // C
     int64_t time_factor, space_factor;  // 4, 8
-    double explained;                   // share of pixel variance that survives, measured when fitted
+    double explained;                   // share of pixel variance that a latent keeps, measured when fitted
     uint64_t fingerprint;               // of the transform: data and model must agree
 } ts_codec_info;
 
@@ -43,16 +46,29 @@ int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64
 int ts_codec_decode_shared(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, ts_comm *comm,
                            int root, uint8_t *pixels);
 
-// Groups alone, without a first frame: pixels [4 n, H, W, 3] u8 <-> latent [n, H/8, W/8, C] f32, bit for bit what the
-// later frames of a whole clip become and give.
+// Latent frames that lie side by side in time, some of which may only be there for what they say of their neighbours:
+// decoded stretch by stretch, each with one frame more on either side, a clip has the bits that it has as a whole.
+typedef struct ts_codec_stretch {
+    const float *latent;  // [t, h, w, C]
+    int64_t t, h, w;
+    bool groups;         // all are groups; else the first is a first frame
+    bool before, after;  // the first, the last gives no pixels
+} ts_codec_stretch;
+// Pixels [frames, 8 h, 8 w, 3] of a stretch, on rank `root` of comm (NULL: decoded here). Collective over comm.
+int ts_codec_decode_stretch(const ts_codec *codec, const ts_codec_stretch *stretch, ts_comm *comm, int root,
+                            uint8_t *pixels);
+
+// Groups alone, without a first frame: pixels [4 n, H, W, 3] u8 <-> latent [n, H/8, W/8, C] f32. Latents are, bit for
+// bit, what the later frames of a whole clip become; pixels are those of a clip but for the first two frames, which
+// know nothing of what was before them.
 int ts_codec_encode_groups(const ts_codec *codec, const uint8_t *pixels, int64_t groups, int64_t height, int64_t width,
                            float *latent);
 int ts_codec_decode_groups(const ts_codec *codec, const float *latent, int64_t groups, int64_t h, int64_t w,
                            uint8_t *pixels);
 // The last pixel frame of each group as a first latent frame: group [count, h, w, C] -> first [count, h, w, C]. Decoded
-// and encoded, but neither rounded nor clamped: one C x C matrix and an offset, so that it is linear in the group (but
-// for the offset) and costs little; count may be 0. The bits of a position do not depend on what is around it. first
-// may not be group.
+// from the group alone and encoded, but neither rounded nor clamped: one C x C matrix and an offset, so that it is
+// linear in the group (but for the offset) and costs little; count may be 0. The bits of a position do not depend on
+// what is around it. first may not be group.
 int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first);
 
 // Fitting: add clips on every rank, then finish, collectively: sums are reduced over `comm` in f64.

@@ -29,6 +29,7 @@ struct ts_codec_fit {
     int64_t channels;
     double scale_power;
     moments first, later;
+    moments pair_first, pair;  // blocks that follow each other, as one
 };
 
 // ---- accumulation
@@ -64,7 +65,8 @@ int ts_codec_fit_open(ts_codec_fit **out, int64_t channels, double scale_power) 
     }
     fit->channels = channels;
     fit->scale_power = scale_power;
-    if (!moments_new(&fit->first, 1) || !moments_new(&fit->later, TS_CODEC_TIME)) {
+    if (!moments_new(&fit->first, 1) || !moments_new(&fit->later, TS_CODEC_TIME) ||
+        !moments_new(&fit->pair_first, 1 + TS_CODEC_TIME) || !moments_new(&fit->pair, 2 * TS_CODEC_TIME)) {
         ts_codec_fit_close(&fit);
         return TS_ERESOURCE;
     }
@@ -76,6 +78,8 @@ void ts_codec_fit_close(ts_codec_fit **fit) {
     if (*fit) {
         moments_free(&(*fit)->first);
         moments_free(&(*fit)->later);
+        moments_free(&(*fit)->pair_first);
+        moments_free(&(*fit)->pair);
         free(*fit);
         *fit = NULL;
     }
@@ -134,10 +138,14 @@ static void add_block(moments *m, const uint8_t *from, int64_t height, int64_t w
 int ts_codec_fit_add(ts_codec_fit *fit, const uint8_t *pixels, int64_t frames, int64_t height, int64_t width) {
     TS_TRY(ts_codec_check_clip(frames, height, width));
     for (int64_t t = 0; t < frames; t += t ? TS_CODEC_TIME : 1) {
-        moments *m = t ? &fit->later : &fit->first;
+        moments *m = t ? &fit->later : &fit->first, *pair = t ? &fit->pair : &fit->pair_first;
         for (int64_t y = 0; y < height; y += TS_CODEC_SPACE) {
             for (int64_t x = 0; x < width; x += TS_CODEC_SPACE) {
-                add_block(m, pixels + ((t * height + y) * width + x) * TS_CODEC_COLOURS, height, width);
+                const uint8_t *from = pixels + ((t * height + y) * width + x) * TS_CODEC_COLOURS;
+                add_block(m, from, height, width);
+                if (t + pair->frames <= frames) {
+                    add_block(pair, from, height, width);
+                }
             }
         }
     }
@@ -288,6 +296,15 @@ static int solve(const ts_codec_fit *fit, ts_codec *codec) {
     return status;
 }
 
+static int fit_joins(const ts_codec_fit *fit, ts_codec *codec) {
+    const moments *p = &fit->pair, *f = &fit->pair_first;
+    const ts_codec_pairs pairs = {p->count, p->dims, p->sum, p->product, CENTRE};
+    const ts_codec_pairs pairs_first = {f->count, f->dims, f->sum, f->product, CENTRE};
+    TS_TRY(ts_codec_join_fit(codec, TS_CODEC_BEGIN_FIRST, &pairs_first));
+    TS_TRY(ts_codec_join_fit(codec, TS_CODEC_BEGIN, &pairs));
+    return ts_codec_join_fit(codec, TS_CODEC_END, &pairs);
+}
+
 static int share(ts_codec_transform *t, int64_t channels, ts_comm *comm) {
     TS_TRY(ts_broadcast(comm, t->mean, t->dims * (int64_t)sizeof(float), 0));
     TS_TRY(ts_broadcast(comm, t->axes, t->dims * channels * (int64_t)sizeof(float), 0));
@@ -298,9 +315,12 @@ int ts_codec_fit_finish(ts_codec_fit *fit, ts_comm *comm, ts_codec **out) {
     *out = NULL;
     TS_TRY(reduce(&fit->first, comm));
     TS_TRY(reduce(&fit->later, comm));
+    TS_TRY(reduce(&fit->pair_first, comm));
+    TS_TRY(reduce(&fit->pair, comm));
     int status = ts_codec_new(out, fit->channels);
     if (!status && ts_comm_rank(comm) == 0) {
         status = solve(fit, *out);
+        status = status ? status : fit_joins(fit, *out);
     }
     status = ts_agree(comm, status);
     if (!status) {
@@ -308,6 +328,10 @@ int ts_codec_fit_finish(ts_codec_fit *fit, ts_comm *comm, ts_codec **out) {
         TS_TRY_GOTO(status, ts_broadcast(comm, &(*out)->explained, sizeof(double), 0), done);
         TS_TRY_GOTO(status, share(&(*out)->first, fit->channels, comm), done);
         TS_TRY_GOTO(status, share(&(*out)->later, fit->channels, comm), done);
+        for (int k = 0; k < TS_CODEC_JOINS; k++) {
+            const int64_t bytes = TS_CODEC_HALF_DIMS * 2 * fit->channels * (int64_t)sizeof(float);
+            TS_TRY_GOTO(status, ts_broadcast(comm, (*out)->join[k].matrix, bytes, 0), done);
+        }
         status = ts_codec_prepare(*out);
     }
 done:

@@ -51,6 +51,14 @@ int ts_codec_new(ts_codec **out, int64_t channels) {
         return TS_ERESOURCE;
     }
     codec->channels = channels;
+    for (int k = 0; k < TS_CODEC_JOINS; k++) {
+        const size_t bytes = (size_t)(TS_CODEC_HALF_DIMS * 2 * channels) * sizeof(float);
+        codec->join[k] = (ts_codec_join){ts_aligned_alloc(bytes), ts_aligned_alloc(bytes)};
+        if (!codec->join[k].matrix || !codec->join[k].decode) {
+            ts_codec_close(&codec);
+            return TS_ERESOURCE;
+        }
+    }
     codec->last_first = ts_aligned_alloc((size_t)(channels * round_up(channels, PANEL)) * sizeof(float));
     codec->last_offset = ts_aligned_alloc((size_t)channels * sizeof(float));
     if (!transform_new(&codec->first, channels, 1) || !transform_new(&codec->later, channels, TS_CODEC_TIME) ||
@@ -66,6 +74,10 @@ void ts_codec_close(ts_codec **codec) {
     if (*codec) {
         transform_free(&(*codec)->first);
         transform_free(&(*codec)->later);
+        for (int k = 0; k < TS_CODEC_JOINS; k++) {
+            free((*codec)->join[k].matrix);
+            free((*codec)->join[k].decode);
+        }
         free((*codec)->last_first);
         free((*codec)->last_offset);
         free(*codec);
@@ -94,6 +106,23 @@ static void transform_prepare(ts_codec_transform *t, int64_t channels, XXH3_stat
             t->decode[(d / PANEL * channels + c) * PANEL + d % PANEL] = axis / t->scale[c];
         }
     }
+}
+
+static void join_prepare(ts_codec_join *join, int64_t inputs) {
+    for (int64_t d = 0; d < TS_CODEC_HALF_DIMS; d++) {
+        for (int64_t c = 0; c < inputs; c++) {
+            join->decode[(d / PANEL * inputs + c) * PANEL + d % PANEL] = join->matrix[d * inputs + c];
+        }
+    }
+}
+
+uint64_t ts_codec_join_sum(const ts_codec *codec) {
+    uint64_t sum = 0;
+    for (int k = 0; k < TS_CODEC_JOINS; k++) {
+        const size_t bytes = (size_t)(TS_CODEC_HALF_DIMS * 2 * codec->channels) * sizeof(float);
+        sum = XXH3_64bits_withSeed(codec->join[k].matrix, bytes, sum);
+    }
+    return sum;
 }
 
 // The last pixel frame x of a group g, and of that a first frame:
@@ -132,6 +161,9 @@ int ts_codec_prepare(ts_codec *codec) {
     transform_prepare(&codec->first, codec->channels, hash);
     transform_prepare(&codec->later, codec->channels, hash);
     prepare_last_first(codec);
+    for (int k = 0; k < TS_CODEC_JOINS; k++) {
+        join_prepare(&codec->join[k], 2 * codec->channels);
+    }
     codec->fingerprint = XXH3_64bits_digest(hash);
     XXH3_freeState(hash);
     return TS_OK;
@@ -244,48 +276,71 @@ int ts_codec_encode_groups(const ts_codec *codec, const uint8_t *pixels, int64_t
 
 // ---- decoding
 
-static void scatter(const ts_codec_transform *t, const float *x, uint8_t *to, int64_t height, int64_t width) {
-    const float *mean = t->mean;
-    for (int64_t frame = 0; frame < t->frames; frame++) {
+// `frames` frames of a block to where its first pixel goes: mean + x, rounded.
+static void scatter(const float *mean, const float *x, int64_t frames, uint8_t *to, int64_t height, int64_t width) {
+    for (int64_t frame = 0; frame < frames; frame++) {
         for (int64_t y = 0; y < TS_CODEC_SPACE; y++, x += RUN, mean += RUN) {
             uint8_t *run = to + (frame * height + y) * width * TS_CODEC_COLOURS;
             for (int i = 0; i < RUN; i++) {
                 const float value = x[i] + mean[i] + 0.5f;
                 run[i] = (uint8_t)(value > 0 ? (value < 255 ? value : 255) : 0);  // NaN gives 0
+                run[i] = (uint8_t)(value > 0 ? (value < 255 ? value : 255) : 0);  // NaN gives 0 @
             }
         }
     }
 }
 
-// One row of blocks: latent [width / 8, C] -> pixels from `to` on
-static void decode_row(const ts_codec *codec, const ts_codec_transform *t, const float *latent, int64_t height,
-                       int64_t width, uint8_t *to) {
-    float block[ROWS][TS_CODEC_LATER_DIMS], z[ROWS][TS_CODEC_MAX_CHANNELS];
-    const int64_t blocks = width / TS_CODEC_SPACE, channels = codec->channels;
+// Some frames of a row of blocks: from latents `a` [width / 8, C] and, where there is one, the neighbour's `b`.
+typedef struct decoding {
+    const float *a, *b;   // b: NULL or the later one's
+    const float *matrix;  // packed
+    const float *mean;    // [frames * 8 * RUN]
+    int64_t frames;
+} decoding;
+
+static void decode_blocks(const decoding *d, int64_t channels, int64_t height, int64_t width, uint8_t *to) {
+    float block[ROWS][TS_CODEC_LATER_DIMS], z[ROWS][2 * TS_CODEC_MAX_CHANNELS];
+    const int64_t blocks = width / TS_CODEC_SPACE, inputs = d->b ? 2 * channels : channels;
     for (int64_t done = 0; done < blocks; done += ROWS) {
         const int64_t part = blocks - done < ROWS ? blocks - done : ROWS;
-        for (int64_t r = 0; r < ROWS; r++) {
-            memcpy(z[r], latent + (done + (r < part ? r : part - 1)) * channels, (size_t)channels * sizeof(float));
+        for (int64_t r = 0; r < ROWS; r++) {  // a short tile repeats its last block
+            const int64_t place = (done + (r < part ? r : part - 1)) * channels;
+            memcpy(z[r], d->a + place, (size_t)channels * sizeof(float));
+            if (d->b) {
+                memcpy(z[r] + channels, d->b + place, (size_t)channels * sizeof(float));
+            }
         }
-        multiply(z[0], TS_CODEC_MAX_CHANNELS, channels, t->decode, t->dims, block[0], TS_CODEC_LATER_DIMS);
+        multiply(z[0], 2 * TS_CODEC_MAX_CHANNELS, inputs, d->matrix, d->frames * TS_CODEC_SPACE * RUN, block[0],
+                 TS_CODEC_LATER_DIMS);
         for (int64_t r = 0; r < part; r++) {
-            scatter(t, block[r], to + (done + r) * RUN, height, width);
+            scatter(d->mean, block[r], d->frames, to + (done + r) * RUN, height, width);
         }
     }
 }
 
-int ts_codec_check_latent(int64_t t, int64_t h, int64_t w) {
-    const int64_t most = (int64_t)1 << 31;
-    if (t < 1 || h < 1 || w < 1 || t > most || h > most || w > most) {
-        return TS_FAIL(TS_EUSAGE, "codec pca: a latent of %lld x %lld x %lld positions cannot be decoded", (long long)t,
-                       (long long)h, (long long)w);
+// Half of a row of a group: from the group and its neighbour on that side, or from the group alone.
+static decoding half_of_group(const ts_codec *codec, const float *group, const float *neighbour, bool begin,
+                              bool neighbour_first) {
+    const ts_codec_transform *t = &codec->later;
+    const int64_t first = begin ? 0 : TS_CODEC_HALF_DIMS;
+    decoding d = {.a = group, .matrix = t->decode + first * codec->channels, .mean = t->mean + first};
+    d.frames = TS_CODEC_TIME / 2;
+    if (neighbour) {
+        const ts_codec_join_kind kind = !begin ? TS_CODEC_END : neighbour_first ? TS_CODEC_BEGIN_FIRST : TS_CODEC_BEGIN;
+        d.a = begin ? neighbour : group;
+        d.b = begin ? group : neighbour;
+        d.matrix = codec->join[kind].decode;
     }
-    return ts_codec_check_clip(1 + TS_CODEC_TIME * (t - 1), h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
+    return d;
 }
 
-static int check_group_latent(int64_t groups, int64_t h, int64_t w) {
-    TS_TRY(ts_codec_check_latent(1, h, w));  // so that sides in pixels are numbers
-    return check_groups(groups, h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
+int ts_codec_check_stretch(const ts_codec_stretch *s) {
+    const int64_t most = (int64_t)1 << 31;
+    if (s->t < 1 + s->before + s->after || s->h < 1 || s->w < 1 || s->t > most || s->h > most || s->w > most) {
+        return TS_FAIL(TS_EUSAGE, "codec pca: a latent of %lld x %lld x %lld positions cannot be decoded",
+                       (long long)s->t, (long long)s->h, (long long)s->w);
+    }
+    return ts_codec_check_clip(1 + TS_CODEC_TIME * (s->t - !s->groups), s->h * TS_CODEC_SPACE, s->w * TS_CODEC_SPACE);
 }
 
 ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame) {
@@ -294,30 +349,49 @@ ts_part ts_codec_band(ts_part rows, int64_t h, int64_t frame) {
     return (ts_part){first, end - first};
 }
 
-void ts_codec_decode_rows(const ts_codec *codec, const float *latent, int64_t h, int64_t w, ts_part rows,
-                          uint8_t *pixels) {
-    const int64_t width = w * TS_CODEC_SPACE, line = width * TS_CODEC_COLOURS;
+// One row of blocks to pixels from `to` on, whose frames are `height` lines apart.
+static void decode_row(const ts_codec *codec, const ts_codec_stretch *s, int64_t row, int64_t height, uint8_t *to) {
+    const int64_t h = s->h, channels = codec->channels, width = s->w * TS_CODEC_SPACE;
+    const int64_t first = s->groups * h, end = first + s->t * h, frame = h * s->w * channels;
+    const float *z = s->latent + (row - first) * s->w * channels;
+    if (row < h) {
+        const decoding d = {z, NULL, codec->first.decode, codec->first.mean, 1};
+        decode_blocks(&d, channels, height, width, to);
+        return;
+    }
+    const float *left = row - h >= first ? z - frame : NULL, *right = row + h < end ? z + frame : NULL;
+    const decoding begin = half_of_group(codec, z, left, true, row < 2 * h && !s->groups);
+    const decoding rest = half_of_group(codec, z, right, false, false);
+    decode_blocks(&begin, channels, height, width, to);
+    decode_blocks(&rest, channels, height, width, to + begin.frames * height * width * TS_CODEC_COLOURS);
+}
+
+void ts_codec_decode_rows(const ts_codec *codec, const ts_codec_stretch *s, ts_part rows, uint8_t *pixels) {
+    const int64_t h = s->h, line = s->w * TS_CODEC_SPACE * TS_CODEC_COLOURS;
     const int64_t before = ts_codec_strips(rows.first, h);
 #pragma omp parallel for schedule(static)
     for (int64_t row = rows.first; row < rows.first + rows.count; row++) {
         const ts_part band = ts_codec_band(rows, h, row / h);
         uint8_t *to = pixels + ((ts_codec_strips(band.first, h) - before) + (row - band.first)) * TS_CODEC_SPACE * line;
-        decode_row(codec, row < h ? &codec->first : &codec->later, latent + (row - rows.first) * w * codec->channels,
-                   band.count * TS_CODEC_SPACE, width, to);
+        decode_row(codec, s, row, band.count * TS_CODEC_SPACE, to);
     }
 }
 
 int ts_codec_decode(const ts_codec *codec, const float *latent, int64_t t, int64_t h, int64_t w, uint8_t *pixels) {
-    TS_TRY(ts_codec_check_latent(t, h, w));
-    ts_codec_decode_rows(codec, latent, h, w, (ts_part){0, t * h}, pixels);
-    return TS_OK;
+    const ts_codec_stretch all = {latent, t, h, w, false, false, false};
+    return ts_codec_decode_stretch(codec, &all, NULL, 0, pixels);
 }
 
 int ts_codec_decode_groups(const ts_codec *codec, const float *latent, int64_t groups, int64_t h, int64_t w,
                            uint8_t *pixels) {
-    TS_TRY(check_group_latent(groups, h, w));
-    ts_codec_decode_rows(codec, latent, h, w, (ts_part){h, groups * h}, pixels);
-    return TS_OK;
+    const ts_codec_stretch all = {latent, groups, h, w, true, false, false};
+    return ts_codec_decode_stretch(codec, &all, NULL, 0, pixels);
+}
+
+static int check_group_latent(int64_t groups, int64_t h, int64_t w) {
+    const ts_codec_stretch one = {NULL, 1, h, w, true, false, false};
+    TS_TRY(ts_codec_check_stretch(&one));  // so that sides in pixels are numbers
+    return check_groups(groups, h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
 }
 
 int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first) {
