@@ -144,7 +144,7 @@ static int scalar_text(const reader *r, const yaml_event_t *event, const char **
 
 // ---- lists
 
-// An array in the arena that grows; what it outgrows stays there until the arena is reset, less than it is itself.
+// An array that grows. What it outgrows stays in the arena: less, in all, than the array takes itself.
 typedef struct growing {
     void *items;
     int64_t count, room;
