@@ -107,9 +107,6 @@ int ts_velocity_begin(ts_velocity *v, ts_velocity_batch *b) {
     const ts_device *device = v->kernels->device, *host = &ts_device_host;
     const size_t branches = (size_t)v->own.count, all = numbers(v, b) * sizeof(float);
     const size_t context = context_numbers(v, b), frames = (size_t)(b->n * b->frames);
-    if (b->contexts != 1) {
-        return TS_FAIL(TS_EUSAGE, "latent frames of one window with different prompts; give them the same ones");
-    }
     if (!same_shape(b, &v->last)) {  // memory may move
         ts_velocity_forget(v);
     }
@@ -141,12 +138,14 @@ static int own_velocities(ts_velocity *v, const ts_velocity_batch *b, const floa
         TS_TRY(v->kernels->device->copy(b->latent + (size_t)i * all, b->latent, all * sizeof(float)));
     }
     const ts_shape video = TS_SHAPE(rows, b->frames, b->height, b->width, c->in_channels);
-    const ts_shape text = TS_SHAPE(rows, c->text_rows, c->text_dim);
+    const ts_shape text = b->contexts > 1 ? TS_SHAPE(rows, b->contexts, c->text_rows, c->text_dim)
+                                          : TS_SHAPE(rows, c->text_rows, c->text_dim);
     const ts_dit_input input = {
         .latent = ts_tape_input(v->p.tape, (ts_tensor){TS_F32, video, b->latent}, false),
         .context = ts_tape_input(v->p.tape, (ts_tensor){TS_F32, text, v->context.data}, false),
         .timestep = b->timestep,
         .timesteps_per_sample = b->levels,
+        .contexts_per_sample = b->contexts,
     };
     const ts_var *velocity = ts_dit_forward(v->p.tape, v->p.dit, &input);
     TS_TRY(ts_tape_status(v->p.tape));
