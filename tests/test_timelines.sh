@@ -32,5 +32,3 @@ check 'help: the keys of the file' "$TESSERA" edit --help
 said 'help: the keys of the file' "^The file's keys:"
 said 'help: the keys of an entry' '^      strength: X '
 end
-
-end
