@@ -13,10 +13,11 @@
 #include "core/media/video.h"
 #include "data/shapes_reader.h"
 #include "infer/score.h"
+#include "infer/windows.h"
 
 typedef struct options {
     const char *video, *frames, *against, *prompt;
-    int64_t from, window, overlap, group;
+    int64_t from, window, overlap, group, repeat;
     bool loop, shapes, json;
     ts_string_list print;
 } options;
@@ -29,8 +30,9 @@ static const ts_option table[] = {
     {"against", TS_OPTION_STRING, FIELD(against), NULL, "a video that the frames should equal: their PSNR", 0, 0, NULL, false},
     {"from", TS_OPTION_INT, FIELD(from), "-1", "frame of that video which the first of ours should equal; -1: the same", -1, 1e9, NULL, false},
     {"loop", TS_OPTION_BOOL, FIELD(loop), "false", "also the step from the last frame to the first", 0, 0, NULL, false},
+    {"repeat", TS_OPTION_INT, FIELD(repeat), "1", "measure it as if shown so many times in a row", 1, 1000, NULL, false},
     {"window", TS_OPTION_INT, FIELD(window), "0", "pixel frames of the windows it was made in: the steps at their borders; 0: none", 0, 1e6, NULL, false},
-    {"overlap", TS_OPTION_INT, FIELD(overlap), "8", "pixel frames that neighbouring windows shared", 0, 1e6, NULL, false},
+    {"overlap", TS_OPTION_INT, FIELD(overlap), "-1", "pixel frames that neighbouring windows shared; -1: half of a window", -1, 1e6, NULL, false},
     {"group", TS_OPTION_INT, FIELD(group), "4", "pixel frames of a latent frame: steps from one group to the next are larger than those within", 1, 1e6, NULL, false},
     {"shapes", TS_OPTION_BOOL, FIELD(shapes), "false", "read it as a video of the shapes world: colour, shape, way, speed, frame by frame", 0, 0, NULL, false},
     {"prompt", TS_OPTION_STRING, FIELD(prompt), NULL, "a prompt of the shapes world, and whether it is what is seen", 0, 0, NULL, false},
@@ -93,6 +95,20 @@ static int read_clip(const char *path, int64_t first, int64_t end, int64_t width
         status = TS_FAIL(TS_EINPUT, "%s: has no frame %lld", path, (long long)first);
     }
     return status;
+}
+
+static int repeat_clip(clip *c, int64_t times) {
+    const int64_t frames = c->frames, bytes = frames * c->height * c->width * 3;
+    uint8_t *grown = times * bytes > MAX_BYTES ? NULL : realloc(c->rgb, (size_t)(times * bytes));
+    if (!grown) {
+        return TS_FAIL(TS_ERESOURCE, "--repeat %lld: %lld frames do not fit in memory", (long long)times,
+                       (long long)(times * frames));
+    }
+    c->rgb = grown;
+    for (; c->frames < times * frames; c->frames += frames) {
+        memcpy(c->rgb + c->frames * c->height * c->width * 3, c->rgb, (size_t)bytes);
+    }
+    return TS_OK;
 }
 
 // "3..17", "3..", "..17"; nothing is changed where nothing is said.
@@ -210,29 +226,49 @@ static int measure_against(const options *o, const clip *c, json_t *out) {
     return status;
 }
 
-// Windows begin after a group of 4 frames and share `overlap` of them with the next; the last one ends with the video.
+// After which frames a window begins, behind its head, or ends, where it is not the video that does.
+static int find_borders(const options *o, const clip *c, int64_t **border, int64_t *count) {
+    const int64_t latent_frames = 1 + (c->first + c->frames - 2 + o->group) / o->group;
+    ts_canvas canvas = {0};
+    ts_windows windows = {0};
+    TS_TRY(ts_canvas_open(&canvas, latent_frames, 1, 1, 1, 1, 1, "", 1));
+    canvas.window = 1 + (o->window - 1) / o->group;
+    canvas.overlap = o->overlap < 0 ? (canvas.window - 1) / 2 : o->overlap / o->group;
+    canvas.overlap = canvas.overlap > 1 ? canvas.overlap : 1;
+    int status = canvas.overlap + 1 < canvas.window
+                     ? ts_windows_make(&windows, &canvas, 0)
+                     : TS_FAIL(TS_EUSAGE, "--window %lld: a window must be longer than what it shares, and its head",
+                               (long long)o->window);
+    *border = status ? NULL : ts_malloc((size_t)(2 * windows.count) * sizeof **border);
+    status = status || *border ? status : TS_ERESOURCE;
+    *count = 0;
+    for (int64_t i = 0; i < windows.count && !status; i++) {
+        const ts_window *w = &windows.item[i];
+        const int64_t last = w->start + w->frames - 1;
+        if (w->head) {
+            (*border)[(*count)++] = w->start * o->group - c->first;
+        }
+        if (last < latent_frames - 1) {
+            (*border)[(*count)++] = last * o->group - c->first;
+        }
+    }
+    ts_windows_close(&windows);
+    ts_canvas_close(&canvas);
+    return status;
+}
+
 static int measure_borders(const options *o, const clip *c, const profile *p, json_t *out) {
-    const int64_t stride = o->window - 1 - o->overlap, total = c->first + c->frames;
-    if (stride < 1) {
-        return TS_FAIL(TS_EUSAGE, "--window %lld --overlap %lld: a window must be longer than what it shares",
-                       (long long)o->window, (long long)o->overlap);
+    int64_t *border = NULL, count;
+    const int status = find_borders(o, c, &border, &count);
+    if (!status) {
+        const ts_score_border b = ts_score_borders(p->step, p->count, border, count);
+        json_object_set_new(out, "borders",
+                            json_pack("{s:I, s:o, s:o, s:o}", "count", (json_int_t)b.count, "mean", number(b.mean),
+                                      "largest", number(b.largest), "mean_of_groups",
+                                      number(b.mean * p->median / p->between_groups)));
     }
-    int64_t count = 0, *border = ts_malloc((size_t)(2 * (total / stride + 2)) * sizeof *border);
-    if (!border) {
-        return TS_ERESOURCE;
-    }
-    for (int64_t start = 0; start + o->window < total; start += stride) {
-        const int64_t next = start + stride, last = total - o->window;
-        border[count++] = start + o->window - 1 - c->first;        // after the last frame of this one
-        border[count++] = (next < last ? next : last) - c->first;  // after the head of the next
-    }
-    const ts_score_border b = ts_score_borders(p->step, p->count, border, count);
     free(border);
-    json_object_set_new(out, "borders",
-                        json_pack("{s:I, s:o, s:o, s:o}", "count", (json_int_t)b.count, "mean", number(b.mean),
-                                  "largest", number(b.largest), "mean_of_groups",
-                                  number(b.mean * p->median / p->between_groups)));
-    return TS_OK;
+    return status;
 }
 
 // ---- the shapes world
@@ -411,6 +447,7 @@ static int score(const options *o) {
     json_t *object = json_object();
     int status = object ? parse_span(o->frames, &first, &end) : TS_FAIL(TS_ERESOURCE, "out of memory");
     status = status ? status : read_clip(o->video, first, end, 0, 0, &c);
+    status = status || o->repeat == 1 ? status : repeat_clip(&c, o->repeat);
     status = status ? status : measure(o, &c, object);
     status = status ? status : print(o, object);
     json_decref(object);
