@@ -77,6 +77,29 @@ int ts_state_fingerprint(const char *model, uint64_t *out) {
     return status;
 }
 
+// ---- lists of frames
+
+int ts_state_lists(const ts_state *s) {
+    return s->compiled.canvas.strength && s->step < s->steps ? TS_LIST_STRENGTH : 0;
+}
+
+const char *ts_state_list_name(int i) {
+    static const char *const names[] = {"strength", "source",   "latents", "memory-0",
+                                        "memory-1", "memory-2", "memory-3"};
+    _Static_assert(sizeof names / sizeof *names == TS_DENOISER_ARRAYS - TS_LIST_STRENGTH, "a name for each list");
+    return names[i - TS_LIST_STRENGTH];
+}
+
+float *ts_state_list_array(const ts_state *s, int i) {
+    const ts_canvas *c = &s->compiled.canvas;
+    return i == TS_LIST_STRENGTH ? c->strength : i == TS_LIST_SOURCE ? c->source : s->array[i];
+}
+
+int64_t ts_state_list_numbers(const ts_state *s, int i) {
+    const ts_canvas *c = &s->compiled.canvas;
+    return i == TS_LIST_STRENGTH ? c->rows * c->columns : ts_canvas_frame_numbers(c);
+}
+
 // ---- saving
 
 // Frames of one array as objects; their names as a new list.
@@ -93,16 +116,14 @@ static int put_frames(ts_store *store, const float *array, int64_t frames, int64
 
 static int put_all(ts_store *store, const ts_state *s, json_t *object) {
     const ts_canvas *c = &s->compiled.canvas;
-    json_t *objects = json_object(), *arrays = json_array(), *strength = json_array();
+    json_t *objects = json_object();
     json_object_set_new(object, "objects", objects);
-    json_object_set_new(objects, "arrays", arrays);
-    json_object_set_new(objects, "strength", strength);
-    for (int i = 0; i < s->arrays; i++) {
+    for (int i = ts_state_lists(s); i < s->arrays; i++) {
         json_t *list = json_array();
-        json_array_append_new(arrays, list);
-        TS_TRY(put_frames(store, s->array[i], c->frames, ts_canvas_frame_numbers(c), list));
+        json_object_set_new(objects, ts_state_list_name(i), list);
+        TS_TRY(put_frames(store, ts_state_list_array(s, i), c->frames, ts_state_list_numbers(s, i), list));
     }
-    return c->strength ? put_frames(store, c->strength, c->frames, c->rows * c->columns, strength) : TS_OK;
+    return TS_OK;
 }
 
 static int save(ts_store *store, const ts_state *s, const char *folder, const char *name) {
@@ -159,28 +180,18 @@ static int allocate_arrays(ts_state *s, ts_arena *arena) {
     return TS_OK;
 }
 
-// What is left of the source: all of it where tokens are held.
-static void take_source(ts_state *s) {
-    ts_canvas *c = &s->compiled.canvas;
-    if (c->source) {
-        memcpy(c->source, s->array[0], (size_t)ts_canvas_numbers(c) * sizeof *c->source);
-    }
-}
-
 static int load_objects(ts_state *s, const json_t *object, const char *store, const char *place, ts_arena *arena) {
     const json_t *names;
     const ts_canvas *c = &s->compiled.canvas;
-    for (int i = c->strength ? -1 : 0; i < s->arrays; i++) {
+    for (int i = ts_state_lists(s); i < s->arrays; i++) {
         TS_TRY(ts_state_object_names(object, place, i, c->frames, &names));
         TS_TRY(check_presence(store, names, c->frames, place));
     }
     TS_TRY(allocate_arrays(s, arena));
-    for (int i = c->strength ? -1 : 0; i < s->arrays; i++) {
+    for (int i = ts_state_lists(s); i < s->arrays; i++) {
         TS_TRY(ts_state_object_names(object, place, i, c->frames, &names));
-        TS_TRY(i < 0 ? get_frames(store, names, c->frames, c->rows * c->columns, c->strength)
-                     : get_frames(store, names, c->frames, ts_canvas_frame_numbers(c), s->array[i]));
+        TS_TRY(get_frames(store, names, c->frames, ts_state_list_numbers(s, i), ts_state_list_array(s, i)));
     }
-    take_source(s);
     return ts_canvas_check(c) ? ts_fail_context(TS_EINPUT, "%s", place) : TS_OK;
 }
 
@@ -249,14 +260,10 @@ static int rebuild(ts_state *s, ts_arena *arena, const char *text, int64_t bytes
 }
 
 static int share_arrays(ts_state *s, ts_comm *comm, int root) {
-    const ts_canvas *c = &s->compiled.canvas;
-    for (int i = 0; i < s->arrays; i++) {
-        TS_TRY(ts_broadcast(comm, s->array[i], ts_canvas_numbers(c) * (int64_t)sizeof(float), root));
+    for (int i = ts_state_lists(s); i < s->arrays; i++) {
+        const int64_t numbers = s->compiled.canvas.frames * ts_state_list_numbers(s, i);
+        TS_TRY(ts_broadcast(comm, ts_state_list_array(s, i), numbers * (int64_t)sizeof(float), root));
     }
-    if (c->strength) {
-        TS_TRY(ts_broadcast(comm, c->strength, c->frames * c->rows * c->columns * (int64_t)sizeof(float), root));
-    }
-    take_source(s);
     return TS_OK;
 }
 

@@ -28,11 +28,11 @@ typedef struct ts_state {
     int grid, solver;
     double shift, fps;
     const char *negative;  // or NULL
-    // The canvas as it stands, steered; its source is no part of a state, since array[0] holds what is left of it. And
-    // the changes to come.
-    ts_compiled compiled;
-    int arrays;                        // 1 when it is done, else what ts_denoiser_save gives
-    float *array[TS_DENOISER_ARRAYS];  // [T, H, W, C] each; array[0] are the latents
+    ts_compiled compiled;  // the canvas as it stands, steered, and the changes to come
+    // [T, H, W, C] each, as ts_denoiser_save gives them; 1, the latents, when it is done, and when nothing has moved
+    // yet.
+    int arrays;
+    float *array[TS_DENOISER_ARRAYS];
 } ts_state;
 
 // XXH3 of the names and bytes of all that a model computes with: its transformer, text encoder, tokenizer and codec.
@@ -45,7 +45,8 @@ int ts_state_check_path(const char *option, const char *path);
 // what a killed one left half written is cleaned up. Not collective: rank 0 saves.
 int ts_state_save(const ts_state *state, const char *path);
 // Every object is verified against its name before anything is made of it. Strings and arrays live in `arena`, the
-// canvas is the state's own; with strengths its source is array[0]. TS_EINPUT "path: ...". Not collective.
+// canvas is the state's own. Strengths and source are kept while it is under work. TS_EINPUT "path: ...". Not
+// collective.
 int ts_state_load(ts_state *out, const char *path, ts_arena *arena);
 // From rank `root` to all. Collective over comm.
 int ts_state_share(ts_state *state, ts_arena *arena, ts_comm *comm, int root);

@@ -35,7 +35,7 @@ static json_t *rows_of_frames(const float *from, int64_t frames, int64_t width) 
     return list;
 }
 
-static json_t *canvas_json(const ts_canvas *c) {
+static json_t *canvas_json(const ts_canvas *c, bool strength) {
     json_t *prompts = json_array();
     for (int64_t i = 0; i < c->prompts; i++) {
         json_array_append_new(prompts, json_string(c->prompt[i]));
@@ -44,7 +44,7 @@ static json_t *canvas_json(const ts_canvas *c) {
                      (json_int_t)c->frames, (json_int_t)c->height, (json_int_t)c->width, (json_int_t)c->channels,
                      "tokens", (json_int_t)c->rows, (json_int_t)c->columns, "loop", c->loop, "window",
                      (json_int_t)c->window, "overlap", (json_int_t)c->overlap, "context", (json_int_t)c->context,
-                     "index", (json_int_t)c->index, "strength", c->strength != NULL, "prompts", prompts, "weights",
+                     "index", (json_int_t)c->index, "strength", strength, "prompts", prompts, "weights",
                      rows_of_frames(c->weight, c->frames, c->prompts), "guidance",
                      rows_of_frames(c->guidance, c->frames, 1));
 }
@@ -63,7 +63,7 @@ int ts_state_to_json(const ts_state *s, json_t **out) {
                      s->model, "fingerprint", fingerprint, "step", (json_int_t)s->step, "steps", (json_int_t)s->steps,
                      "seed", (json_int_t)s->seed, "grid", ts_grid_names[s->grid], "solver", ts_solver_names[s->solver],
                      "shift", s->shift, "fps", s->fps, "negative", s->negative, "arrays", s->arrays, "changes", changes,
-                     "canvas", canvas_json(&s->compiled.canvas));
+                     "canvas", canvas_json(&s->compiled.canvas, ts_state_lists(s) < 0));
     return *out ? TS_OK : TS_FAIL(TS_ERESOURCE, "out of memory for a state, or a text in it is not UTF-8");
 }
 
@@ -237,15 +237,15 @@ int ts_state_from_json(ts_state *s, const json_t *object, const char *name, ts_a
 // ---- names of objects
 
 int ts_state_object_names(const json_t *object, const char *name, int i, int64_t frames, const json_t **out) {
-    const json_t *objects, *list;
+    const json_t *objects;
     TS_TRY(ts_json_object(object, "objects", name, &objects));
-    TS_TRY(ts_json_array(objects, i < 0 ? "strength" : "arrays", name, &list));
-    *out = i < 0 ? list : json_array_get(list, (size_t)i);
+    TS_TRY(ts_json_array(objects, ts_state_list_name(i), name, out));
     for (int64_t t = 0; t < frames; t++) {
         const char *item = json_string_value(json_array_get(*out, (size_t)t));
         if (!item || strlen(item) != TS_OBJECT_NAME_BYTES - 1 ||
             strspn(item, "0123456789abcdef") != TS_OBJECT_NAME_BYTES - 1 || (int64_t)json_array_size(*out) != frames) {
-            return TS_FAIL(TS_EINPUT, "%s: \"objects\" must name %lld objects for each array", name, (long long)frames);
+            return TS_FAIL(TS_EINPUT, "%s: \"%s\" must name %lld objects", name, ts_state_list_name(i),
+                           (long long)frames);
         }
     }
     return TS_OK;

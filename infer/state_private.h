@@ -44,7 +44,16 @@ int ts_state_to_json(const ts_state *state, json_t **out);
 // All but the arrays and strengths; for these there is room then. `name` opens messages. Whatever the status,
 // ts_state_close is to follow. TS_EINPUT.
 int ts_state_from_json(ts_state *out, const json_t *object, const char *name, ts_arena *arena);
-// The names of the objects of an array, of the strengths for i < 0: a list of `frames` texts, checked.
+// ---- lists of frames: what a state keeps of each, an object a frame
+
+// From the first one that there is to state->arrays - 1: those of the canvas, while it is under work, and the arrays.
+enum { TS_LIST_STRENGTH = -2, TS_LIST_SOURCE = -1 };
+int ts_state_lists(const ts_state *state);
+const char *ts_state_list_name(int i);                        // its key in "objects"
+float *ts_state_list_array(const ts_state *state, int i);     // borrowed
+int64_t ts_state_list_numbers(const ts_state *state, int i);  // of a frame
+
+// The names of a list's objects: `frames` texts, checked.
 int ts_state_object_names(const json_t *object, const char *name, int i, int64_t frames, const json_t **out);
 
 #endif

@@ -58,6 +58,7 @@ static ts_state make(uint64_t seed, int64_t shared, int arrays, bool held) {
     if (held) {
         CHECK_OK(ts_canvas_add_source(c));
         memset(c->strength, 0, (size_t)(2 * c->rows * c->columns) * sizeof(float));
+        ts_rng_normal_fill(c->source, N, seed, TS_RNG_SAMPLE, 99, 0);
     }
     s.compiled.changes = 1;
     s.compiled.change = &change;
@@ -90,7 +91,7 @@ static void check_equal(const ts_state *a, const ts_state *b) {
     CHECK(!x->strength == !y->strength);
     if (x->strength && y->strength) {
         CHECK(memcmp(x->strength, y->strength, (size_t)(T * x->rows * x->columns) * sizeof(float)) == 0);
-        CHECK(memcmp(y->source, b->array[0], N * sizeof(float)) == 0);
+        CHECK(memcmp(x->source, y->source, N * sizeof(float)) == 0);
     }
     CHECK(b->compiled.changes == 1 && b->compiled.change[0].step == 7 && b->compiled.change[0].first == 2);
     CHECK(same_text(b->compiled.change[0].prompt, change.prompt));
