@@ -16,6 +16,7 @@
 #include "infer/generate.h"
 #include "infer/verbs.h"
 #include "infer/score.h"
+#include "infer/state.h"
 #include "tests/bench/bench.h"
 #include "train/plan.h"
 #include "train/train.h"
@@ -39,6 +40,8 @@ static const command commands[] = {
     {"storyboard", "prompts, pictures and videos at times", ts_command_storyboard},
     {"vary", "versions of one concept over a table of changed words", ts_command_vary},
     {"edit", "make the video that a timeline describes", ts_command_edit},
+    {"branch", "go on from a saved state with another prompt", ts_command_branch},
+    {"tree", "list saved states and what was changed from one to the next", ts_command_tree},
     {"steer", "tell a video that is being made what to do", ts_command_steer},
     {"score", "measure a finished video", ts_command_score},
     {"check", "compare a model with golden files, checkpoints with their sums", ts_command_check},

@@ -19,7 +19,8 @@ typedef struct work {
     ts_edit_sheet sheet;
     ts_comm *world;
     bool is_root;
-    int64_t steps;
+    int64_t first, steps;  // of the video's; first: that of the state it goes on from
+    ts_edit_steer steer;
     ts_progress progress;
 } work;
 
@@ -79,13 +80,14 @@ static int take_step(work *w, int64_t step) {
 }
 
 static int run_steps(work *w) {
-    for (int64_t step = 0; step < w->steps; step++) {
+    for (int64_t step = w->first; step < w->steps; step++) {
         TS_TRY(stop_when_asked(w, step));
         TS_TRY(apply_changes(&w->round, step));
+        TS_TRY(ts_edit_steer_before(&w->steer, &w->round, step));
         TS_TRY(take_step(w, step));
         TS_TRY(ts_agree(w->world, preview(w, step)));
     }
-    return TS_OK;
+    return w->steer.save_step == w->steps ? ts_edit_steer_before(&w->steer, &w->round, w->steps) : TS_OK;
 }
 
 // ---- a round
@@ -125,9 +127,24 @@ static void close_round(ts_edit_round *r) {
     r->latents = NULL;
 }
 
+// The one video of a list that goes on from a state.
+static int take_state(ts_edit_round *r) {
+    ts_compiled *c = &r->list->from->compiled;
+    measure(r, &c->canvas);
+    r->title[0] = c->canvas.prompt[0];
+    r->canvas[0] = c->canvas;
+    c->canvas = (ts_canvas){0};
+    r->compiled[0] = *c;
+    *c = (ts_compiled){0};
+    return TS_OK;
+}
+
 // Rank 0 compiles; each rank keeps its own videos. Collective.
 static int compile_round(work *w) {
     ts_edit_round *r = &w->round;
+    if (r->list->from) {
+        return take_state(r);
+    }
     for (int64_t i = 0; i < r->count; i++) {
         const int64_t own = i - r->own.first;
         ts_compiled c = {0};
@@ -196,8 +213,8 @@ static int begin(work *w) {
     const int ranks = ts_comm_size(w->round.session->mesh.axis[TS_AXIS_DATA]);
     const int64_t own = ts_split(w->round.list->count, w->round.list->count > 1 ? ranks : 1, 0).count;
     TS_TRY(ts_agree(w->world, w->is_root ? ts_edit_prepare_output(w->round.options) : TS_OK));
-    ts_progress_begin(&w->progress, "sampling", "video steps", own * w->steps);
-    return TS_OK;
+    ts_progress_begin(&w->progress, "sampling", "video steps", own * (w->steps - w->first));
+    return w->round.list->count == 1 ? ts_edit_steer_open(&w->steer, &w->round, w->first, w->steps) : TS_OK;
 }
 
 static int make_round(work *w) {
@@ -205,8 +222,10 @@ static int make_round(work *w) {
     TS_TRY(open_round(w));
     TS_TRY(compile_round(w));
     TS_TRY(open_denoiser(r));
-    TS_TRY(r->first ? TS_OK : begin(w));
-    TS_TRY(run_steps(w));
+    int status = r->first ? TS_OK : begin(w);
+    status = status ? status : run_steps(w);
+    ts_edit_steer_close(&w->steer);
+    TS_TRY(status);
     TS_TRY(ts_agree(w->world, fetch_latents(r)));
     TS_TRY(ts_edit_write_round(r));
     return ts_edit_sheet_add(&w->sheet, r);
@@ -258,7 +277,9 @@ int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_l
         .round = {.session = session, .options = options, .list = list},
         .world = world,
         .is_root = ts_comm_rank(world) == 0,
+        .first = list->from ? list->from->step : 0,
         .steps = session->sample.steps,
+        .steer = {.save_step = -1},
     };
     const double start = ts_clock_seconds();
     TS_TRY(ts_agree(world, ts_signal_catch()));

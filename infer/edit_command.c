@@ -13,8 +13,12 @@
 
 // ---- what can be refused before anything is read
 
-static int check_options(const ts_edit_options *o, int64_t count) {
-    const char *several = o->save_latents ? "--save-latents" : o->preview_every ? "--preview-every" : NULL;
+int ts_edit_check(const ts_edit_options *o, int64_t count) {
+    const char *several = o->control         ? "--control"
+                          : o->save_latents  ? "--save-latents"
+                          : o->save_state    ? "--save-state"
+                          : o->preview_every ? "--preview-every"
+                                             : NULL;
     if (!o->out) {
         return TS_FAIL(TS_EUSAGE, "\"out\" is missing; give --out=FILE.mp4%s", count > 1 ? ", or a folder" : "");
     }
@@ -32,6 +36,7 @@ static int check_options(const ts_edit_options *o, int64_t count) {
     if (o->session.negative && *o->session.negative) {
         TS_TRY(ts_prompt_check(o->session.negative, "--negative"));
     }
+    TS_TRY(o->save_state ? ts_state_check_path("--save-state", o->save_state) : TS_OK);
     TS_TRY(ts_output_check_end("--sheet", o->sheet, ".png"));
     TS_TRY(ts_output_check_end("--save-latents", o->save_latents, ".safetensors"));
     TS_TRY(o->save_latents ? ts_output_check_file("--save-latents", o->save_latents) : TS_OK);
@@ -66,13 +71,20 @@ static int resolve_list(const ts_edit_list *list, const ts_timeline_model *model
     return TS_OK;
 }
 
+static int check_save(const ts_edit_options *o) {
+    return o->save_at && !o->save_state
+               ? TS_FAIL(TS_EUSAGE, "--save-at %s says when and nothing what; give --save-state STORE/NAME", o->save_at)
+               : TS_OK;
+}
+
 // Fills and checks; what is only to be printed is printed. Rank 0 alone.
 static int make_list(const ts_edit_command *command, const ts_edit_options *o, ts_arena *arena, ts_edit_list *list) {
     ts_timeline_model model;
     char *text = NULL;
+    TS_TRY(check_save(o));
     TS_TRY(ts_session_describe(&model, &o->session));
     TS_TRY(command->fill(o, &model, arena, list));
-    int status = o->print_timeline || o->check ? TS_OK : check_options(o, list->count);
+    int status = o->print_timeline || o->check ? TS_OK : ts_edit_check(o, list->count);
     status = status || !o->print_timeline ? status : write_list(list, &text);
     status = status ? status : resolve_list(list, &model);
     if (!status && text) {

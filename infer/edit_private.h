@@ -3,8 +3,10 @@
 #ifndef TS_INFER_EDIT_PRIVATE_H
 #define TS_INFER_EDIT_PRIVATE_H
 
+#include "core/base/file.h"
 #include "core/base/split.h"
 #include "infer/compile.h"
+#include "infer/control.h"
 #include "infer/denoise.h"
 #include "infer/edit.h"
 #include "infer/film.h"
@@ -33,6 +35,22 @@ typedef struct ts_edit_sheet {
     int64_t count;
     float *latents;  // [count, T, H, W, C]
 } ts_edit_sheet;
+
+// One video's steering (infer/edit_steer.c).
+typedef struct ts_edit_steer {
+    ts_control *control;         // or NULL
+    int64_t save_step;           // the state is saved before this one; == steps: at the end; < 0: never
+    char parent[TS_PATH_BYTES];  // STORE/NAME of the state before, or ""
+    char *change;                // what was changed since, or NULL
+} ts_edit_steer;
+
+// Opens the socket and goes on from the list's state, where these were asked for. To be closed whatever the status.
+// Collective over the world.
+int ts_edit_steer_open(ts_edit_steer *steer, const ts_edit_round *round, int64_t first, int64_t steps);
+void ts_edit_steer_close(ts_edit_steer *steer);  // of zeros: nothing
+// Before step `step`, and at the end, where it is the number of steps: obeys the clients and saves the state.
+// TS_ESTOPPED when one cancels. Collective over the world.
+int ts_edit_steer_before(ts_edit_steer *steer, const ts_edit_round *round, int64_t step);
 
 ts_film ts_edit_film(const ts_edit_round *round, const float *latents, const char *title);
 

@@ -22,16 +22,9 @@ typedef struct ts_session_options {
 extern const char *const ts_precision_names[], *const ts_report_names[];
 
 // The rows of these options, to stand in a command's own table, whose target is a `type` with a ts_session_options
-// `field`.
+// `field`: those that say where and how the work is done, and these with all that say what is sampled.
 // clang-format off
-#define TS_SESSION_OPTIONS(type, field) \
-    {"steps", TS_OPTION_INT, offsetof(type, field.steps), "0", "denoising steps; 0: the model's default", 0, TS_MAX_STEPS, NULL, false}, \
-    {"guidance", TS_OPTION_REAL, offsetof(type, field.guidance), "-1", "classifier-free guidance, 1 is none; -1: the model's default", -1, 100, NULL, false}, \
-    {"negative", TS_OPTION_STRING, offsetof(type, field.negative), NULL, "what the video should not show; guidance moves away from it", 0, 0, NULL, false}, \
-    {"seed", TS_OPTION_INT, offsetof(type, field.seed), "0", "same seed, same video, on any number of ranks", 0, 9.0e15, NULL, false}, \
-    {"shift", TS_OPTION_REAL, offsetof(type, field.shift), "0", "shift of the noise levels; 0: the model's default", 0, 1000, NULL, false}, \
-    {"grid", TS_OPTION_CHOICE, offsetof(type, field.grid), "unipc", "grid of noise levels", 0, 0, ts_grid_names, false}, \
-    {"solver", TS_OPTION_CHOICE, offsetof(type, field.solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false}, \
+#define TS_SESSION_PLACE_OPTIONS(type, field) \
     {"batch", TS_OPTION_INT, offsetof(type, field.batch), "8", "videos, or windows of a long one, sampled together on a rank", 1, 1024, NULL, false}, \
     {"precision", TS_OPTION_CHOICE, offsetof(type, field.precision), "f32", "operands of matrix products and attention", 0, 0, ts_precision_names, false}, \
     {"device", TS_OPTION_CHOICE, offsetof(type, field.device), "auto", "where to sample: cuda, a GPU for each rank of a host in turn; cpu; auto: cuda where there is a GPU. Videos are decoded on the CPU", 0, 0, ts_device_names, false}, \
@@ -42,6 +35,15 @@ extern const char *const ts_precision_names[], *const ts_report_names[];
     {"watch-network", TS_OPTION_STRING, offsetof(type, field.watch_network), NULL, "interface or address of rank 0's host that the ranks' signs of life go to; absent: any that they reach", 0, 0, NULL, false}, \
     {"threads", TS_OPTION_INT, offsetof(type, field.threads), "0", "threads of each rank; 0: the cores of the machine shared out over its ranks", 0, 1024, NULL, false}, \
     {"instruction-set", TS_OPTION_STRING, offsetof(type, field.instruction_set), "auto", "cap of the CPU's instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false}
+#define TS_SESSION_OPTIONS(type, field) \
+    {"steps", TS_OPTION_INT, offsetof(type, field.steps), "0", "denoising steps; 0: the model's default", 0, TS_MAX_STEPS, NULL, false}, \
+    {"guidance", TS_OPTION_REAL, offsetof(type, field.guidance), "-1", "classifier-free guidance, 1 is none; -1: the model's default", -1, 100, NULL, false}, \
+    {"negative", TS_OPTION_STRING, offsetof(type, field.negative), NULL, "what the video should not show; guidance moves away from it", 0, 0, NULL, false}, \
+    {"seed", TS_OPTION_INT, offsetof(type, field.seed), "0", "same seed, same video, on any number of ranks", 0, 9.0e15, NULL, false}, \
+    {"shift", TS_OPTION_REAL, offsetof(type, field.shift), "0", "shift of the noise levels; 0: the model's default", 0, 1000, NULL, false}, \
+    {"grid", TS_OPTION_CHOICE, offsetof(type, field.grid), "unipc", "grid of noise levels", 0, 0, ts_grid_names, false}, \
+    {"solver", TS_OPTION_CHOICE, offsetof(type, field.solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false}, \
+    TS_SESSION_PLACE_OPTIONS(type, field)
 #define TS_MODEL_OPTION(type, field) \
     {"model", TS_OPTION_STRING, offsetof(type, field.model), NULL, "model folder (runs/NAME/model, or the shipped configs/shapes-model)", 0, 0, NULL, true}
 // clang-format on

@@ -24,7 +24,7 @@ typedef struct ts_state {
     const char *model;     // folder
     uint64_t fingerprint;  // of the model: ts_state_fingerprint
     int64_t step, steps;   // the next one; == steps: done
-    int64_t seed;
+    int64_t seed, frames;  // frames: pixel frames of the video
     int grid, solver;
     double shift, fps;
     const char *negative;  // or NULL

@@ -58,12 +58,13 @@ int ts_state_to_json(const ts_state *s, json_t **out) {
         json_array_append_new(changes, json_pack("{s:I, s:I, s:s}", "step", (json_int_t)c->step, "first",
                                                  (json_int_t)c->first, "prompt", c->prompt));
     }
-    *out = json_pack("{s:i, s:s?, s:s?, s:s?, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:s?, s:i, s:o, s:o}",
+    *out = json_pack("{s:i, s:s?, s:s?, s:s?, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:s?, s:i, s:o, s:o}",
                      "version", VERSION, "parent", s->parent, "change", s->change, "timeline", s->timeline, "model",
                      s->model, "fingerprint", fingerprint, "step", (json_int_t)s->step, "steps", (json_int_t)s->steps,
-                     "seed", (json_int_t)s->seed, "grid", ts_grid_names[s->grid], "solver", ts_solver_names[s->solver],
-                     "shift", s->shift, "fps", s->fps, "negative", s->negative, "arrays", s->arrays, "changes", changes,
-                     "canvas", canvas_json(&s->compiled.canvas, ts_state_lists(s) < 0));
+                     "seed", (json_int_t)s->seed, "frames", (json_int_t)s->frames, "grid", ts_grid_names[s->grid],
+                     "solver", ts_solver_names[s->solver], "shift", s->shift, "fps", s->fps, "negative", s->negative,
+                     "arrays", s->arrays, "changes", changes, "canvas",
+                     canvas_json(&s->compiled.canvas, ts_state_lists(s) < 0));
     return *out ? TS_OK : TS_FAIL(TS_ERESOURCE, "out of memory for a state, or a text in it is not UTF-8");
 }
 
@@ -205,12 +206,14 @@ static int read_sampling(ts_state *s, const json_t *object, const char *name) {
     TS_TRY(ts_json_int(object, "steps", name, 1, TS_MAX_STEPS, &s->steps));
     TS_TRY(ts_json_int(object, "step", name, 0, s->steps, &s->step));
     TS_TRY(ts_json_int(object, "seed", name, 0, INT64_MAX, &s->seed));
-    TS_TRY(ts_json_int(object, "arrays", name, 1, TS_DENOISER_ARRAYS, &arrays));
+    TS_TRY(ts_json_int(object, "frames", name, 1, INT32_MAX, &s->frames));
+    TS_TRY(ts_json_int(object, "arrays", name, 0, TS_DENOISER_ARRAYS, &arrays));
     TS_TRY(ts_json_real_or(object, "shift", name, 0, &s->shift));
     TS_TRY(ts_json_real_or(object, "fps", name, 0, &s->fps));
     s->arrays = (int)arrays;
-    if (*end || strlen(fingerprint) != 16 || !(s->shift > 0) || !(s->fps > 0 && s->fps <= 1000)) {
-        return TS_FAIL(TS_EINPUT, "%s: fingerprint, shift or fps make no sense", name);
+    if (*end || strlen(fingerprint) != 16 || (s->step == s->steps && arrays != 1) || !(s->shift > 0) ||
+        !(s->fps > 0 && s->fps <= 1000)) {
+        return TS_FAIL(TS_EINPUT, "%s: fingerprint, arrays, shift or fps make no sense", name);
     }
     TS_TRY(read_choice(object, "grid", name, ts_grid_names, &s->grid));
     return read_choice(object, "solver", name, ts_solver_names, &s->solver);

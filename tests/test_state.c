@@ -42,6 +42,7 @@ static ts_state make(uint64_t seed, int64_t shared, int arrays, bool held) {
                   .step = arrays > 1 ? 5 : 20,
                   .steps = 20,
                   .seed = 9,
+                  .frames = 21,
                   .grid = TS_GRID_WAN,
                   .solver = TS_SOLVER_UNIPC,
                   .shift = 3.1,
@@ -78,7 +79,8 @@ static void check_equal(const ts_state *a, const ts_state *b) {
     const ts_canvas *x = &a->compiled.canvas, *y = &b->compiled.canvas;
     CHECK(same_text(a->parent, b->parent) && same_text(a->change, b->change) && same_text(a->negative, b->negative));
     CHECK(same_text(a->timeline, b->timeline) && same_text(a->model, b->model) && a->fingerprint == b->fingerprint);
-    CHECK(a->step == b->step && a->steps == b->steps && a->seed == b->seed && a->grid == b->grid);
+    CHECK(a->step == b->step && a->steps == b->steps && a->seed == b->seed && a->frames == b->frames &&
+          a->grid == b->grid);
     CHECK(a->solver == b->solver && a->shift == b->shift && a->fps == b->fps && a->arrays == b->arrays);
     CHECK(x->frames == y->frames && x->height == y->height && x->width == y->width && x->channels == y->channels);
     CHECK(x->rows == y->rows && x->columns == y->columns && x->loop == y->loop && x->window == y->window);
