@@ -163,22 +163,22 @@ static int reopen(branch *b) {
     return status;
 }
 
+// "a blue circle (from frame 9, 16 frames longer)"
 static int describe(branch *b) {
     char from[40] = "", longer[40] = "";
+    const char *prompt = b->o->prompt;
     const bool loop = b->state.compiled.canvas.loop;
-    const int64_t first =
-        loop || !b->first ? b->first * b->model.time_factor : 1 + (b->first - 1) * b->model.time_factor;
+    const int64_t group = b->model.time_factor;
     if (b->o->from) {
-        snprintf(from, sizeof from, " from frame %lld", (long long)first);
+        snprintf(from, sizeof from, "from frame %lld",
+                 (long long)(loop || !b->first ? b->first * group : 1 + (b->first - 1) * group));
     }
     if (b->added) {
-        snprintf(longer, sizeof longer, "%s%lld frames longer", b->o->from ? "," : "",
-                 (long long)(b->added * b->model.time_factor));
+        snprintf(longer, sizeof longer, "%s%lld frames longer", *from ? ", " : "", (long long)(b->added * group));
     }
-    const char *prompt = b->o->prompt ? b->o->prompt : "made anew";
-    const bool both = *from || *longer;
-    b->change = ts_arena_printf(b->arena, "%s%s%s%s%s", prompt, both ? " (" : "", *from ? from + 1 : "", longer,
-                                both ? ")" : "");
+    const bool both = prompt && (*from || *longer);
+    b->change =
+        ts_arena_printf(b->arena, "%s%s%s%s%s", prompt ? prompt : "", both ? " (" : "", from, longer, both ? ")" : "");
     return b->change ? TS_OK : TS_ERESOURCE;
 }
 
