@@ -65,11 +65,11 @@ yaml 2 '" is missing' ''
 yaml 2 "$bad:1: " "$(head -c 200000 /dev/zero | tr '\0' '[')"
 yaml 2 "$bad:1: " "seed: $(head -c 200000 /dev/zero | tr '\0' '[')"
 yaml 2 "$bad:1: " "$(head -c 200000 /dev/zero | tr '\0' '{')"
-head -c 2000000 /dev/zero | tr '\0' '#' >"$scratch/large.yaml"
+head -c 5000000 /dev/zero | tr '\0' '#' >"$scratch/large.yaml"
 for command in train ingest; do
     expect_fail 3 'missing.yaml: cannot open: No such file' "$TESSERA" $command missing.yaml --out="$out"
     expect_fail 3 'is not a regular file' "$TESSERA" $command "$scratch" --out="$out"
-    expect_fail 3 'has 2000000 bytes, more than' "$TESSERA" $command "$scratch/large.yaml" --out="$out"
+    expect_fail 3 'has 5000000 bytes, more than' "$TESSERA" $command "$scratch/large.yaml" --out="$out"
 done
 expect_fail 2 '"out" is missing' "$TESSERA" ingest "$scratch/corpus/ingest.yaml" --out=
 expect_fail 2 '"data" is missing' "$TESSERA" train "$scratch/train.yaml" --data= --out="$out"
