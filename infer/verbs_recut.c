@@ -13,7 +13,7 @@
 static const ts_option table[] = {
     TS_VERB_VIDEO("the video to cut"),
     {"keep", TS_OPTION_LIST, TS_VERB_FIELD(keep), NULL, "a range to keep, A-B or A-B@SPEEDx, as 0:00-0:02 or 2s-3s@0.5x; several times, in the order of the result", 0, 0, NULL, true},
-    {"strength", TS_OPTION_REAL, TS_VERB_FIELD(strength), "0.5", "how far frames may go from the source where a speed puts them between its own: motion is then made, not repeated", 0, 1, NULL, false},
+    {"strength", TS_OPTION_REAL, TS_VERB_FIELD(strength), "0.3", "how far frames may go from the source where a speed puts them between its own: motion is then made, not repeated", 0, 1, NULL, false},
     {"extend-before", TS_OPTION_STRING, TS_VERB_FIELD(before), "0s", "time to make in front of the first range", 0, 0, NULL, false},
     {"extend-after", TS_OPTION_STRING, TS_VERB_FIELD(after), "0s", "time to make behind the last range", 0, 0, NULL, false},
     {"fill-gaps", TS_OPTION_STRING, TS_VERB_FIELD(gaps), "0s", "time to make between two ranges, which leads over from one to the other", 0, 0, NULL, false},

@@ -155,6 +155,7 @@ static const ts_edit_command storyboard_command = {
                          "    - {at: 0s, text: a red circle moves left on a black background}\n"
                          "    - {at: 2s, text: a blue circle moves left on a black background, image: blue.png}",
                 .table = table,
+                .keys = board_options,
                 .arguments = (const char *const[]){"file", NULL}},
     .options_bytes = sizeof(ts_verb_options),
     .fill = fill,
