@@ -81,17 +81,18 @@ static int add(ts_windows *w, const ts_canvas *c, int64_t start, int64_t frames)
     return TS_OK;
 }
 
-// As few windows as share `overlap` frames with their neighbours, spread evenly.
-static int cover(ts_windows *w, const ts_canvas *c, stretch s) {
+// Windows that share `overlap` frames with their neighbours, at the ends of the stretch more; between the ends they
+// move back by one frame a step, so that no place is a border for long.
+static int cover(ts_windows *w, const ts_canvas *c, stretch s, int64_t step) {
     if (s.count <= c->window) {
         return add(w, c, s.first, s.count);
     }
-    const int64_t stride = c->window - c->overlap, room = s.count - c->window;
-    const int64_t gaps = (room + stride - 1) / stride;
-    for (int64_t k = 0; k <= gaps; k++) {
-        TS_TRY(add(w, c, (s.first + k * room / gaps) % c->frames, c->window));
+    const int64_t stride = c->window - c->overlap, last = s.count - c->window, back = step % stride;
+    TS_TRY(add(w, c, s.first, c->window));
+    for (int64_t at = stride - back; at < last; at += stride) {
+        TS_TRY(add(w, c, (s.first + at) % c->frames, c->window));
     }
-    return TS_OK;
+    return add(w, c, (s.first + last) % c->frames, c->window);
 }
 
 // A whole circle: each window's head is the last frame of what comes before it, which in the end is what it made.
@@ -138,10 +139,10 @@ int ts_windows_make(ts_windows *out, const ts_canvas *c, int64_t step) {
     bool *needed = ts_malloc(2 * (size_t)c->frames * sizeof *needed);
     int status = needed ? TS_OK : TS_ERESOURCE;
     if (!status && find_needed(c, needed) == c->frames) {
-        status = c->loop ? cover_circle(&w, c, step) : cover(&w, c, (stretch){0, c->frames});
+        status = c->loop ? cover_circle(&w, c, step) : cover(&w, c, (stretch){0, c->frames}, step);
     } else if (!status) {
         for (stretch s = next_stretch(c, needed, 0); s.count && !status; s = next_stretch(c, needed, s.first + 1)) {
-            status = cover(&w, c, s);
+            status = cover(&w, c, s, step);
         }
     }
     status = status ? status : weigh(&w, c);
