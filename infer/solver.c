@@ -22,6 +22,7 @@ struct ts_solver {
     int64_t rows, width, classes;
     float *floor;           // [classes]
     int64_t *begin;         // [classes] the first step that moves the class; `steps` of a held one
+    int64_t *known;         // [classes] the step from which on the past of a class is known
     int64_t next;           // step
     coefficients *c;        // [SUMS, classes] of the step under way
     double *device_c;       // the same in the device's memory; NULL with one class
@@ -60,9 +61,10 @@ static int allocate(ts_solver *s, const ts_solver_rows *rows) {
     const int64_t n = s->rows * s->width;
     s->floor = ts_malloc((size_t)s->classes * sizeof *s->floor);
     s->begin = ts_malloc((size_t)s->classes * sizeof *s->begin);
+    s->known = ts_malloc((size_t)s->classes * sizeof *s->known);
     s->c = ts_calloc((size_t)(SUMS * s->classes), sizeof *s->c);
     s->memory = device->allocate((size_t)arrays(s->kind) * (size_t)n * sizeof *s->memory);
-    if (!s->floor || !s->begin || !s->c || !s->memory) {
+    if (!s->floor || !s->begin || !s->known || !s->c || !s->memory) {
         return TS_ERESOURCE;
     }
     for (int k = 0; k < arrays(s->kind); k++) {
@@ -103,6 +105,7 @@ int ts_solver_open(ts_solver **out, ts_solver_kind kind, const ts_schedule *sche
         while (s->begin[c] < schedule->steps && !(schedule->sigma[s->begin[c] + 1] < s->floor[c])) {
             s->begin[c]++;
         }
+        s->known[c] = s->begin[c];
     }
     s->next = ts_solver_first_step(s);
     *out = s;
@@ -116,6 +119,7 @@ void ts_solver_close(ts_solver **solver) {
         s->kernels->device->release(s->device_c);
         s->kernels->device->release(s->memory);
         free(s->c);
+        free(s->known);
         free(s->begin);
         free(s->floor);
         free(s);
@@ -151,7 +155,7 @@ static double stride(const ts_solver *s, int64_t step, int64_t class_index) {
 // Of the predictor of a step. A floor just above a level of the schedule makes a first step of almost no length; what
 // changes in it comes from rows that went farther, and must not be taken for this row's slope.
 static int order(const ts_solver *s, int64_t step, int64_t class_index) {
-    const int64_t done = step - s->begin[class_index];
+    const int64_t done = step - s->known[class_index];
     if (done == 1) {
         return stride(s, step - 1, class_index) >= 0.5 * stride(s, step, class_index) ? 2 : 1;
     }
@@ -221,11 +225,11 @@ static int euler_step(ts_solver *s, int64_t step, const float *velocity, float *
 
 // Corrects x, which the predictor of step i-1 reached, with the x0 found there (x0[0]):
 //   x = ratio start - a (x0[1] + c_old (x0[2] - x0[1]) / r + c_new (x0[0] - x0[1]))
-// Coefficients of x, start, x0[1], x0[0], x0[2]. A class that moves for the first time has nothing to correct.
+// Coefficients of x, start, x0[1], x0[0], x0[2]. A class whose past is not known has nothing to correct.
 static void unipc_correct(ts_solver *s, int64_t i, int64_t k) {
     double *c = terms_of(s, CORRECT, k);
     memset(c, 0, sizeof(coefficients));
-    if (!moves(s, i, k) || i == s->begin[k]) {
+    if (!moves(s, i, k) || i == s->known[k]) {
         c[0] = 1.0;
         return;
     }
@@ -290,6 +294,10 @@ int ts_solver_step(ts_solver *s, int64_t step, const float *velocity, float *x) 
     TS_ASSERT(step == s->next && step < s->schedule->steps);
     s->next++;
     return s->kind == TS_SOLVER_UNIPC ? unipc_step(s, step, velocity, x) : euler_step(s, step, velocity, x);
+}
+
+void ts_solver_forget(ts_solver *s, int64_t class_index) {
+    s->known[class_index] = s->next > s->begin[class_index] ? s->next : s->begin[class_index];
 }
 
 const float *ts_solver_x0(const ts_solver *s) {

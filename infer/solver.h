@@ -40,6 +40,9 @@ int64_t ts_solver_first_step(const ts_solver *solver);
 // that do not move keep their bits, whatever their velocity is. Each number is a sum of a few terms, taken in f64 and
 // rounded once. Not collective.
 int ts_solver_step(ts_solver *solver, int64_t step, const float *velocity, float *x);
+// The numbers of a class were changed since the last step, by the caller: its next step is of first order, and corrects
+// nothing, as its first one was.
+void ts_solver_forget(ts_solver *solver, int64_t class_index);
 // The clean latents foretold in the last step, x - level v where v was taken: [rows, width] device memory of the
 // solver, until the next step. Of held rows x itself. NULL before the first step.
 const float *ts_solver_x0(const ts_solver *solver);

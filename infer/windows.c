@@ -88,6 +88,7 @@ static int cover(ts_windows *w, const ts_canvas *c, stretch s, int64_t step) {
         return add(w, c, s.first, s.count);
     }
     const int64_t stride = c->window - c->overlap, last = s.count - c->window, back = step % stride;
+    w->roll = true;
     TS_TRY(add(w, c, s.first, c->window));
     for (int64_t at = stride - back; at < last; at += stride) {
         TS_TRY(add(w, c, (s.first + at) % c->frames, c->window));
@@ -97,6 +98,7 @@ static int cover(ts_windows *w, const ts_canvas *c, stretch s, int64_t step) {
 
 // A whole circle: each window's head is the last frame of what comes before it, which in the end is what it made.
 static int cover_circle(ts_windows *w, const ts_canvas *c, int64_t step) {
+    w->roll = true;
     if (c->frames < c->window) {
         return add(w, c, step % c->frames, c->frames + 1);
     }

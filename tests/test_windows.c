@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Windows: which frames they cover, that their weights share out each free frame, that loops roll, that what is held
-// and far from anything free is left out.
+// Windows: which frames they cover, that their weights share out each free frame, that those of loops and long canvases
+// roll, that what is held and far from anything free is left out.
 #include "core/base/rng.h"
 #include "infer/windows.h"
 #include "tests/ts_test.h"
@@ -50,13 +50,20 @@ static void test_straight(void) {
     ts_canvas c = open(5, 5, 2, 2, false);
     check(&c, 0, "0+5");
     check(&c, 3, "0+5");
+    ts_windows w = make(&c, 0);
+    CHECK(!w.roll && w.item[0].weight[0] == 1.0f && w.item[0].weight[4] == 1.0f);
+    ts_windows_close(&w);
     ts_canvas_close(&c);
     c = open(6, 5, 2, 2, false);
     check(&c, 0, "0+5 1+5*");
     ts_canvas_close(&c);
-    c = open(12, 5, 2, 2, false);  // three gaps over seven frames
-    check(&c, 0, "0+5 2+5* 4+5* 7+5*");
-    ts_windows w = make(&c, 0);
+    c = open(12, 5, 2, 2, false);  // those between the ends move back by a frame a step
+    check(&c, 0, "0+5 3+5* 6+5* 7+5*");
+    check(&c, 1, "0+5 2+5* 5+5* 7+5*");
+    check(&c, 2, "0+5 1+5* 4+5* 7+5*");
+    check(&c, 3, "0+5 3+5* 6+5* 7+5*");
+    w = make(&c, 1);
+    CHECK(w.roll);
     CHECK(w.item[1].weight[0] == 0.0f);  // the head
     CHECK_NEAR(w.item[0].weight[3], 2.0 / 3.0, 1e-6);
     CHECK_NEAR(w.item[1].weight[1], 1.0 / 3.0, 1e-6);
@@ -96,7 +103,8 @@ static void test_loop(void) {
 
 static void test_held(void) {
     ts_canvas c = open(9, 5, 2, 2, false);
-    check(&c, 0, "0+5 2+5* 4+5*");
+    check(&c, 0, "0+5 3+5* 4+5*");
+    check(&c, 2, "0+5 1+5* 4+5*");
     hold(&c, 0, 5);  // a prefix: 3 and 4 are kept beside what is free
     check(&c, 0, "3+5* 4+5*");
     hold(&c, 0, 6);
