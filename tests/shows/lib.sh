@@ -43,8 +43,9 @@ each() {
 
 # tessera VERB argument..: with the model, quietly; what goes wrong is printed
 tessera() {
-    "$TESSERA" "$1" --model "$MODEL" "${@:2}" >"$scratch/$BASHPID.log" 2>&1 ||
-        { printf 'failed: tessera %s\n' "$*" >&2; cat "$scratch/$BASHPID.log" >&2; return 1; }
+    local log=$scratch/log.$BASHPID
+    "$TESSERA" "$1" --model "$MODEL" "${@:2}" >"$log" 2>&1 ||
+        { printf 'failed: tessera %s\n' "$*" >&2; tail -3 "$log" >&2; return 1; }
 }
 score() { "$TESSERA" score "$@"; }
 
