@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,4 timeout=120
 // The denoiser with the shipped model: held latents are the source's bits on every mesh, what waits stands at its
-// floor, prompts and guidance of frames reach those frames, saved steps go on with the same bits, and every mesh gives
-// what one rank does.
+// floor, prompts and guidance of frames reach those frames, and every mesh gives what one rank does, of long canvases
+// and loops too, and goes on from what another one saved.
 #include "core/base/rng.h"
 #include "core/comm/mesh.h"
 #include "infer/denoise.h"
@@ -189,7 +189,161 @@ static void test_refusals(const ts_model *model) {
     ts_canvas_close(&canvas);
 }
 
+// The first frame has one prompt and the rest another: each goes its prompt's way.
+static void test_prompts_of_frames(const ts_model *model) {
+    enum { SPLIT, ALL_LEFT, ALL_DOWN, PASSES };
+    const ts_denoise_params params = params_of(TS_SOLVER_EULER);
+    static float x[PASSES][NUMBERS];
+    ts_denoiser *d = NULL;
+    for (int pass = 0; pass < PASSES; pass++) {
+        ts_canvas canvas = free_canvas();
+        if (pass != ALL_LEFT) {
+            CHECK_OK(ts_canvas_set_prompt(&canvas, pass == SPLIT, DOWN));
+        }
+        CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+        CHECK_OK(ts_denoiser_step(d, 0));
+        CHECK_OK(ts_denoiser_latents(d, 0, x[pass]));
+        ts_denoiser_close(&d);
+        ts_canvas_close(&canvas);
+    }
+    CHECK(distance(x[SPLIT], x[ALL_LEFT], 0, FRAME) < distance(x[SPLIT], x[ALL_DOWN], 0, FRAME));
+    CHECK(distance(x[SPLIT], x[ALL_DOWN], FRAME, 2 * FRAME) < distance(x[SPLIT], x[ALL_LEFT], FRAME, 2 * FRAME));
+}
+
+// Two canvases together, one plain and one whose windows roll, are each what they are alone.
+static void test_together(const ts_model *model) {
+    const ts_denoise_params params = params_of(TS_SOLVER_UNIPC);
+    static float alone[2][NUMBERS], x[NUMBERS];
+    ts_canvas canvas[2] = {free_canvas(), free_canvas()};
+    ts_denoiser *d = NULL;
+    canvas[1].index = 8;
+    canvas[1].loop = true;
+    canvas[1].window = T + 1;
+    for (int i = 0; i < 2; i++) {
+        run(model, &params, &canvas[i], alone[i]);
+    }
+    CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, canvas, 2));
+    for (int64_t step = 0; step < STEPS; step++) {
+        CHECK_OK(ts_denoiser_step(d, step));
+    }
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(ts_denoiser_latents(d, i, x));
+        CHECK(distance(x, alone[i], 0, NUMBERS) <= 1e-4);
+    }
+    ts_denoiser_close(&d);
+    for (int i = 0; i < 2; i++) {
+        ts_canvas_close(&canvas[i]);
+    }
+}
+
 // ---- on meshes
+
+enum { MIXED, LONG, LOOP, SHORT_LOOP, KINDS, MOST = 9 * FRAME };
+static const char *const kinds[] = {"mixed", "long", "loop", "short loop"};
+
+// LONG: a held beginning and end, one frame between that waits, two prompts; LOOP: three windows, two frames held.
+static ts_canvas canvas_of(int kind) {
+    static const int64_t frames[] = {[LONG] = 9, [LOOP] = 7, [SHORT_LOOP] = 2};
+    ts_canvas canvas;
+    if (kind == MIXED) {
+        return mixed_canvas();
+    }
+    CHECK_OK(ts_canvas_open(&canvas, frames[kind], H, W, C, 2, 2, LEFT, 3.0));
+    CHECK_OK(ts_canvas_add_source(&canvas));
+    ts_rng_normal_fill(canvas.source, ts_canvas_numbers(&canvas), 1, TS_RNG_TEST, 1, 0);
+    canvas.window = 3;
+    canvas.loop = kind != LONG;
+    for (int64_t i = 0; i < TOKENS; i++) {
+        canvas.strength[i] = kind == SHORT_LOOP;
+        if (kind != SHORT_LOOP) {
+            canvas.strength[4 * TOKENS + i] = kind == LOOP ? 0.0f : 0.5f;
+        }
+        if (kind == LONG) {
+            canvas.strength[8 * TOKENS + i] = 0.0f;
+        }
+    }
+    if (kind == LONG) {
+        CHECK_OK(ts_canvas_set_prompt(&canvas, 5, DOWN));
+    }
+    return canvas;
+}
+
+static void check_held(const ts_canvas *canvas, const float *x) {
+    const int64_t numbers = ts_canvas_numbers(canvas);
+    for (int64_t k = 0; k < numbers; k++) {
+        const int64_t t = k / FRAME, h = k / (W * C) % H, w = k / C % W;
+        if (ts_canvas_strength(canvas, t, h / 2, w / 2) == 0) {
+            CHECK(memcmp(&x[k], &canvas->source[k], sizeof *x) == 0);
+        }
+    }
+}
+
+// What a rank alone makes of each kind with each solver, and what it has saved on the way.
+enum { SAVED_STEP = 2 };
+typedef struct reference {
+    float latents[MOST], saved[TS_DENOISER_ARRAYS][MOST];
+    int arrays;
+} reference;
+static reference wanted[KINDS][2];
+
+static void take(ts_denoiser *d, int64_t first, int64_t end) {
+    first = first < ts_denoiser_first_step(d) ? ts_denoiser_first_step(d) : first;
+    for (int64_t step = first; step < end; step++) {
+        CHECK_OK(ts_denoiser_step(d, step));
+    }
+}
+
+static void make_reference(const ts_model *model, int kind, ts_solver_kind solver) {
+    const ts_denoise_params params = params_of(solver);
+    reference *r = &wanted[kind][solver];
+    float *array[TS_DENOISER_ARRAYS];
+    ts_canvas canvas = canvas_of(kind);
+    ts_denoiser *d = NULL;
+    for (int k = 0; k < TS_DENOISER_ARRAYS; k++) {
+        array[k] = r->saved[k];
+    }
+    CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+    take(d, 0, SAVED_STEP);
+    CHECK_OK(ts_denoiser_save(d, 0, array, &r->arrays));
+    take(d, SAVED_STEP, STEPS);
+    CHECK_OK(ts_denoiser_latents(d, 0, r->latents));
+    check_held(&canvas, r->latents);
+    ts_denoiser_close(&d);
+    ts_canvas_close(&canvas);
+}
+
+// From the beginning, and from what a rank alone saved: on one rank with the same bits.
+static void test_mesh(const char *name, const ts_model *model, int kind, ts_solver_kind solver) {
+    static float x[MOST];
+    const ts_denoise_params params = params_of(solver);
+    const reference *r = &wanted[kind][solver];
+    double worst[2];
+    ts_canvas canvas = canvas_of(kind);
+    const int64_t numbers = ts_canvas_numbers(&canvas);
+    for (int resumed = 0; resumed < 2; resumed++) {
+        ts_denoiser *d = NULL;
+        const float *array[TS_DENOISER_ARRAYS];
+        for (int k = 0; k < TS_DENOISER_ARRAYS; k++) {
+            array[k] = r->saved[k];
+        }
+        CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+        if (resumed) {
+            CHECK_FAILS(ts_denoiser_restore(d, 0, SAVED_STEP, array, r->arrays - 1), TS_EUSAGE, "another solver");
+            CHECK_OK(ts_denoiser_restore(d, 0, SAVED_STEP, array, r->arrays));
+        }
+        take(d, resumed ? SAVED_STEP : 0, STEPS);
+        CHECK_OK(ts_denoiser_latents(d, 0, x));
+        check_held(&canvas, x);
+        worst[resumed] = distance(x, r->latents, 0, numbers);
+        CHECK(worst[resumed] <= (ts_comm_size(world) == 1 ? 0.0 : 1e-3));
+        ts_denoiser_close(&d);
+    }
+    if (ts_comm_rank(world) == 0) {
+        printf("%-18s %-10s %s: latents within %.1e of those of one rank, resumed %.1e\n", name, kinds[kind],
+               ts_solver_names[solver], worst[0], worst[1]);
+    }
+    ts_canvas_close(&canvas);
+}
 
 static const struct {
     int ranks;
@@ -200,42 +354,7 @@ static const struct {
     {4, "cfg=2,tensor=2"}, {4, "data=2,cfg=2"}, {4, "data=2,ulysses=2"}, {4, "data=4"},
 };
 
-static void test_mesh(const char *name, const ts_model *model, const float *const *wanted) {
-    static float x[NUMBERS];
-    for (int solver = TS_SOLVER_EULER; solver <= TS_SOLVER_UNIPC; solver++) {
-        const ts_denoise_params params = params_of((ts_solver_kind)solver);
-        ts_canvas canvas = mixed_canvas();
-        run(model, &params, &canvas, x);
-        for (int64_t k = 0; k < NUMBERS; k++) {
-            CHECK(!is_held(k) || memcmp(&x[k], &canvas.source[k], sizeof *x) == 0);
-        }
-        const double worst = distance(x, wanted[solver], 0, NUMBERS);
-        CHECK(worst <= 1e-3);
-        if (ts_comm_rank(world) == 0) {
-            printf("%-18s %s: latents within %.1e of those of one rank\n", name, ts_solver_names[solver], worst);
-        }
-        ts_canvas_close(&canvas);
-    }
-}
-
-int main(int argc, char **argv) {
-    static float wanted[2][NUMBERS];
-    CHECK_OK(ts_world_open(&world, &argc, &argv));
-    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
-    ts_model *alone = load(NULL);
-    for (int solver = TS_SOLVER_EULER; solver <= TS_SOLVER_UNIPC; solver++) {
-        const ts_denoise_params params = params_of((ts_solver_kind)solver);
-        ts_canvas canvas = mixed_canvas();
-        run(alone, &params, &canvas, wanted[solver]);
-        ts_canvas_close(&canvas);
-    }
-    if (ts_comm_size(world) == 1) {
-        test_start(alone);
-        test_ends(alone);
-        test_guidance(alone);
-        test_prompt(alone);
-        test_refusals(alone);
-    }
+static void test_meshes(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (cases[i].ranks == ts_comm_size(world)) {
             ts_degrees degree;
@@ -243,11 +362,32 @@ int main(int argc, char **argv) {
             CHECK_OK(ts_degrees_read(&degree, cases[i].mesh, 4, ts_comm_size(world)));
             CHECK_OK(ts_mesh_open(&mesh, world, &degree));
             ts_model *model = load(&mesh);
-            test_mesh(cases[i].mesh, model, (const float *const[]){wanted[0], wanted[1]});
+            for (int k = 0; k < 2 * KINDS; k++) {
+                test_mesh(cases[i].mesh, model, k / 2, k % 2 ? TS_SOLVER_UNIPC : TS_SOLVER_EULER);
+            }
             ts_model_close(&model);
             ts_mesh_close(&mesh);
         }
     }
+}
+
+int main(int argc, char **argv) {
+    CHECK_OK(ts_world_open(&world, &argc, &argv));
+    CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
+    ts_model *alone = load(NULL);
+    for (int k = 0; k < 2 * KINDS; k++) {
+        make_reference(alone, k / 2, k % 2 ? TS_SOLVER_UNIPC : TS_SOLVER_EULER);
+    }
+    if (ts_comm_size(world) == 1) {
+        test_start(alone);
+        test_ends(alone);
+        test_guidance(alone);
+        test_prompt(alone);
+        test_prompts_of_frames(alone);
+        test_together(alone);
+        test_refusals(alone);
+    }
+    test_meshes();
     ts_model_close(&alone);
     const int failed = ts_test_end();
     ts_world_close(&world, 0);
