@@ -46,8 +46,7 @@ static int write_state(ts_edit_steer *s, const ts_edit_round *r, const char *pat
                       .shift = p->shift,
                       .fps = r->fps,
                       .negative = p->negative,
-                      .compiled = {.canvas = r->canvas[0]},
-                      .arrays = 1};
+                      .compiled = {.canvas = r->canvas[0]}};
     const ts_film film = ts_edit_film(r, NULL, NULL);
     char *timeline = NULL;
     state.frames = ts_film_pixel_frames(r->session->model->codec, &film);

@@ -63,13 +63,15 @@ static int allocate(ts_solver *s, const ts_solver_rows *rows) {
     s->begin = ts_malloc((size_t)s->classes * sizeof *s->begin);
     s->known = ts_malloc((size_t)s->classes * sizeof *s->known);
     s->c = ts_calloc((size_t)(SUMS * s->classes), sizeof *s->c);
-    s->memory = device->allocate((size_t)arrays(s->kind) * (size_t)n * sizeof *s->memory);
+    const size_t memory_bytes = (size_t)arrays(s->kind) * (size_t)n * sizeof *s->memory;
+    s->memory = device->allocate(memory_bytes);
     if (!s->floor || !s->begin || !s->known || !s->c || !s->memory) {
         return TS_ERESOURCE;
     }
     for (int k = 0; k < arrays(s->kind); k++) {
         *(k < 3 ? &s->x0[k] : &s->start) = s->memory + k * n;
     }
+    TS_TRY(device->zero(s->memory, memory_bytes));  // a state saved early has the same bytes every time
     if (s->classes == 1) {
         return TS_OK;
     }

@@ -48,7 +48,7 @@ void ts_solver_forget(ts_solver *solver, int64_t class_index);
 const float *ts_solver_x0(const ts_solver *solver);
 
 // What a solver remembers between steps, for saved states: array [TS_SOLVER_ARRAYS] gets *count arrays of rows * width
-// numbers, device memory of the solver, valid until the next step. Before the first step their numbers mean nothing.
+// numbers, device memory of the solver, valid until the next step. What no step has filled yet is 0.
 // Those of a fresh solver of the same kind, schedule and rows may be written before ts_solver_resume(step).
 enum { TS_SOLVER_ARRAYS = 4 };
 int ts_solver_memory(ts_solver *solver, float **array, int *count);
