@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/verbs.h"
 
+#include <math.h>
+
 #include "core/base/status.h"
 #include "infer/verbs_private.h"
 
@@ -75,13 +77,16 @@ static const ts_option loop_table[] = {
     TS_MODEL_OPTION(ts_verb_options, edit.session),
     {"video", TS_OPTION_STRING, TS_VERB_FIELD(video), NULL, "the video to close; absent: all is made from the prompt", 0, 0, NULL, false},
     TS_VERB_PROMPT("what the result shows"),
-    {"seam", TS_OPTION_STRING, TS_VERB_FIELD(seam), "1s", "length of what is made between the end of the video and its beginning", 0, 0, NULL, false},
+    {"seam", TS_OPTION_STRING, TS_VERB_FIELD(seam), "2s", "length of what is made between the end of the video and its beginning", 0, 0, NULL, false},
     {"frames", TS_OPTION_INT, TS_VERB_FIELD(frames), "0", "pixel frames of a loop from a prompt, 4k; 0: as the model's default", 0, 4096, NULL, false},
     TS_VERB_PART,
     TS_VERB_RESULT,
     {0},
 };
 // clang-format on
+
+// Between two ends that are held guidance has less to say: more of it makes seams that do not fit them.
+static const double SEAM_GUIDANCE = 1.5;
 
 static int fill_loop(const void *options, const ts_timeline_model *model, ts_arena *arena, ts_edit_list *list) {
     ts_draft d;
@@ -101,7 +106,11 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     }
     d.timeline->frames = held + (seam > 0 ? ts_draft_whole(&d, held, seam) : 0);
     TS_TRY(ts_draft_video(&d, 0, held, &clip, 0) ? TS_OK : TS_ERESOURCE);
-    return prompt_all(&d);
+    TS_TRY(prompt_all(&d));
+    if (d.timeline->prompts.count && d.o->edit.session.guidance < 0) {
+        d.timeline->prompts.item[0].guidance = fmin(model->guidance, SEAM_GUIDANCE);
+    }
+    return TS_OK;
 }
 
 static const ts_edit_command loop_command = {
@@ -165,7 +174,7 @@ int ts_command_extend(ts_comm *world, int argc, char **argv) {
     return ts_edit_run(&extend_command, world, argc, argv);
 }
 
-// ---- blend: the weight of one source goes over to the other
+// ---- blend: the weight of one source goes over to the other; or one takes the other's look, or its place in a mask
 
 // clang-format off
 static const ts_option blend_table[] = {
@@ -174,36 +183,55 @@ static const ts_option blend_table[] = {
     {"b", TS_OPTION_STRING, TS_VERB_FIELD(b), NULL, "the video to end with", 0, 0, NULL, true},
     TS_VERB_PART,
     {"ramp", TS_OPTION_STRING, TS_VERB_FIELD(ramp), "linear", "how one goes over to the other: linear, sigmoid, or a text file with one number from 0 to 1 a line", 0, 0, NULL, false},
-    {"strength", TS_OPTION_REAL, TS_VERB_FIELD(strength), "0.8", "how far the middle, where both are mixed, may go from their mixture", 0, 1, NULL, false},
+    {"style", TS_OPTION_BOOL, TS_VERB_FIELD(style), "false", "the structure of A throughout, with the look of B, of which --prompt should tell", 0, 0, NULL, false},
+    {"mask", TS_OPTION_STRING, TS_VERB_FIELD(mask), NULL, "PNG or video: B stands where it is white, A elsewhere, throughout", 0, 0, NULL, false},
+    {"feather", TS_OPTION_REAL, TS_VERB_FIELD(feather), "8", "pixels over which the edge of the mask is softened, and made to fit", 0, 4096, NULL, false},
+    {"strength", TS_OPTION_REAL_OR_NAN, TS_VERB_FIELD(strength), NULL, "how far what is mixed may go from the mixture; absent: 0.8, with --style 0.4", 0, 1, NULL, false},
     TS_VERB_PROMPT("what the result shows"),
     TS_VERB_RESULT,
     {0},
 };
 // clang-format on
 
+// How much of B there is in the start of a --style: its colours come through, its objects do not.
+static const double STYLE_WEIGHT = 0.2;
+
 static int fill_blend(const void *options, const ts_timeline_model *model, ts_arena *arena, ts_edit_list *list) {
     ts_draft d;
-    ts_clip a, b;
+    ts_clip clip[2];
     TS_TRY(ts_draft_open(&d, "blend", options, model, arena, list));
-    TS_TRY(ts_draft_clip(&d, &a, d.o->a, d.o->from, d.o->to));
-    TS_TRY(ts_draft_clip(&d, &b, d.o->b, d.o->from, d.o->to));
-    d.timeline->frames = ts_draft_most(&d, 0, a.frames < b.frames ? a.frames : b.frames);
-    d.timeline->mix = d.o->strength;
+    TS_TRY(ts_draft_clip(&d, &clip[0], d.o->a, d.o->from, d.o->to));
+    TS_TRY(ts_draft_clip(&d, &clip[1], d.o->b, d.o->from, d.o->to));
+    if (d.o->style && d.o->mask) {
+        return TS_FAIL(TS_EUSAGE, "blend: --style is of whole pictures and --mask of parts; give one of them");
+    }
+    d.timeline->frames = ts_draft_most(&d, 0, clip[0].frames < clip[1].frames ? clip[0].frames : clip[1].frames);
+    d.timeline->mix = !isnan(d.o->strength) ? d.o->strength : d.o->style ? 0.4 : 0.8;
     for (int i = 0; i < 2; i++) {
-        ts_timeline_track *track = ts_draft_video(&d, 0, d.timeline->frames, i ? &b : &a, 0);
+        ts_timeline_track *track = ts_draft_video(&d, 0, d.timeline->frames, &clip[i], 0);
         if (!track) {
             return TS_ERESOURCE;
         }
-        track->weight = 1 - i;
-        track->weight_end = i;
-        track->ramp = d.o->ramp;
+        if (d.o->style) {
+            track->weight = i ? STYLE_WEIGHT : 1;
+            track->strength = d.timeline->mix;
+        } else if (d.o->mask) {
+            track->mask = d.o->mask;
+            track->invert = !i;
+            track->feather = d.o->feather;
+        } else {
+            track->weight = 1 - i;
+            track->weight_end = i;
+            track->ramp = d.o->ramp;
+        }
     }
     return prompt_all(&d);
 }
 
 static const ts_edit_command blend_command = {
     .command = {.usage = "tessera blend A B --model DIR --out FILE.mp4 [options]\n"
-                         "Goes from one video over to another; the first frame is A's, the last B's.",
+                         "Goes from one video over to another; the first frame is A's, the last B's. With --style or\n"
+                         "--mask, gives A the look of B, or puts parts of B into A.",
                 .table = blend_table,
                 .arguments = (const char *const[]){"a", "b", NULL}},
     .options_bytes = sizeof(ts_verb_options),
