@@ -284,7 +284,6 @@ static void scatter(const float *mean, const float *x, int64_t frames, uint8_t *
             for (int i = 0; i < RUN; i++) {
                 const float value = x[i] + mean[i] + 0.5f;
                 run[i] = (uint8_t)(value > 0 ? (value < 255 ? value : 255) : 0);  // NaN gives 0
-                run[i] = (uint8_t)(value > 0 ? (value < 255 ? value : 255) : 0);  // NaN gives 0 @
             }
         }
     }
