@@ -29,8 +29,7 @@ typedef struct ts_state {
     double shift, fps;
     const char *negative;  // or NULL
     ts_compiled compiled;  // the canvas as it stands, steered, and the changes to come
-    // [T, H, W, C] each, as ts_denoiser_save gives them; 1, the latents, when it is done, and when nothing has moved
-    // yet.
+    // [T, H, W, C] each, as ts_denoiser_save gives them; 1, the latents, when it is done; 0 while nothing has moved.
     int arrays;
     float *array[TS_DENOISER_ARRAYS];
 } ts_state;
