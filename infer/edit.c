@@ -79,13 +79,14 @@ static int take_step(work *w, int64_t step) {
     return TS_OK;
 }
 
+// Of several videos each has ranks of its own, which may fail alone; the steering of one is the same on all.
 static int run_steps(work *w) {
     for (int64_t step = w->first; step < w->steps; step++) {
         TS_TRY(stop_when_asked(w, step));
-        TS_TRY(apply_changes(&w->round, step));
-        TS_TRY(ts_edit_steer_before(&w->steer, &w->round, step));
-        TS_TRY(take_step(w, step));
-        TS_TRY(ts_agree(w->world, preview(w, step)));
+        int status = apply_changes(&w->round, step);
+        status = status ? status : ts_edit_steer_before(&w->steer, &w->round, step);
+        status = status ? status : take_step(w, step);
+        TS_TRY(ts_agree(w->world, status ? status : preview(w, step)));
     }
     return w->steer.save_step == w->steps ? ts_edit_steer_before(&w->steer, &w->round, w->steps) : TS_OK;
 }
@@ -221,7 +222,7 @@ static int make_round(work *w) {
     ts_edit_round *r = &w->round;
     TS_TRY(open_round(w));
     TS_TRY(compile_round(w));
-    TS_TRY(open_denoiser(r));
+    TS_TRY(ts_agree(w->world, open_denoiser(r)));
     int status = r->first ? TS_OK : begin(w);
     status = status ? status : run_steps(w);
     ts_edit_steer_close(&w->steer);
