@@ -140,6 +140,17 @@ static int take_state(ts_edit_round *r) {
     return TS_OK;
 }
 
+// Rank 0's. What no prompt gives a guidance has that of the session.
+static int compile_video(const work *w, int64_t i, ts_compiled *out) {
+    const ts_edit_round *r = &w->round;
+    const ts_timeline *timeline = &r->list->item[i];
+    TS_TRY(ts_timeline_compile(out, timeline, r->session->model, w->steps));
+    for (int64_t t = 0; t < out->canvas.frames && !timeline->prompts.count; t++) {
+        out->canvas.guidance[t] = (float)r->session->sample.guidance;
+    }
+    return TS_OK;
+}
+
 // Rank 0 compiles; each rank keeps its own videos. Collective.
 static int compile_round(work *w) {
     ts_edit_round *r = &w->round;
@@ -149,9 +160,7 @@ static int compile_round(work *w) {
     for (int64_t i = 0; i < r->count; i++) {
         const int64_t own = i - r->own.first;
         ts_compiled c = {0};
-        TS_TRY(ts_agree(w->world,
-                        w->is_root ? ts_timeline_compile(&c, &r->list->item[r->first + i], r->session->model, w->steps)
-                                   : TS_OK));
+        TS_TRY(ts_agree(w->world, w->is_root ? compile_video(w, r->first + i, &c) : TS_OK));
         TS_TRY(ts_compiled_share(&c, w->world, 0));
         measure(r, &c.canvas);
         if (own < 0 || own >= r->own.count) {

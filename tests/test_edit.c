@@ -135,6 +135,16 @@ static void check_blend(void) {
     }
 }
 
+// Guidance away from what the video should not show counts without a prompt, too.
+static void check_guidance(void) {
+    static float weak[MAX_T * FRAME];
+    RUN(extend, source, "--to", "5f", "--after", "4f", "--negative", "a red circle", "--guidance", "1");
+    memcpy(weak, got, sizeof weak);
+    RUN(extend, source, "--to", "5f", "--after", "4f", "--negative", "a red circle", "--guidance", "6");
+    ROOT_CHECK(got_frames == 3 && memcmp(weak, got, 2 * FRAME * sizeof *got) == 0);
+    ROOT_CHECK(memcmp(weak + 2 * FRAME, got + 2 * FRAME, sizeof wanted) != 0);
+}
+
 int main(int argc, char **argv) {
     CHECK_OK(ts_world_open(&world, &argc, &argv));
     CHECK_OK(ts_codec_load(&codec, "configs/shapes-model/codec"));
@@ -157,6 +167,7 @@ int main(int argc, char **argv) {
     check_loop();
     check_recut();
     check_blend();
+    check_guidance();
     CHECK_OK(ts_barrier(world));
     if (ts_comm_rank(world) == 0) {
         CHECK_OK(ts_folder_remove(folder));
