@@ -144,6 +144,9 @@ static int read_concept(ts_timeline *out, const ts_verb_options *o, const ts_tim
     if (!o->file == !o->prompt) {
         return TS_FAIL(TS_EUSAGE, "vary: give --prompt TEXT or a timeline%s", o->file ? ", not both" : "");
     }
+    if (o->file && (o->frames || o->fps > 0 || o->size.width)) {
+        return TS_FAIL(TS_EUSAGE, "vary: frames, fps and size of %s are its own; write them there", o->file);
+    }
     if (o->file) {
         return ts_timeline_read(out, o->file, arena);
     }

@@ -121,6 +121,7 @@ wrong 3 'none.yaml' edit none.yaml
 wrong 2 'unknown' edit "$scratch/cards.yaml"
 wrong 2 'unknown' storyboard "$scratch/concept.yaml"
 wrong 2 'give --prompt TEXT or a timeline' vary --words a=b
+wrong 2 'write them there' vary "$scratch/concept.yaml" --words colour=red --words way=up --fps 4
 wrong 2 'write NAME=CHOICE' vary --prompt x --words a
 wrong 2 'has its choices already' vary --prompt x --words a=b --words a=c
 wrong 2 'no --words for the brace' vary --prompt 'a {thing}' --words a=b
