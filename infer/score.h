@@ -29,10 +29,8 @@ typedef struct ts_score_border {
 } ts_score_border;
 ts_score_border ts_score_borders(const double *step, int64_t steps, const int64_t *border, int64_t count);
 
-// tessera score FILE.mp4.. [--frames A..B] [--against FILE [--from FRAME]] [--loop] [--repeat N]
-// [--window FRAMES [--overlap
-// FRAMES]]
-// [--shapes] [--prompt TEXT] [--json | --print KEY,..]
+// tessera score FILE.mp4 [--frames A..B] [--against FILE [--from FRAME]] [--loop] [--repeat N]
+//   [--window FRAMES [--overlap FRAMES]] [--group FRAMES] [--shapes] [--prompt TEXT] [--json | --print KEY,..]
 // Rank 0 reads and prints; the others wait. Collective.
 int ts_command_score(ts_comm *world, int argc, char **argv);
 

@@ -15,7 +15,6 @@ typedef struct ts_verb_options {
     int64_t frames, count;
     double strength, feather, fps;
     ts_size2 size;
-    bool style;
 } ts_verb_options;
 
 // clang-format off
@@ -37,7 +36,7 @@ typedef struct ts_verb_options {
     {"prompt", TS_OPTION_STRING, TS_VERB_FIELD(prompt), NULL, what, 0, 0, NULL, false}
 // clang-format on
 
-// A timeline being filled; entries are made in the order of time. What fails is kept in `status`.
+// A timeline being filled; entries are made in the order of time.
 typedef struct ts_draft {
     const ts_verb_options *o;
     ts_arena *arena;
