@@ -15,6 +15,7 @@ typedef struct ts_verb_options {
     int64_t frames, count;
     double strength, feather, fps;
     ts_size2 size;
+    bool style;
 } ts_verb_options;
 
 // clang-format off
