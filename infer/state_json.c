@@ -14,23 +14,22 @@ static const int64_t max_numbers = (int64_t)1 << 31;
 
 // ---- writing
 
-static json_t *numbers(const float *from, int64_t count) {
+// Rows of numbers of each frame as runs of equal ones: [how many frames, number, number, ..].
+static json_t *runs(const float *from, int64_t frames, int64_t width) {
     json_t *list = json_array();
-    for (int64_t i = 0; i < count; i++) {
-        json_array_append_new(list, json_real((double)from[i]));
-    }
-    return list;
-}
-
-// One row for all frames, or one each.
-static json_t *rows_of_frames(const float *from, int64_t frames, int64_t width) {
-    json_t *list = json_array();
-    bool same = true;
-    for (int64_t t = 1; t < frames; t++) {
-        same = same && memcmp(from, from + t * width, (size_t)width * sizeof *from) == 0;
-    }
-    for (int64_t t = 0; t < (same ? 1 : frames); t++) {
-        json_array_append_new(list, numbers(from + t * width, width));
+    for (int64_t t = 0, count; t < frames; t += count) {
+        const float *row = from + t * width;
+        for (count = 1; t + count < frames; count++) {
+            if (memcmp(row, row + count * width, (size_t)width * sizeof *row) != 0) {
+                break;
+            }
+        }
+        json_t *run = json_array();
+        json_array_append_new(run, json_integer(count));
+        for (int64_t i = 0; i < width; i++) {
+            json_array_append_new(run, json_real((double)row[i]));
+        }
+        json_array_append_new(list, run);
     }
     return list;
 }
@@ -45,8 +44,7 @@ static json_t *canvas_json(const ts_canvas *c, bool strength) {
                      "tokens", (json_int_t)c->rows, (json_int_t)c->columns, "loop", c->loop, "window",
                      (json_int_t)c->window, "overlap", (json_int_t)c->overlap, "context", (json_int_t)c->context,
                      "index", (json_int_t)c->index, "strength", strength, "prompts", prompts, "weights",
-                     rows_of_frames(c->weight, c->frames, c->prompts), "guidance",
-                     rows_of_frames(c->guidance, c->frames, 1));
+                     runs(c->weight, c->frames, c->prompts), "guidance", runs(c->guidance, c->frames, 1));
 }
 
 int ts_state_to_json(const ts_state *s, json_t **out) {
@@ -86,23 +84,35 @@ static int read_list(const json_t *object, const char *key, const char *name, in
     return TS_OK;
 }
 
-// Numbers of every frame, of which the list has one row for all or one each.
-static int read_rows(const json_t *object, const char *key, const char *name, int64_t frames, int64_t width,
+// The rows of `frames` frames, from runs; or nothing when they are none.
+static bool expand(const json_t *list, int64_t frames, int64_t width, float *out) {
+    int64_t t = 0;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *run = json_array_get(list, i), *first = json_array_get(run, 0);
+        const int64_t count = json_integer_value(first);
+        if ((int64_t)json_array_size(run) != 1 + width || count < 1 || count > frames - t) {
+            return false;
+        }
+        for (int64_t k = 0; k < count * width; k++) {
+            const json_t *number = json_array_get(run, 1 + (size_t)(k % width));
+            out[t * width + k] = (float)json_number_value(number);
+            if (!json_is_number(number) || !isfinite(out[t * width + k])) {
+                return false;
+            }
+        }
+        t += count;
+    }
+    return t == frames;
+}
+
+static int read_runs(const json_t *object, const char *key, const char *name, int64_t frames, int64_t width,
                      float *out) {
     const json_t *list;
     TS_TRY(ts_json_array(object, key, name, &list));
-    const int64_t rows = (int64_t)json_array_size(list);
-    for (int64_t i = 0; i < frames * width; i++) {
-        const json_t *row = json_array_get(list, rows == 1 ? 0 : (size_t)(i / width));
-        const json_t *item = json_array_get(row, (size_t)(i % width));
-        out[i] = (float)json_number_value(item);
-        if ((rows != 1 && rows != frames) || (int64_t)json_array_size(row) != width || !json_is_number(item) ||
-            !isfinite(out[i])) {
-            return TS_FAIL(TS_EINPUT, "%s: \"%s\" must be 1 or %lld rows of %lld numbers", name, key, (long long)frames,
-                           (long long)width);
-        }
-    }
-    return TS_OK;
+    return expand(list, frames, width, out)
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT, "%s: \"%s\" must be runs of %lld frames in all, with %lld numbers each", name, key,
+                         (long long)frames, (long long)width);
 }
 
 static int read_text(const json_t *object, const char *key, const char *name, ts_arena *arena, const char **out) {
@@ -172,8 +182,8 @@ static int read_canvas(ts_canvas *c, const json_t *object, const char *name, ts_
     TS_TRY(ts_json_int(object, "index", name, 0, INT64_MAX, &index));
     c->index = (uint64_t)index;
     TS_TRY(read_prompts(c, object, name, arena));
-    TS_TRY(read_rows(object, "weights", name, c->frames, c->prompts, c->weight));
-    TS_TRY(read_rows(object, "guidance", name, c->frames, 1, c->guidance));
+    TS_TRY(read_runs(object, "weights", name, c->frames, c->prompts, c->weight));
+    TS_TRY(read_runs(object, "guidance", name, c->frames, 1, c->guidance));
     return strength ? ts_canvas_add_source(c) : TS_OK;
 }
 
