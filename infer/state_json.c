@@ -4,12 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/memory.h"
 #include "core/base/status.h"
 #include "core/model/tokenizer.h"
 #include "infer/prompts.h"
 #include "infer/state_private.h"
 
-enum { VERSION = 1, MAX_SIDE = 1 << 16, MAX_LIST = 10000 };
+enum { VERSION = 1, MAX_SIDE = 1 << 16, MAX_LIST = 10000, MAX_PROMPT_WEIGHTS = 1 << 26 };
 static const int64_t max_numbers = (int64_t)1 << 31;
 
 // ---- writing
@@ -138,8 +139,9 @@ static int read_prompts(ts_canvas *c, const json_t *object, const char *name, ts
     const json_t *list;
     TS_TRY(ts_json_array(object, "prompts", name, &list));
     const int64_t count = (int64_t)json_array_size(list);
-    if (count < 1 || count > MAX_LIST) {
-        return TS_FAIL(TS_EINPUT, "%s: %lld prompts; a canvas has 1 to %d", name, (long long)count, MAX_LIST);
+    if (count < 1 || count > MAX_LIST || c->frames * count > MAX_PROMPT_WEIGHTS) {
+        return TS_FAIL(TS_EINPUT, "%s: %lld prompts for %lld latent frames; a canvas has 1 to %d, and %d weights", name,
+                       (long long)count, (long long)c->frames, MAX_LIST, MAX_PROMPT_WEIGHTS);
     }
     free(c->prompt);
     free(c->weight);
@@ -161,6 +163,17 @@ static int read_prompts(ts_canvas *c, const json_t *object, const char *name, ts
     return TS_OK;
 }
 
+// Refuses, before any of it is allocated, what memory cannot hold: source, strengths, and the arrays.
+static int check_memory(const int64_t shape[4], const char *name) {
+    const double numbers = (double)(shape[0] * shape[1]) * (double)(shape[2] * shape[3]);
+    const double bytes = numbers * sizeof(float) * (2 + TS_DENOISER_ARRAYS);
+    const int64_t available = ts_memory_available();
+    return available >= 0 && bytes > (double)available
+               ? TS_FAIL(TS_EINPUT, "%s: needs %.1f GB, and %.1f GB are free; take a machine with more", name,
+                         bytes / 1e9, (double)available / 1e9)
+               : TS_OK;
+}
+
 static int read_canvas(ts_canvas *c, const json_t *object, const char *name, ts_arena *arena) {
     int64_t shape[4], tokens[2];
     bool strength;
@@ -171,6 +184,7 @@ static int read_canvas(ts_canvas *c, const json_t *object, const char *name, ts_
                        (long long)shape[0], (long long)shape[1], (long long)shape[2], (long long)shape[3],
                        (long long)tokens[0], (long long)tokens[1]);
     }
+    TS_TRY(check_memory(shape, name));
     TS_TRY(
         ts_canvas_open(c, shape[0], shape[1], shape[2], shape[3], shape[1] / tokens[0], shape[2] / tokens[1], "", 1));
     int64_t index;
