@@ -41,7 +41,7 @@ static const ts_option options[] = {
     {"motion", TS_OPTION_CHOICE, offsetof(world_params, motion), "cross",
      "cross: the shape stays inside the frame and crosses at least half of it; wrap: it begins anywhere, what leaves "
      "on "
-     "one side comes in on the other, and a frame's step is 1/64 to 4/64 of the side; mixed: half of each",
+     "one side comes in on the other, and a frame's step is 1/64 to 4/64 of the side; mixed: three of four wrap",
      0, 0, motions, false},
     {"out", TS_OPTION_STRING, offsetof(world_params, out), NULL, "folder to write: new, empty or an earlier world", 0,
      0, NULL, true},

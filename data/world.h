@@ -33,7 +33,7 @@ extern const ts_shapes_colour ts_shapes_backgrounds[TS_SHAPES_BACKGROUNDS];
 typedef enum {
     TS_SHAPES_CROSS,  // the shape stays inside the frame and crosses at least half of it from first to last frame
     TS_SHAPES_WRAP,   // it begins anywhere along its way, and goes 1/64 to 4/64 of the side a frame
-    TS_SHAPES_MIXED,  // either, by a coin for each clip
+    TS_SHAPES_MIXED,  // three of four clips wrap, the others cross, whose start tells the direction
 } ts_shapes_motion;
 
 typedef struct ts_shapes_factors {

@@ -127,6 +127,8 @@ static const double MIN_RADIUS = 0.12, MAX_RADIUS = 0.22;
 // in doubt.
 static const double MIN_SPEED = 1.0 / 64, MAX_SPEED = 4.0 / 64;
 
+static const double WRAPPING_SHARE = 0.75;  // of mixed clips
+
 static double between(double low, double high, double u) {
     return low + (high - low) * u;
 }
@@ -160,7 +162,7 @@ ts_shapes_factors ts_shapes_draw(const ts_shapes_world *world, int64_t clip) {
     f.radius = between(MIN_RADIUS, MAX_RADIUS, u[0]) * fmin(along, across);
     // Centre of the first frame as if it moved right or down, mirrored for left and up.
     double start;
-    if (world->motion == TS_SHAPES_WRAP || (world->motion == TS_SHAPES_MIXED && u[4] < 0.5)) {
+    if (world->motion == TS_SHAPES_WRAP || (world->motion == TS_SHAPES_MIXED && u[4] < WRAPPING_SHARE)) {
         f.speed = between(MIN_SPEED, MAX_SPEED, u[1]) * along;
         start = along * u[2];
     } else {
