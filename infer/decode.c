@@ -41,7 +41,7 @@ ts_video_writer_params ts_writer_params(int64_t width, int64_t height, double fp
         .height = height,
         .fps_numerator = numerator,
         .fps_denominator = denominator,
-        .crf = 18,
+        .crf = 12,  // a step between frames should be that of the pictures, not of their compression
         .title = title,
     };
 }

@@ -261,6 +261,10 @@ static void test_low_rank(void) {
     }
     CHECK_OK(ts_codec_fit_finish(fit, self, &codec));
     CHECK_NEAR(ts_codec_get_info(codec).explained, 1, 1e-12);
+    for (int k = 0; k < TS_CODEC_JOINS; k++) {  // joins trust no latent wholly
+        CHECK_OK(ts_codec_join_fit(codec, (ts_codec_join_kind)k, &(ts_codec_pairs){0}));
+    }
+    CHECK_OK(ts_codec_prepare(codec));
     CHECK_OK(ts_codec_encode(codec, pixels, LENGTH, SIDE, SIDE, latent));
     CHECK_OK(ts_codec_decode(codec, latent, 3, 2, 2, back));
     CHECK(!memcmp(pixels, back, sizeof pixels));
@@ -423,7 +427,7 @@ static void test_joins(ts_codec *codec) {
     CHECK(alone->fingerprint == codec->fingerprint && ts_codec_join_sum(alone) != ts_codec_join_sum(codec));
     const double before = unevenness(alone), after = unevenness(codec);
     printf("steps between groups over steps within: alone %.2f, joined %.2f\n", before, after);
-    CHECK(before > 1.2 && fabs(after - 1) < 0.1);
+    CHECK(before > 1.3 && fabs(after - 1) < 0.15);
     ts_codec_close(&alone);
 }
 
