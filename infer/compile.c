@@ -107,8 +107,8 @@ static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, con
                        timeline->path, (long long)seen, (long long)c->height, (long long)c->width, MAX_WINDOW,
                        (long long)dit->rope_max_positions);
     }
-    // The source, its noise, the latents, their velocity and what a solver remembers.
-    enum { ARRAYS = 8 };
+    // The source, the latents, their velocity, what a solver remembers, and the velocities of windows, which overlap.
+    enum { ARRAYS = 9 };
     const double bytes = (double)c->frames * (double)(c->height * c->width * c->channels) * sizeof(float) * ARRAYS;
     const int64_t available = ts_memory_available();
     if (available >= 0 && bytes > (double)available) {

@@ -73,23 +73,18 @@ static int fuse(const ts_denoiser *d, denoise_view v, const float *velocity) {
     return TS_OK;
 }
 
-// Windows of equal length through the transformer.
-static int run_batch(ts_denoiser *d, const denoise_view *v, int64_t n, bool one_level) {
+// Windows of equal length through the transformer; their velocities [n, frames, H, W, C] until the next pass.
+static int run_batch(ts_denoiser *d, const denoise_view *v, int64_t n, bool one_level, const float **velocity) {
     const ts_canvas *c = &d->canvas[v->canvas];
     const int64_t frames = v->window->frames;
     ts_velocity_batch b = {.n = n, .frames = frames, .height = c->height, .width = c->width, .contexts = 1};
-    const float *velocity;
     b.levels = one_level ? 1 : frames * c->rows * c->columns;
     for (int64_t i = 0; i < n; i++) {
         b.contexts = denoise_has_one_context(d, v[i]) ? b.contexts : frames;
     }
     TS_TRY(ts_velocity_begin(d->velocity, &b));
     TS_TRY(denoise_fill(d, v, &b));
-    TS_TRY(ts_velocity_take(d->velocity, &b, &velocity));
-    for (int64_t i = 0; i < n; i++) {
-        TS_TRY(fuse(d, v[i], velocity + i * frames * denoise_frame_numbers(d)));
-    }
-    return TS_OK;
+    return ts_velocity_take(d->velocity, &b, velocity);
 }
 
 static int64_t batch_length(const ts_denoiser *d, const denoise_view *v, int64_t left) {
@@ -100,16 +95,68 @@ static int64_t batch_length(const ts_denoiser *d, const denoise_view *v, int64_t
     return n;
 }
 
-// Those of the views that are this rank's.
-static int run_views(ts_denoiser *d, const denoise_view *v, int64_t count, bool one_level) {
-    ts_comm *data = d->p.share_windows ? ts_mesh_axis(d->model->params->mesh, TS_AXIS_DATA) : NULL;
-    const ts_part own = ts_split(count, ts_comm_size(data), ts_comm_rank(data));
-    TS_TRY(d->kernels->device->zero(d->fused, (size_t)denoise_all_numbers(d) * sizeof *d->fused));
-    for (int64_t i = 0, n; i < own.count; i += n) {
-        n = batch_length(d, v + own.first + i, own.count - i);
-        TS_TRY(run_batch(d, v + own.first + i, n, one_level));
+// Numbers of the velocities of some views, one after the other.
+static int64_t numbers_of(const ts_denoiser *d, const denoise_view *v, int64_t count) {
+    int64_t frames = 0;
+    for (int64_t i = 0; i < count; i++) {
+        frames += v[i].window->frames;
     }
-    return ts_comm_size(data) > 1 ? ts_all_reduce(data, d->fused, denoise_all_numbers(d), TS_F32, TS_SUM) : TS_OK;
+    return frames * denoise_frame_numbers(d);
+}
+
+static int fuse_all(const ts_denoiser *d, const denoise_view *v, int64_t count, const float *velocity) {
+    for (int64_t i = 0; i < count; i++) {
+        TS_TRY(fuse(d, v[i], velocity));
+        velocity += numbers_of(d, v + i, 1);
+    }
+    return TS_OK;
+}
+
+static int make_room(ts_denoiser *d, int64_t numbers) {
+    if (numbers <= d->gathered_room) {
+        return TS_OK;
+    }
+    d->kernels->device->release(d->gathered);
+    d->gathered = d->kernels->device->allocate((size_t)numbers * sizeof *d->gathered);
+    d->gathered_room = d->gathered ? numbers : 0;
+    return d->gathered ? TS_OK : TS_ERESOURCE;
+}
+
+// Views [own.first, own.first + own.count): their velocities go to `kept`, or at once onto the canvas.
+static int run_views(ts_denoiser *d, const denoise_view *v, ts_part own, bool one_level, float *kept) {
+    for (int64_t i = own.first, end = own.first + own.count, n; i < end; i += n) {
+        const float *velocity;
+        n = batch_length(d, v + i, end - i);
+        TS_TRY(run_batch(d, v + i, n, one_level, &velocity));
+        if (kept) {
+            const int64_t numbers = numbers_of(d, v + i, n);
+            TS_TRY(d->kernels->device->copy(kept, velocity, (size_t)numbers * sizeof *kept));
+            kept += numbers;
+        } else {
+            TS_TRY(fuse_all(d, v + i, n, velocity));
+        }
+    }
+    return TS_OK;
+}
+
+// The ranks of the data axis take some views each and give their velocities to all of them, who put them onto the
+// canvas in the order of the views: sums have the same bits on any number of ranks.
+static int share_views(ts_denoiser *d, const denoise_view *v, int64_t count, bool one_level, ts_comm *data) {
+    const int size = ts_comm_size(data);
+    const ts_part own = ts_split(count, size, ts_comm_rank(data));
+    int64_t *counts = ts_malloc((size_t)size * sizeof *counts);
+    int status = counts ? make_room(d, numbers_of(d, v, count)) : TS_ERESOURCE;
+    for (int rank = 0; rank < size && counts; rank++) {
+        const ts_part part = ts_split(count, size, rank);
+        counts[rank] = numbers_of(d, v + part.first, part.count);
+    }
+    if (!status) {
+        float *kept = d->gathered + numbers_of(d, v, own.first);
+        status = run_views(d, v, own, one_level, kept);
+        status = status ? status : ts_all_gather_v(data, kept, d->gathered, counts, TS_F32);
+    }
+    free(counts);
+    return status ? status : fuse_all(d, v, count, d->gathered);
 }
 
 static int velocity_at(ts_denoiser *d, int64_t step, bool one_level) {
@@ -130,7 +177,12 @@ static int velocity_at(ts_denoiser *d, int64_t step, bool one_level) {
             v[filled++] = (denoise_view){i, &windows[i].item[k]};
         }
     }
-    status = status ? status : run_views(d, v, count, one_level);
+    status = status ? status : d->kernels->device->zero(d->fused, (size_t)denoise_all_numbers(d) * sizeof *d->fused);
+    if (!status && count) {
+        ts_comm *data = d->p.share_windows ? ts_mesh_axis(d->model->params->mesh, TS_AXIS_DATA) : NULL;
+        status = ts_comm_size(data) > 1 ? share_views(d, v, count, one_level, data)
+                                        : run_views(d, v, (ts_part){0, count}, one_level, NULL);
+    }
     for (int64_t i = 0; windows && i < d->n; i++) {
         ts_windows_close(&windows[i]);
     }

@@ -6,7 +6,8 @@
 // canvas through its windows (infer/windows.h) and is told each token's level.
 //
 // All ranks of the mesh call alike: the cfg axis shares out the two branches of guidance, the model group tokens and
-// layers, and the data axis, when it is given, the windows. Canvases are alike on all ranks that share them.
+// layers, and the data axis, when it is given, the windows: each rank sends the velocities of its own to all, who add
+// them up in one order, with the same bits on any number of ranks. Canvases are alike on all ranks that share them.
 #ifndef TS_INFER_DENOISE_H
 #define TS_INFER_DENOISE_H
 

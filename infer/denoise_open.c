@@ -234,6 +234,7 @@ void ts_denoiser_close(ts_denoiser **denoiser) {
     ts_contexts_close(&d->contexts);
     ts_tape_close(&d->tape);
     ts_solver_close(&d->solver);
+    d->kernels->device->release(d->gathered);
     d->kernels->device->release(d->device_c);
     d->kernels->device->release(d->device_class);
     d->kernels->device->release(d->fused);

@@ -31,7 +31,9 @@ struct ts_denoiser {
     ts_tape *tape;
     ts_contexts *contexts;
     ts_velocity *velocity;
-    float *x, *fused;           // [all frames, H, W, C] device: latents, and the velocities of all windows as one
+    float *x, *fused;  // [all frames, H, W, C] device: latents, and the velocities of all windows as one
+    float *gathered;   // device: velocities of all windows, each for itself, where ranks share them; or NULL
+    int64_t gathered_room;
     int32_t *device_class;      // class_of in the device's memory, where windows roll, or NULL
     double *device_c;           // [classes, TS_MAX_TERMS] likewise
     float *clean, *head, *eps;  // [H, W, C] host: of the head that is being made

@@ -312,7 +312,14 @@ static void make_reference(const ts_model *model, int kind, ts_solver_kind solve
     ts_canvas_close(&canvas);
 }
 
-// From the beginning, and from what a rank alone saved: on one rank with the same bits.
+// Windows are fused in one order on all meshes; products have the same bits on some processors, and sums without an
+// axis that cuts them.
+static bool has_bits_of_one(const char *mesh) {
+    return ts_comm_size(world) == 1 ||
+           (ts_kernels_cpu_products_fixed(TS_F32) && !strstr(mesh, "tensor") && !strstr(mesh, "ring"));
+}
+
+// From the beginning, and from what a rank alone saved.
 static void test_mesh(const char *name, const ts_model *model, int kind, ts_solver_kind solver) {
     static float x[MOST];
     const ts_denoise_params params = params_of(solver);
@@ -335,7 +342,7 @@ static void test_mesh(const char *name, const ts_model *model, int kind, ts_solv
         CHECK_OK(ts_denoiser_latents(d, 0, x));
         check_held(&canvas, x);
         worst[resumed] = distance(x, r->latents, 0, numbers);
-        CHECK(worst[resumed] <= (ts_comm_size(world) == 1 ? 0.0 : 1e-3));
+        CHECK(worst[resumed] <= (has_bits_of_one(name) ? 0.0 : 1e-3));
         ts_denoiser_close(&d);
     }
     if (ts_comm_rank(world) == 0) {
