@@ -5,9 +5,9 @@
 //                           once, whichever states hold them
 // STORE/states/NAME.json    version, model, sampling, step, canvas, arrays as lists of objects, parent and what was
 //                           changed from it
-// STORE/tmp/                files that are not whole yet
+// STORE/objects/unfinished  the object that is being written
 // A state is written objects first, its JSON last and atomically; so one that is listed is whole. It needs none of the
-// files that its timeline was made of.
+// files that its timeline was made of. Nothing else in STORE is touched.
 #ifndef TS_INFER_STATE_H
 #define TS_INFER_STATE_H
 

@@ -13,6 +13,9 @@
 #include "infer/state_private.h"
 
 static const double patience = 600;  // seconds that another writer may take
+// The one object that is being written. No folder for such files: what stands in a folder that the store shares with
+// others is theirs, whatever its name.
+static const char *const unfinished = "objects/unfinished";
 
 static int store_path(char out[TS_PATH_BYTES], const char *store, const char *name) {
     return ts_path_join(out, TS_PATH_BYTES, store, name);
@@ -44,9 +47,8 @@ int ts_store_open(ts_store *s, const char *path) {
     TS_TRY(store_path(folder, path, "states"));
     TS_TRY(ts_folder_make(folder));
     TS_TRY(ts_folder_lock(path, patience, &s->lock));
-    TS_TRY(store_path(folder, path, "tmp"));
-    TS_TRY(ts_folder_remove(folder));  // nobody else writes there now
-    return ts_folder_make(folder);
+    TS_TRY(store_path(folder, path, unfinished));
+    return unlink(folder) && errno != ENOENT ? TS_FILE_FAIL(folder, "remove") : TS_OK;  // nobody else writes it now
 }
 
 int ts_store_sync(ts_store *s) {
@@ -109,10 +111,14 @@ int ts_store_put(ts_store *s, const void *data, size_t bytes, char name[TS_OBJEC
     if (mkdir(folder, 0777) && errno != EEXIST) {
         return TS_FILE_FAIL(folder, "make the folder");
     }
-    TS_TRY(store_path(temporary, s->path, "tmp/object"));
-    TS_TRY(write_synced(temporary, data, bytes));
-    if (rename(temporary, path)) {
-        return TS_FILE_FAIL(path, "rename into place");
+    TS_TRY(store_path(temporary, s->path, unfinished));
+    int status = write_synced(temporary, data, bytes);
+    if (!status && rename(temporary, path)) {
+        status = TS_FILE_FAIL(path, "rename into place");
+    }
+    if (status) {
+        unlink(temporary);
+        return status;
     }
     s->touched[strtol((char[]){name[0], name[1], '\0'}, NULL, 16)] = true;
     return TS_OK;

@@ -254,8 +254,6 @@ static void test_writers(void) {
 }
 
 static void test_killed(void) {
-    char **names = NULL;
-    int64_t count = 0;
     ts_state s;
     for (int trial = 0; trial < 20; trial++) {
         const pid_t child = fork();
@@ -273,9 +271,15 @@ static void test_killed(void) {
         }
     }
     save(in_folder("killed/last"), 5, 0, 1);
-    CHECK_OK(ts_folder_list(in_folder("killed/tmp"), &names, &count));
-    CHECK(count == 0);
-    ts_folder_list_free(names, count);
+    CHECK(!ts_path_exists(in_folder("killed/objects/unfinished")));
+}
+
+// A store in a folder that has files already leaves them alone.
+static void test_neighbours(void) {
+    CHECK_OK(ts_folder_make(in_folder("home/tmp")));
+    CHECK_OK(ts_file_write_atomic(in_folder("home/tmp/notes"), "mine", 4));
+    save(in_folder("home/a"), 5, 0, 1);
+    CHECK(ts_path_bytes(in_folder("home/tmp/notes")) == 4);
 }
 
 static void test_names(void) {
@@ -306,6 +310,7 @@ int main(int argc, char **argv) {
         test_json();
         test_writers();
         test_killed();
+        test_neighbours();
         test_names();
     }
     if (is_root) {
