@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -38,6 +39,10 @@ int ts_output_check_file(const char *option, const char *path) {
     folder[length] = '\0';
     if (length && !ts_path_is_folder(folder)) {
         return TS_FAIL(TS_EINPUT, "%s %s: there is no folder %s; make it first", option, path, folder);
+    }
+    struct stat about;
+    if (!stat(path, &about) && !S_ISREG(about.st_mode)) {
+        return TS_FAIL(TS_EINPUT, "%s %s: exists and is no regular file; give another name", option, path);
     }
     return check_writable(option, path, length ? folder : ".");
 }

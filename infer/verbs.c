@@ -92,6 +92,16 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     ts_draft d;
     TS_TRY(ts_draft_open(&d, "loop", options, model, arena, list));
     d.timeline->loop = true;
+    if (d.o->video && d.o->frames) {
+        return TS_FAIL(TS_EUSAGE,
+                       "--frames %lld is for a loop from a prompt; a loop of a video lasts as long as the "
+                       "video and its --seam",
+                       (long long)d.o->frames);
+    }
+    if (d.o->frames % d.group) {
+        return TS_FAIL(TS_EUSAGE, "--frames %lld: a loop has %lldk frames; give %lld", (long long)d.o->frames,
+                       (long long)d.group, (long long)ts_draft_whole(&d, 0, (double)d.o->frames));
+    }
     if (!d.o->video) {
         d.timeline->frames = ts_draft_most(&d, 0, d.o->frames ? d.o->frames : model->frames);
         return prompt_all(&d);

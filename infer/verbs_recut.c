@@ -43,9 +43,9 @@ static int read_range(const ts_draft *d, range *out, const char *text) {
         out->speed = strtod(speed, &end);
         end += *end == 'x';
     }
-    if (!to || (speed && (*end || !(out->speed >= 0.01 && out->speed <= 100)))) {
+    if (!to || to == copy || !to[1] || (speed && (*end || !(out->speed >= 1.0 / 64 && out->speed <= 64)))) {
         return TS_FAIL(TS_EUSAGE,
-                       "--keep %.80s: give a range, A-B, and a speed from 0.01 to 100 if it is not 1: A-B@0.5x", text);
+                       "--keep %.80s: give a range, A-B, and a speed from 1/64 to 64 if it is not 1: A-B@0.5x", text);
     }
     *to++ = '\0';
     TS_TRY(ts_draft_clip(d, &out->clip, d->o->video, copy, to));

@@ -104,11 +104,15 @@ wrong 2 'one argument too many' remix "$a" "$b" --prompt x
 wrong 2 'must be 0 to 1' remix "$a" --prompt x --strength 2
 wrong 3 'the prompt is empty' remix "$a" --prompt ''
 wrong 2 'no frame of it lies from 9s' loop "$a" --from 9s
+wrong 2 'is for a loop from a prompt' loop "$a" --frames 8
+wrong 2 '4k frames' loop --prompt x --frames 10
 wrong 2 'give --before' extend "$a"
 wrong 2 'none' extend "$a" --after none
 wrong 2 '"keep" is missing' recut "$a"
 wrong 2 'give a range' recut "$a" --keep 1s
-wrong 2 'a speed from 0.01' recut "$a" --keep 0s-1s@fast
+wrong 2 'a speed from 1/64' recut "$a" --keep 0s-1s@fast
+wrong 2 'a speed from 1/64 to 64' recut "$a" --keep 0s-1s@0.01x
+wrong 2 '--keep 0s-: give a range' recut "$a" --keep 0s-
 wrong 2 'no frame of it lies from 2s' recut "$a" --keep 2s-1s
 wrong 2 'keep more' recut "$a" --keep 0s-1s --keep 16f-17f
 wrong 2 '"b" is missing' blend "$a"
@@ -129,6 +133,8 @@ wrong 2 'is for one video' vary --prompt 'a {a}' --words a=b,c --save-latents "$
 expect_fail 2 '"out" is missing' "$TESSERA" loop "$a" "${common[@]}"
 expect_fail 2 'one file and there are 2 videos' "$TESSERA" vary --prompt 'a {a}' --words a=b,c "${common[@]}" --out "$out.mp4"
 expect_fail 2 'name that ends in .png' "$TESSERA" loop "$a" "${common[@]}" --out "$out.mp4" --sheet "$out"
+mkdir "$scratch/folder.mp4"
+expect_fail 3 'is no regular file' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/folder.mp4"
 expect_fail 3 'there is no folder' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/nowhere/a.mp4"
 expect_fail 3 'not a model folder' "$TESSERA" loop "$a" --model nowhere --out "$out"
 
