@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "core/base/log.h"
 #include "core/base/status.h"
 #include "infer/verbs_private.h"
 
@@ -15,6 +16,14 @@ static int prompt_all(ts_draft *draft) {
 static int too_short(const ts_clip *clip, int64_t group) {
     return TS_FAIL(TS_EINPUT, "%s: %lld frames of it are used and a latent frame takes %lld; give a longer part",
                    clip->path, (long long)clip->frames, (long long)group);
+}
+
+// Frames that fill no latent frame are not dropped in silence.
+static void tell_part(const ts_draft *draft, const ts_clip *clip, int64_t frames) {
+    if (frames != clip->frames) {
+        TS_INFO("%s: the first %lld of %lld frames are used, since latent frames hold %lld", clip->path,
+                (long long)frames, (long long)clip->frames, (long long)draft->group);
+    }
 }
 
 // ---- remix: the source as it is noised to a floor
@@ -39,6 +48,7 @@ static int fill_remix(const void *options, const ts_timeline_model *model, ts_ar
     TS_TRY(ts_draft_open(&d, "remix", options, model, arena, list));
     TS_TRY(ts_draft_clip(&d, &clip, d.o->video, d.o->from, d.o->to));
     d.timeline->frames = ts_draft_most(&d, 0, clip.frames);
+    tell_part(&d, &clip, d.timeline->frames);
     ts_timeline_track *track = ts_draft_video(&d, 0, d.timeline->frames, &clip, 0);
     if (!track) {
         return TS_ERESOURCE;
@@ -114,6 +124,7 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     if (!held) {
         return too_short(&clip, d.group);
     }
+    tell_part(&d, &clip, held);
     d.timeline->frames = held + (seam > 0 ? ts_draft_whole(&d, held, seam) : 0);
     TS_TRY(ts_draft_video(&d, 0, held, &clip, 0) ? TS_OK : TS_ERESOURCE);
     TS_TRY(prompt_all(&d));
@@ -166,6 +177,7 @@ static int fill_extend(const void *options, const ts_timeline_model *model, ts_a
     if (!held) {
         return too_short(&clip, d.group);
     }
+    tell_part(&d, &clip, held);
     const int64_t end = first + held;
     d.timeline->frames = end + (after > 0 ? ts_draft_whole(&d, end, after) : 0);
     TS_TRY(ts_draft_video(&d, first, end, &clip, 0) ? TS_OK : TS_ERESOURCE);

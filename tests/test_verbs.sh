@@ -90,6 +90,9 @@ check 'a timeline of saved latents' verb edit "$scratch/latent.yaml" --out "$scr
     --save-latents "$scratch/latent.safetensors"
 check 'held, they come out as they went in' cmp "$scratch/a.safetensors" "$scratch/latent.safetensors"
 
+check 'frames that fill no latent frame' verb extend "$a" --to 8f --after 4f --check
+said 'are told of' 'the first 5 of 8 frames are used'
+
 # ---- what is wrong
 
 # wrong CODE 'text' VERB options...
