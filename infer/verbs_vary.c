@@ -3,10 +3,11 @@
 #include <string.h>
 
 #include "core/base/status.h"
+#include "infer/prompts.h"
 #include "infer/verbs.h"
 #include "infer/verbs_private.h"
 
-enum { MAX_SLOTS = 16, MAX_VERSIONS = 10000 };
+enum { MAX_SLOTS = 16, MAX_VERSIONS = 10000, MAX_TEXT = TS_MAX_PROMPT_BYTES };
 
 // clang-format off
 static const ts_option table[] = {
@@ -90,22 +91,27 @@ static const char *choice_of(const slots *s, int64_t i, int64_t version) {
 
 // The text with its words in braces replaced, in the arena.
 static int put_words(const char **out, const char *text, const slots *s, int64_t version, ts_arena *arena) {
-    const char *done = "";
+    char done[MAX_TEXT + 1];
+    size_t length = 0;
     while (*text) {
         const size_t plain = strcspn(text, "{"), word = text[plain] ? strcspn(text + plain, "}") : 0;
         const slot *found = word ? find_slot(s, text + plain + 1, word - 1) : NULL;
         if (text[plain] && (!text[plain + word] || !found)) {
             return TS_FAIL(TS_EUSAGE, "\"%.80s\": no --words for the brace at \"%.40s\"", text, text + plain);
         }
-        done = ts_arena_printf(arena, "%s%.*s%s", done, (int)plain, text,
-                               found ? choice_of(s, found - s->item, version) : "");
-        if (!done) {
-            return TS_ERESOURCE;
+        const char *choice = found ? choice_of(s, found - s->item, version) : "";
+        const size_t more = plain + strlen(choice);
+        if (more > MAX_TEXT - length) {
+            return TS_FAIL(TS_EINPUT, "vary: a text has more than %d bytes with its words; shorten it", MAX_TEXT);
         }
+        memcpy(done + length, text, plain);
+        memcpy(done + length + plain, choice, strlen(choice));
+        length += more;
         text += found ? plain + word + 1 : plain;
     }
-    *out = done;
-    return TS_OK;
+    done[length] = '\0';
+    *out = ts_arena_strdup(arena, done);
+    return *out ? TS_OK : TS_ERESOURCE;
 }
 
 // A copy of the concept with the words of a version.

@@ -132,6 +132,8 @@ wrong 2 'write them there' vary "$scratch/concept.yaml" --words colour=red --wor
 wrong 2 'write NAME=CHOICE' vary --prompt x --words a
 wrong 2 'has its choices already' vary --prompt x --words a=b --words a=c
 wrong 2 'no --words for the brace' vary --prompt 'a {thing}' --words a=b
+wrong 3 'more than 8192 bytes with its words' vary --prompt "$(head -c 90000 /dev/zero | sed 's/\x0/{a}/g' | head -c 90000)" \
+    --words a=b,c
 wrong 2 'is for one video' vary --prompt 'a {a}' --words a=b,c --save-latents "$scratch/x.safetensors"
 expect_fail 2 '"out" is missing' "$TESSERA" loop "$a" "${common[@]}"
 expect_fail 2 'one file and there are 2 videos' "$TESSERA" vary --prompt 'a {a}' --words a=b,c "${common[@]}" --out "$out.mp4"
