@@ -24,7 +24,7 @@ static bool set_levels(ts_denoiser *d, int64_t step) {
 
 // ---- new noise
 
-// Where windows roll, what has begun to move gets new noise before each step, at the level where it stands:
+// Where windows are joined, what has begun to move gets new noise before each step, at the level where it stands:
 //   x = (1 - level) x0 + level eps,  x0 foretold in the last step
 // Neighbouring windows at first read different things into the noise they do not share, and the old noise would hold on
 // to them; with new noise they come to agree (as by the restarts of Lugmayr et al. 2022, "RePaint").
@@ -35,7 +35,7 @@ static int renew_noise(ts_denoiser *d, int64_t step) {
     }
     double c[DENOISE_CLASSES][TS_MAX_TERMS] = {0};
     for (int64_t k = 0; k < d->classes; k++) {
-        if (d->class_rolls[k] && d->level[k] < d->floor[k]) {
+        if (d->class_joined[k] && d->level[k] < d->floor[k]) {
             c[k][0] = 1.0 - (double)d->level[k];
             c[k][1] = (double)d->level[k];
             ts_solver_forget(d->solver, k);
@@ -45,7 +45,7 @@ static int renew_noise(ts_denoiser *d, int64_t step) {
     }
     TS_TRY(d->kernels->device->upload(d->device_c, c, (size_t)d->classes * sizeof c[0]));
     for (int64_t i = 0; i < d->n; i++) {
-        const int64_t at = denoise_place(d, i, 0), n = d->rolls[i] ? ts_canvas_numbers(&d->canvas[i]) : 0;
+        const int64_t at = denoise_place(d, i, 0), n = d->joined[i] ? ts_canvas_numbers(&d->canvas[i]) : 0;
         const uint64_t index = d->canvas[i].index + ((uint64_t)step << 32);
         const ts_combine sum = {.n = n,
                                 .terms = 3,

@@ -32,12 +32,12 @@ static int check(const ts_denoiser *d) {
     return TS_OK;
 }
 
-// Whether the windows of each canvas roll.
-static int find_rolling(ts_denoiser *d) {
+// Whether several windows make up each canvas.
+static int find_joined(ts_denoiser *d) {
     for (int64_t i = 0; i < d->n; i++) {
         ts_windows windows;
         TS_TRY(ts_windows_make(&windows, &d->canvas[i], 0));
-        d->rolls[i] = windows.roll;
+        d->joined[i] = windows.joined;
         ts_windows_close(&windows);
     }
     return TS_OK;
@@ -54,11 +54,11 @@ static void classify(ts_denoiser *d) {
         for (int64_t at = 0; at < c->frames * c->height * c->width; at++) {
             const int64_t t = at / (c->height * c->width), h = at / c->width % c->height, w = at % c->width;
             const int strength = ts_canvas_strength(c, t, h / patch_h, w / patch_w);
-            int32_t *class = &known[2 * strength + d->rolls[i]];
+            int32_t *class = &known[2 * strength + d->joined[i]];
             if (*class < 0) {
                 *class = (int32_t)d->classes++;
                 d->floor[*class] = ts_schedule_floor(d->p.grid, (double)strength / TS_STRENGTH_STEPS, d->p.shift);
-                d->class_rolls[*class] = d->rolls[i];
+                d->class_joined[*class] = d->joined[i];
             }
             *class_of++ = *class;
         }
@@ -68,8 +68,8 @@ static void classify(ts_denoiser *d) {
 static int allocate(ts_denoiser *d) {
     const ts_device *device = d->kernels->device;
     d->first = ts_malloc((size_t)(d->n + 1) * sizeof *d->first);
-    d->rolls = ts_calloc((size_t)d->n, sizeof *d->rolls);
-    if (!d->first || !d->rolls) {
+    d->joined = ts_calloc((size_t)d->n, sizeof *d->joined);
+    if (!d->first || !d->joined) {
         return TS_ERESOURCE;
     }
     d->first[0] = 0;
@@ -88,15 +88,15 @@ static int allocate(ts_denoiser *d) {
     return d->class_of && d->clean && d->head && d->eps && d->x && d->fused ? TS_OK : TS_ERESOURCE;
 }
 
-// What is needed to renew noise, if windows roll.
+// What is needed to renew noise, where windows are joined.
 static int upload_classes(ts_denoiser *d) {
     const ts_device *device = d->kernels->device;
     const size_t bytes = (size_t)(denoise_all_numbers(d) / d->canvas->channels) * sizeof *d->class_of;
-    bool rolls = false;
+    bool joined = false;
     for (int64_t i = 0; i < d->n; i++) {
-        rolls = rolls || d->rolls[i];
+        joined = joined || d->joined[i];
     }
-    if (!rolls) {
+    if (!joined) {
         return TS_OK;
     }
     d->device_class = device->allocate(bytes);
@@ -153,7 +153,7 @@ static bool is_guided(const ts_denoiser *d) {
 static int open_parts(ts_denoiser *d) {
     TS_TRY(check(d));
     TS_TRY(allocate(d));
-    TS_TRY(find_rolling(d));
+    TS_TRY(find_joined(d));
     classify(d);
     TS_TRY(upload_classes(d));
     const ts_solver_rows rows = {.rows = denoise_all_numbers(d) / d->canvas->channels,
@@ -243,7 +243,7 @@ void ts_denoiser_close(ts_denoiser **denoiser) {
     free(d->head);
     free(d->clean);
     free(d->class_of);
-    free(d->rolls);
+    free(d->joined);
     free(d->first);
     free(d);
     *denoiser = NULL;

@@ -8,7 +8,7 @@
 #include "infer/velocity.h"
 #include "infer/windows.h"
 
-// Tokens of equal strength are a class, those of canvases whose windows roll apart from others.
+// Tokens of equal strength are a class, those of canvases whose windows are joined apart from others.
 enum { DENOISE_CLASSES = 2 * (TS_STRENGTH_STEPS + 1) };
 
 struct ts_denoiser {
@@ -19,10 +19,10 @@ struct ts_denoiser {
     int64_t n;
     bool guided;        // somewhere
     int64_t *first;     // [n + 1] place of each canvas's first latent frame among those of all
-    bool *rolls;        // [n] whether its windows do
+    bool *joined;       // [n] whether its windows are
     int32_t *class_of;  // [all frames, H, W]
     int64_t classes;
-    bool class_rolls[DENOISE_CLASSES];
+    bool class_joined[DENOISE_CLASSES];
     float floor[DENOISE_CLASSES];
     float level[DENOISE_CLASSES];     // before the step under way
     float timestep[DENOISE_CLASSES];  // as the transformer is told them
@@ -34,7 +34,7 @@ struct ts_denoiser {
     float *x, *fused;  // [all frames, H, W, C] device: latents, and the velocities of all windows as one
     float *gathered;   // device: velocities of all windows, each for itself, where ranks share them; or NULL
     int64_t gathered_room;
-    int32_t *device_class;      // class_of in the device's memory, where windows roll, or NULL
+    int32_t *device_class;      // class_of in the device's memory, where windows are joined, or NULL
     double *device_c;           // [classes, TS_MAX_TERMS] likewise
     float *clean, *head, *eps;  // [H, W, C] host: of the head that is being made
 };

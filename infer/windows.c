@@ -81,24 +81,29 @@ static int add(ts_windows *w, const ts_canvas *c, int64_t start, int64_t frames)
     return TS_OK;
 }
 
-// Windows that share `overlap` frames with their neighbours, at the ends of the stretch more; between the ends they
-// move back by one frame a step, so that no place is a border for long.
+// Windows of full length that share `overlap` frames with their neighbours, or more. Those between the ends move back
+// by one frame a step as far as there is room, for which many windows take one more: where few are enough, it would
+// cost too much.
 static int cover(ts_windows *w, const ts_canvas *c, stretch s, int64_t step) {
+    enum { MANY = 4 };
     if (s.count <= c->window) {
         return add(w, c, s.first, s.count);
     }
-    const int64_t stride = c->window - c->overlap, last = s.count - c->window, back = step % stride;
-    w->roll = true;
+    const int64_t stride = c->window - c->overlap, last = s.count - c->window;
+    int64_t gaps = (last + stride - 1) / stride;
+    gaps += gaps + 1 >= MANY && gaps * stride - last < stride - 1;
+    const int64_t spare = gaps * stride - last, back = step % (spare < stride ? spare + 1 : stride);
+    w->joined = true;
     TS_TRY(add(w, c, s.first, c->window));
-    for (int64_t at = stride - back; at < last; at += stride) {
-        TS_TRY(add(w, c, (s.first + at) % c->frames, c->window));
+    for (int64_t k = 1; k < gaps && k * stride - back < last; k++) {
+        TS_TRY(add(w, c, (s.first + k * stride - back) % c->frames, c->window));
     }
     return add(w, c, (s.first + last) % c->frames, c->window);
 }
 
 // A whole circle: each window's head is the last frame of what comes before it, which in the end is what it made.
 static int cover_circle(ts_windows *w, const ts_canvas *c, int64_t step) {
-    w->roll = true;
+    w->joined = true;
     if (c->frames < c->window) {
         return add(w, c, step % c->frames, c->frames + 1);
     }

@@ -23,13 +23,12 @@ typedef struct ts_window {
 typedef struct ts_windows {
     int64_t count;
     ts_window *item;
-    bool roll;  // they lie elsewhere at other steps
+    bool joined;  // a stretch or a circle is made of several, in this step or from one step to the next
 } ts_windows;
 
 // The windows of a step. Frames that are held, and farther than canvas->context from anything free, are left out; what
-// remains is covered in stretches. Where a stretch is longer than a window, and in a loop that is whole, windows roll:
-// they move by one frame a step, so that no place is a border for long. Deterministic and alike on all ranks.
-// TS_ERESOURCE.
+// remains is covered in stretches, with windows that move from step to step, so that no place is a border for long.
+// Deterministic and alike on all ranks. TS_ERESOURCE.
 int ts_windows_make(ts_windows *out, const ts_canvas *canvas, int64_t step);
 void ts_windows_close(ts_windows *windows);
 // Canvas frame of frame i of a window; of a head's the frame whose last pixel frame it is.

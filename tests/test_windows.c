@@ -51,7 +51,7 @@ static void test_straight(void) {
     check(&c, 0, "0+5");
     check(&c, 3, "0+5");
     ts_windows w = make(&c, 0);
-    CHECK(!w.roll && w.item[0].weight[0] == 1.0f && w.item[0].weight[4] == 1.0f);
+    CHECK(!w.joined && w.item[0].weight[0] == 1.0f && w.item[0].weight[4] == 1.0f);
     ts_windows_close(&w);
     ts_canvas_close(&c);
     c = open(6, 5, 2, 2, false);
@@ -63,7 +63,7 @@ static void test_straight(void) {
     check(&c, 2, "0+5 1+5* 4+5* 7+5*");
     check(&c, 3, "0+5 3+5* 6+5* 7+5*");
     w = make(&c, 1);
-    CHECK(w.roll);
+    CHECK(w.joined);
     CHECK(w.item[1].weight[0] == 0.0f);  // the head
     CHECK_NEAR(w.item[0].weight[3], 2.0 / 3.0, 1e-6);
     CHECK_NEAR(w.item[1].weight[1], 1.0 / 3.0, 1e-6);
@@ -105,7 +105,10 @@ static void test_held(void) {
     ts_canvas c = open(9, 5, 2, 2, false);
     check(&c, 0, "0+5 3+5* 4+5*");
     check(&c, 2, "0+5 1+5* 4+5*");
-    hold(&c, 0, 5);  // a prefix: 3 and 4 are kept beside what is free
+    hold(&c, 0, 4);  // a prefix: 2 and 3 are kept beside what is free, and two windows do
+    check(&c, 0, "2+5* 4+5*");
+    check(&c, 1, "2+5* 4+5*");
+    hold(&c, 0, 5);
     check(&c, 0, "3+5* 4+5*");
     hold(&c, 0, 6);
     check(&c, 0, "4+5*");
@@ -114,6 +117,30 @@ static void test_held(void) {
     c.strength[0] = c.strength[8] = 0.01f;  // both ends, nothing between
     check(&c, 0, "0+3 6+3*");
     ts_canvas_close(&c);
+}
+
+// Frames that go through the transformer in a number of steps.
+static int64_t work(const ts_canvas *c) {
+    int64_t frames = 0;
+    for (int64_t step = 0; step < 30; step++) {
+        ts_windows w = make(c, step);
+        for (int64_t k = 0; k < w.count; k++) {
+            frames += w.item[k].frames;
+        }
+        ts_windows_close(&w);
+    }
+    return frames;
+}
+
+// A held first half is not computed but for the context it gives.
+static void test_saving(void) {
+    for (int64_t frames = 9; frames <= 33; frames += 4) {
+        ts_canvas c = open(frames, 5, 2, 3, false);
+        const int64_t whole = work(&c);
+        hold(&c, 0, (frames + 1) / 2);
+        CHECK((double)work(&c) <= 0.7 * (double)whole);
+        ts_canvas_close(&c);
+    }
 }
 
 // Any canvas at all.
@@ -154,6 +181,7 @@ int main(void) {
     test_straight();
     test_loop();
     test_held();
+    test_saving();
     for (uint64_t i = 0; i < 2000; i++) {
         test_any(i);
     }

@@ -25,7 +25,7 @@ typedef enum {
     TS_RNG_TEST = 11,
     TS_RNG_ROUND = 12,  // stochastic rounding; index = optimizer step
     TS_RNG_HEAD = 13,   // noise of the first frames of windows; index = that of the video
-    TS_RNG_RENEW = 14   // noise between steps, where windows roll; index = that of the video + 2^32 step
+    TS_RNG_RENEW = 14   // noise between steps, where windows are joined; index = that of the video + 2^32 step
 } ts_rng_purpose;
 
 typedef struct ts_philox {
