@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shipped model on another device: the same weights, the same noise to the bit, latents like the CPU's, and the
-// same bits whether steps are recorded or not. TEST: ranks=1 timeout=120 backend=cuda
+// The shipped model on another device: the same weights, the same noise to the bit, latents like the CPU's, of loops
+// too, and the same bits whether steps are recorded or not. TEST: ranks=1 timeout=120 backend=cuda
 #include "core/model/model.h"
 #include "infer/denoise.h"
 #include "infer/sample.h"
@@ -69,6 +69,53 @@ static void compare_latents(const ts_model *on_cpu, const ts_kernels *cpu, const
     free(got);
 }
 
+// A loop of joined windows with a held frame, whose heads the host makes: latents like the CPU's, what is held
+// untouched.
+static void loop(const ts_model *model, const ts_kernels *kernels, float *out) {
+    enum { FRAMES = 4 };
+    const ts_denoise_params params = {
+        .grid = TS_GRID_UNIPC, .steps = STEPS, .shift = 3.0, .solver = TS_SOLVER_UNIPC, .seed = 1, .batch = 2};
+    const int64_t tokens = H / 2 * (W / 2);
+    ts_canvas canvas;
+    ts_denoiser *denoiser = NULL;
+    CHECK_OK(ts_canvas_open(&canvas, FRAMES, H, W, numbers / (T * H * W), 2, 2, prompts[0], 3.0));
+    CHECK_OK(ts_canvas_add_source(&canvas));
+    CHECK_OK(ts_canvas_set_prompt(&canvas, 2, prompts[1]));
+    for (int64_t i = 0; i < ts_canvas_numbers(&canvas); i++) {
+        canvas.source[i] = 0.01f * (float)(i % 100);
+    }
+    for (int64_t i = 0; i < tokens; i++) {
+        canvas.strength[i] = 0.0f;
+        canvas.strength[tokens + i] = 0.7f;
+    }
+    canvas.loop = true;
+    canvas.window = 3;
+    CHECK_OK(ts_denoiser_open(&denoiser, model, kernels, &params, &canvas, 1));
+    for (int64_t step = ts_denoiser_first_step(denoiser); step < STEPS; step++) {
+        CHECK_OK(ts_denoiser_step(denoiser, step));
+    }
+    CHECK_OK(ts_denoiser_latents(denoiser, 0, out));
+    CHECK(memcmp(out, canvas.source, (size_t)ts_canvas_frame_numbers(&canvas) * sizeof *out) == 0);
+    ts_denoiser_close(&denoiser);
+    ts_canvas_close(&canvas);
+}
+
+static void compare_loop(const ts_model *on_cpu, const ts_kernels *cpu, const ts_model *model) {
+    const int64_t n = numbers / T * 4;
+    float *wanted = malloc((size_t)n * sizeof *wanted), *got = malloc((size_t)n * sizeof *got);
+    double largest = 0.0, worst = 0.0;
+    loop(on_cpu, cpu, wanted);
+    loop(model, test_kernels, got);
+    for (int64_t i = 0; i < n; i++) {
+        largest = fmax(largest, fabs((double)wanted[i]));
+        worst = fmax(worst, fabs((double)got[i] - (double)wanted[i]));
+    }
+    printf("loop: latents differ by %.2g of %.2g\n", worst, largest);
+    CHECK(largest > 0.1 && worst <= 1e-3 * largest);
+    free(wanted);
+    free(got);
+}
+
 static int recordings;
 
 static int counted_begin(void) {
@@ -125,6 +172,7 @@ int main(void) {
         compare_noise(cpu);
         compare_latents(on_cpu, cpu, model, TS_SOLVER_UNIPC, 3.0, 1e-3);
         compare_latents(on_cpu, cpu, model, TS_SOLVER_EULER, 1.0, 1e-3);
+        compare_loop(on_cpu, cpu, model);
         record_steps(model, 3.0);
         record_steps(model, 1.0);
         ts_model_close(&model);
