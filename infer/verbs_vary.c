@@ -118,19 +118,18 @@ static int put_words(const char **out, const char *text, const slots *s, int64_t
 static int make_version(ts_timeline *out, const ts_timeline *concept, const slots *s, int64_t version,
                         ts_arena *arena) {
     *out = *concept;
-    const size_t prompts = (size_t) concept->prompts.count * sizeof *out->prompts.item;
-    const size_t events = (size_t) concept->events.count * sizeof *out->events.item;
-    out->prompts.item = ts_arena_alloc(arena, prompts);
-    out->events.item = ts_arena_alloc(arena, events);
+    const int64_t prompts = concept->prompts.count, events = concept->events.count;
+    out->prompts.item = ts_arena_alloc(arena, (size_t)prompts * sizeof *out->prompts.item);
+    out->events.item = ts_arena_alloc(arena, (size_t)events * sizeof *out->events.item);
     if (!out->prompts.item || !out->events.item) {
         return TS_ERESOURCE;
     }
-    memcpy(out->prompts.item, concept->prompts.item, prompts);
-    memcpy(out->events.item, concept->events.item, events);
-    for (int64_t i = 0; i < out->prompts.count; i++) {
+    for (int64_t i = 0; i < prompts; i++) {
+        out->prompts.item[i] = concept->prompts.item[i];
         TS_TRY(put_words(&out->prompts.item[i].text, concept->prompts.item[i].text, s, version, arena));
     }
-    for (int64_t i = 0; i < out->events.count; i++) {
+    for (int64_t i = 0; i < events; i++) {
+        out->events.item[i] = concept->events.item[i];
         TS_TRY(put_words(&out->events.item[i].text, concept->events.item[i].text, s, version, arena));
     }
     return TS_OK;
