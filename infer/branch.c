@@ -182,12 +182,23 @@ static int describe(branch *b) {
     return b->change ? TS_OK : TS_ERESOURCE;
 }
 
+// The noise level at which it goes on.
+static int find_level(const branch *b, double *level) {
+    const ts_state *s = &b->state;
+    ts_schedule schedule;
+    TS_TRY(ts_schedule_make(&schedule, (ts_grid)s->grid, s->steps, s->shift));
+    *level = s->arrays ? (double)schedule.sigma[s->step] : 1.0;
+    return TS_OK;
+}
+
 // Alike on all ranks.
 static int change_state(branch *b) {
     ts_canvas *c = &b->state.compiled.canvas;
+    double level;
     TS_TRY(describe(b));
     TS_TRY(b->done ? reopen(b) : TS_OK);
-    TS_TRY(b->o->prompt ? ts_canvas_set_prompt(c, b->first, b->o->prompt) : TS_OK);
+    TS_TRY(find_level(b, &level));
+    TS_TRY(b->o->prompt ? ts_canvas_steer(c, b->first, b->o->prompt, level) : TS_OK);
     for (int64_t t = b->first; t < c->frames && b->o->edit.session.guidance >= 0; t++) {
         c->guidance[t] = (float)b->o->edit.session.guidance;
     }

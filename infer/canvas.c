@@ -8,13 +8,16 @@
 #include "core/base/arena.h"
 #include "core/base/status.h"
 
+enum { LATE_GUIDANCE = 4 };  // at most so many times what was asked for
+
 // ---- opening
 
 static int allocate(ts_canvas *c) {
     c->prompt = ts_malloc(sizeof *c->prompt);
     c->weight = ts_malloc((size_t)c->frames * sizeof *c->weight);
     c->guidance = ts_malloc((size_t)c->frames * sizeof *c->guidance);
-    return c->prompt && c->weight && c->guidance ? TS_OK : TS_ERESOURCE;
+    c->late = ts_malloc((size_t)c->frames * sizeof *c->late);
+    return c->prompt && c->weight && c->guidance && c->late ? TS_OK : TS_ERESOURCE;
 }
 
 int ts_canvas_open(ts_canvas *out, int64_t frames, int64_t height, int64_t width, int64_t channels, int64_t patch_h,
@@ -41,6 +44,7 @@ int ts_canvas_open(ts_canvas *out, int64_t frames, int64_t height, int64_t width
     for (int64_t t = 0; t < frames; t++) {
         c.weight[t] = 1.0f;
         c.guidance[t] = (float)guidance;
+        c.late[t] = 1.0f;
     }
     *out = c;
     return TS_OK;
@@ -67,6 +71,7 @@ void ts_canvas_close(ts_canvas *c) {
     free(c->prompt);
     free(c->weight);
     free(c->guidance);
+    free(c->late);
     free(c->source);
     free(c->strength);
     *c = (ts_canvas){0};
@@ -178,4 +183,17 @@ int ts_canvas_set_prompt(ts_canvas *c, int64_t first, const char *prompt) {
         weight[c->prompts - 1] = 1.0f;
     }
     return TS_OK;
+}
+
+int ts_canvas_steer(ts_canvas *c, int64_t first, const char *prompt, double level) {
+    TS_TRY(ts_canvas_set_prompt(c, first, prompt));
+    for (int64_t t = first; t < c->frames; t++) {
+        c->late[t] = (float)level;
+    }
+    return TS_OK;
+}
+
+double ts_canvas_guidance(const ts_canvas *c, int64_t frame) {
+    const double guidance = (double)c->guidance[frame], late = (double)c->late[frame];
+    return late < 1.0 ? 1.0 + (guidance - 1.0) * fmin(pow(late, -4.0), LATE_GUIDANCE) : guidance;
 }

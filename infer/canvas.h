@@ -22,7 +22,8 @@ typedef struct ts_canvas {
     int64_t prompts, copies;
     const char **prompt;               // [prompts] borrowed, but the last `copies` of them, which are the canvas's own
     float *weight;                     // [T, prompts] of each prompt's context in a frame's; each frame's sum is 1
-    float *guidance;                   // [T]
+    float *guidance;                   // [T] as it was asked for
+    float *late;                       // [T] noise level at which a frame got its prompt: 1 from the start
     int64_t window, overlap, context;  // latent frames: of a window, shared by neighbours, held beside free ones
     uint64_t index;                    // number of the video: its noise is Philox(seed, TS_RNG_SAMPLE, index)
 } ts_canvas;
@@ -48,5 +49,10 @@ bool ts_canvas_frame_is_held(const ts_canvas *canvas, int64_t frame);  // every 
 // From latent frame `first` on this prompt is the only one (steering). The string is copied. TS_EUSAGE for a frame that
 // is not there.
 int ts_canvas_set_prompt(ts_canvas *canvas, int64_t first, const char *prompt);
+// The same on the way, at noise level `level`, 0..1.
+int ts_canvas_steer(ts_canvas *canvas, int64_t first, const char *prompt, double level);
+// Guidance of a frame as it counts. What is said late, when another prompt has formed much of the video, is said
+// louder: 1 + (guidance - 1) / late^4, its second part at most four times what was asked for.
+double ts_canvas_guidance(const ts_canvas *canvas, int64_t frame);
 
 #endif

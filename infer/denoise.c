@@ -203,6 +203,7 @@ int64_t ts_denoiser_steps(const ts_denoiser *d) {
 
 int ts_denoiser_step(ts_denoiser *d, int64_t step) {
     const bool one_level = set_levels(d, step);
+    d->next = step + 1;
     int status = renew_noise(d, step);
     status = status ? status : velocity_at(d, step, one_level);
     status = status ? status : ts_solver_step(d->solver, step, d->fused, d->x);
@@ -216,7 +217,9 @@ int ts_denoiser_set_prompt(ts_denoiser *d, int64_t i, int64_t first, const char 
     ts_velocity_forget(d->velocity);
     TS_TRY(ts_agree(denoise_ranks(d),
                     denoise_computes(d, TS_BRANCH_WITH) ? ts_contexts_add(d->contexts, &prompt, 1) : TS_OK));
-    return ts_agree(denoise_ranks(d), ts_canvas_set_prompt(&d->canvas[i], first, prompt));
+    const bool late = d->next > ts_denoiser_first_step(d);
+    const double level = late ? (double)d->schedule.sigma[d->next] : 1.0;
+    return ts_agree(denoise_ranks(d), ts_canvas_steer(&d->canvas[i], first, prompt, level));
 }
 
 // ---- what stands there
@@ -251,6 +254,7 @@ int ts_denoiser_restore(ts_denoiser *d, int64_t i, int64_t step, const float *co
         return TS_FAIL(TS_EUSAGE, "%d arrays of a solver that has %d; they are another solver's", count, 1 + arrays);
     }
     TS_TRY(ts_solver_resume(d->solver, step));
+    d->next = step;
     TS_TRY(d->kernels->device->upload(d->x + denoise_place(d, i, 0), array[0], bytes));
     for (int k = 0; k < arrays; k++) {
         TS_TRY(d->kernels->device->upload(memory[k] + denoise_place(d, i, 0), array[1 + k], bytes));

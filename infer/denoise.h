@@ -41,7 +41,8 @@ int64_t ts_denoiser_steps(const ts_denoiser *denoiser);
 // device's work may not be done when it returns.
 int ts_denoiser_step(ts_denoiser *denoiser, int64_t step);
 
-// From latent frame `first` on, canvas `i` is to show `prompt`. Collective, as open: all ranks between the same steps.
+// From latent frame `first` on, canvas `i` is to show `prompt`, the louder the later (ts_canvas_guidance). Collective,
+// as open: all ranks between the same steps.
 int ts_denoiser_set_prompt(ts_denoiser *denoiser, int64_t i, int64_t first, const char *prompt);
 
 // Latents of canvas i as they stand, or the clean ones foretold in the last step, before the first step those of the

@@ -27,6 +27,7 @@ struct ts_denoiser {
     float level[DENOISE_CLASSES];     // before the step under way
     float timestep[DENOISE_CLASSES];  // as the transformer is told them
     ts_schedule schedule;
+    int64_t next;  // step
     ts_solver *solver;
     ts_tape *tape;
     ts_contexts *contexts;

@@ -116,7 +116,7 @@ int denoise_fill(const ts_denoiser *d, const denoise_view *v, const ts_velocity_
         take_levels(d, v[i], b->levels, b->timestep + i * b->levels);
         for (int64_t t = 0; t < b->frames; t++) {
             const ts_canvas *c = &d->canvas[v[i].canvas];
-            b->guidance[i * b->frames + t] = c->guidance[ts_window_frame(c, v[i].window, t)];
+            b->guidance[i * b->frames + t] = (float)ts_canvas_guidance(c, ts_window_frame(c, v[i].window, t));
         }
     }
     return TS_OK;

@@ -40,12 +40,13 @@ static json_t *canvas_json(const ts_canvas *c, bool strength) {
     for (int64_t i = 0; i < c->prompts; i++) {
         json_array_append_new(prompts, json_string(c->prompt[i]));
     }
-    return json_pack("{s:[I,I,I,I], s:[I,I], s:b, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o}", "shape",
+    return json_pack("{s:[I,I,I,I], s:[I,I], s:b, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:o}", "shape",
                      (json_int_t)c->frames, (json_int_t)c->height, (json_int_t)c->width, (json_int_t)c->channels,
                      "tokens", (json_int_t)c->rows, (json_int_t)c->columns, "loop", c->loop, "window",
                      (json_int_t)c->window, "overlap", (json_int_t)c->overlap, "context", (json_int_t)c->context,
                      "index", (json_int_t)c->index, "strength", strength, "prompts", prompts, "weights",
-                     runs(c->weight, c->frames, c->prompts), "guidance", runs(c->guidance, c->frames, 1));
+                     runs(c->weight, c->frames, c->prompts), "guidance", runs(c->guidance, c->frames, 1), "late",
+                     runs(c->late, c->frames, 1));
 }
 
 int ts_state_to_json(const ts_state *s, json_t **out) {
@@ -198,6 +199,7 @@ static int read_canvas(ts_canvas *c, const json_t *object, const char *name, ts_
     TS_TRY(read_prompts(c, object, name, arena));
     TS_TRY(read_runs(object, "weights", name, c->frames, c->prompts, c->weight));
     TS_TRY(read_runs(object, "guidance", name, c->frames, 1, c->guidance));
+    TS_TRY(read_runs(object, "late", name, c->frames, 1, c->late));
     return strength ? ts_canvas_add_source(c) : TS_OK;
 }
 

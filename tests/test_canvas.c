@@ -51,6 +51,13 @@ static void test_prompts(void) {
     const float wanted[] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
     CHECK(c.prompts == 3 && memcmp(c.weight, wanted, sizeof wanted) == 0);
     CHECK_OK(ts_canvas_check(&c));
+    CHECK_OK(ts_canvas_steer(&c, 1, "a moon", 0.9));
+    CHECK_OK(ts_canvas_steer(&c, 2, "a sun", 0.5));
+    c.guidance[0] = c.guidance[1] = c.guidance[2] = 3.0f;
+    CHECK_NEAR(ts_canvas_guidance(&c, 0), 3.0, 0);
+    CHECK_NEAR(ts_canvas_guidance(&c, 1), 1.0 + 2.0 / pow(0.9, 4.0), 1e-6);
+    CHECK_NEAR(ts_canvas_guidance(&c, 2), 9.0, 1e-6);  // no louder than that
+    CHECK(strcmp(c.prompt[c.prompts - 1], "a sun") == 0 && c.weight[3 * c.prompts - 1] == 1.0f);
     CHECK_FAILS(ts_canvas_set_prompt(&c, 3, "a star"), TS_EUSAGE, "frame 3 of 3");
     CHECK_FAILS(ts_canvas_set_prompt(&c, -1, "a star"), TS_EUSAGE, "frame -1");
     ts_canvas_close(&c);

@@ -56,6 +56,7 @@ static ts_state make(uint64_t seed, int64_t shared, int arrays, bool held) {
     c->index = 5;
     CHECK_OK(ts_canvas_set_prompt(c, 3, "caf\xc3\xa9"));
     c->guidance[2] = 0.1f;
+    c->late[4] = 0.7f;
     if (held) {
         CHECK_OK(ts_canvas_add_source(c));
         memset(c->strength, 0, (size_t)(2 * c->rows * c->columns) * sizeof(float));
@@ -90,6 +91,7 @@ static void check_equal(const ts_state *a, const ts_state *b) {
     }
     CHECK(memcmp(x->weight, y->weight, (size_t)(T * x->prompts) * sizeof(float)) == 0);
     CHECK(memcmp(x->guidance, y->guidance, T * sizeof(float)) == 0);
+    CHECK(memcmp(x->late, y->late, T * sizeof(float)) == 0);
     CHECK(!x->strength == !y->strength);
     if (x->strength && y->strength) {
         CHECK(memcmp(x->strength, y->strength, (size_t)(T * x->rows * x->columns) * sizeof(float)) == 0);
