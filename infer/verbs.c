@@ -87,7 +87,8 @@ static const ts_option loop_table[] = {
     TS_MODEL_OPTION(ts_verb_options, edit.session),
     {"video", TS_OPTION_STRING, TS_VERB_FIELD(video), NULL, "the video to close; absent: all is made from the prompt", 0, 0, NULL, false},
     TS_VERB_PROMPT("what the result shows"),
-    {"seam", TS_OPTION_STRING, TS_VERB_FIELD(seam), "2s", "length of what is made between the end of the video and its beginning", 0, 0, NULL, false},
+    {"seam", TS_OPTION_STRING, TS_VERB_FIELD(seam), "3s", "length of what is made between the end of the video and its beginning", 0, 0, NULL, false},
+    {"ends", TS_OPTION_REAL, TS_VERB_FIELD(strength), "0", "how far the first and the last group of frames of the video may go to meet the seam: 0 not at all; 0.3 for a smoother one", 0, 1, NULL, false},
     {"frames", TS_OPTION_INT, TS_VERB_FIELD(frames), "0", "pixel frames of a loop from a prompt, 4k; 0: as the model's default", 0, 4096, NULL, false},
     TS_VERB_PART,
     TS_VERB_RESULT,
@@ -97,6 +98,23 @@ static const ts_option loop_table[] = {
 
 // Between two ends that are held guidance has less to say: more of it makes seams that do not fit them.
 static const double SEAM_GUIDANCE = 1.5;
+
+// The video on the circle, its two ends as free as they may be.
+static int add_ring(ts_draft *d, const ts_clip *clip, int64_t held) {
+    const double ends = d->o->strength;
+    const int64_t end = ends > 0 ? d->group : 0, border[] = {0, end, held - end > end ? held - end : end, held};
+    for (int i = 0; i < 3; i++) {
+        if (border[i] == border[i + 1]) {
+            continue;
+        }
+        ts_timeline_track *track = ts_draft_video(d, border[i], border[i + 1], clip, (double)border[i]);
+        if (!track) {
+            return TS_ERESOURCE;
+        }
+        track->strength = i == 1 ? 0 : ends;
+    }
+    return TS_OK;
+}
 
 static int fill_loop(const void *options, const ts_timeline_model *model, ts_arena *arena, ts_edit_list *list) {
     ts_draft d;
@@ -126,7 +144,7 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     }
     tell_part(&d, &clip, held);
     d.timeline->frames = held + (seam > 0 ? ts_draft_whole(&d, held, seam) : 0);
-    TS_TRY(ts_draft_video(&d, 0, held, &clip, 0) ? TS_OK : TS_ERESOURCE);
+    TS_TRY(add_ring(&d, &clip, held));
     TS_TRY(prompt_all(&d));
     if (d.timeline->prompts.count && d.o->edit.session.guidance < 0) {
         d.timeline->prompts.item[0].guidance = fmin(model->guidance, SEAM_GUIDANCE);

@@ -111,6 +111,15 @@ static void check_loop(void) {
     }
 }
 
+static void check_loop_ends(void) {
+    RUN(loop, source, "--seam", "1s", "--ends", "0.3");
+    for (int64_t t = 0; t < 10; t++) {
+        ROOT_CHECK(holds(t, false, 0, t < 8 ? 4 * t : 0) == (t > 0 && t < 7));
+    }
+    RUN(loop, source, "--seam", "1s", "--ends", "0.3", "--to", "4f");
+    ROOT_CHECK(got_frames == 3 && !holds(0, false, 0, 0));
+}
+
 static void check_recut(void) {
     // The end first, then two frames a step, then a stretch that is slowed down, behind a gap.
     RUN(recut, source, "--keep", "16f-33f", "--keep", "0f-16f@2x", "--fill-gaps", "4f", "--keep", "0s-1s@0.5x");
@@ -165,6 +174,7 @@ int main(int argc, char **argv) {
     check_remix();
     check_extend();
     check_loop();
+    check_loop_ends();
     check_recut();
     check_blend();
     check_guidance();

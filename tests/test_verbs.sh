@@ -51,7 +51,7 @@ same_video() {
 }
 same_video remix "$a" --prompt "$other" --strength 0.5 --box 8,8,32,32 --feather 4
 same_video recut "$a" --keep 1s-2s --keep 0s-1s@0.5x --fill-gaps 1s --extend-before 4f --prompt "$prompt"
-same_video loop "$a" --seam 1s
+same_video loop "$a" --seam 1s --ends 0.3
 same_video loop --prompt "$prompt" --frames 24
 same_video extend "$a" --before 8f --after 1s --prompt "$prompt"
 same_video blend "$a" "$b" --ramp sigmoid
