@@ -8,9 +8,11 @@
 //   shows-tools encode CODEC VIDEO FRAME COUNT OUT
 //       what the codec makes of COUNT pixel frames (0: all that are left): 1 + 4k of them as a clip, 4k as groups alone
 //   shows-tools steer SOCKET
-//       sends standard input's lines to a running job as fast as they come and prints its answers
+//       sends standard input to a running job as it comes, whatever it is, and prints what is answered
 //   shows-tools peak COMMAND..
-//       runs a command; prints, last on standard error, "peak KIB seconds S" of its largest process and its time
+//       runs a command; prints, last on standard error, "peak KIB processor S": of its largest process, of all
+//   shows-tools cost MODEL ROUNDS
+//       processor's seconds of sampling a video by the plainest loop and as a canvas, and per cent more
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
@@ -24,11 +26,11 @@
 #include <unistd.h>
 
 #include "core/base/arena.h"
-#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "core/media/video.h"
 #include "core/model/codec.h"
 #include "core/store/safetensors.h"
+#include "tests/shows/cost.h"
 
 // ---- latents
 
@@ -183,7 +185,6 @@ static int steer(const char *path) {
 // ---- memory and time
 
 static int peak(char **command) {
-    const double start = ts_clock_seconds();
     const pid_t child = fork();
     if (child == 0) {
         execvp(command[0], command);
@@ -194,7 +195,9 @@ static int peak(char **command) {
     if (child < 0 || waitpid(child, &code, 0) < 0 || getrusage(RUSAGE_CHILDREN, &usage)) {
         return TS_FAIL(TS_ERESOURCE, "%s: %s", command[0], strerror(errno));
     }
-    fprintf(stderr, "peak %ld seconds %.3f\n", usage.ru_maxrss, ts_clock_seconds() - start);
+    const double seconds = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                           1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+    fprintf(stderr, "peak %ld processor %.3f\n", usage.ru_maxrss, seconds);
     return WIFEXITED(code) && WEXITSTATUS(code) == 0 ? TS_OK : TS_FAIL(TS_EPEER, "%s failed", command[0]);
 }
 
@@ -207,10 +210,12 @@ int main(int argc, char **argv) {
         status = encode(argv + 2);
     } else if (strcmp(what, "steer") == 0 && argc == 3) {
         status = steer(argv[2]);
+    } else if (strcmp(what, "cost") == 0 && argc == 4 && atoi(argv[3]) > 0) {
+        status = shows_cost(argv[2], atoi(argv[3]));
     } else if (strcmp(what, "peak") == 0 && argc >= 3) {
         status = peak(argv + 2);
     } else {
-        fprintf(stderr, "usage: shows-tools compare|encode|steer|peak ..; see tests/shows/tools.c\n");
+        fprintf(stderr, "usage: shows-tools compare|encode|steer|peak|cost ..; see tests/shows/tools.c\n");
         return 2;
     }
     if (status) {
