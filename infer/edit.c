@@ -283,17 +283,21 @@ static void tell(const ts_edit_round *r, double seconds) {
 
 // A circle is joined windows everywhere, and the noise that is renewed there takes more steps to settle: 50 instead of
 // 25 bring the step from the last frame to the first within 1.2 x the median in 95 instead of 85 of 100 loops of a
-// prompt (tests/shows/loop.sh).
-static void take_loops_slowly(ts_session *session, const ts_edit_list *list) {
+// prompt (tests/shows/loop.sh). Only rank 0 has the list. Collective.
+static int take_loops_slowly(ts_session *session, const ts_edit_list *list) {
+    ts_comm *world = session->mesh.world;
     const int64_t twice = 2 * session->sample.steps;
-    if (!session->options->steps && list->item[0].loop) {
+    int64_t loop = ts_comm_rank(world) == 0 && list->item[0].loop;
+    TS_TRY(ts_broadcast(world, &loop, sizeof loop, 0));
+    if (!session->options->steps && loop) {
         session->sample.steps = twice < TS_MAX_STEPS ? twice : TS_MAX_STEPS;
     }
+    return TS_OK;
 }
 
 int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_list *list) {
     ts_comm *world = session->mesh.world;
-    take_loops_slowly(session, list);
+    TS_TRY(take_loops_slowly(session, list));
     work w = {
         .round = {.session = session, .options = options, .list = list},
         .world = world,
