@@ -9,8 +9,8 @@
 #include "core/base/file.h"
 #include "core/media/image.h"
 #include "core/media/video.h"
-#include "infer/compile.h"
-#include "infer/source.h"
+#include "infer/timeline/compile.h"
+#include "infer/timeline/source.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 64, PIXELS = SIDE * SIDE * 3, LATENT = 8 * 8 * 16, TOKENS = 4 * 4 };

@@ -7,7 +7,7 @@
 #include "core/base/file.h"
 #include "core/base/rng.h"
 #include "core/comm/mesh.h"
-#include "infer/state.h"
+#include "infer/steer/state.h"
 #include "tests/ts_test.h"
 
 enum { MAX_T = 9, H = 4, W = 4, C = 16, FRAME = H * W * C, STEPS = 8 };
@@ -79,7 +79,7 @@ static void steps(ts_denoiser *d, int64_t first, int64_t end) {
     }
 }
 
-// As a job saves it (infer/edit_steer.c).
+// As a job saves it (infer/edit/edit_steer.c).
 static void save(const kind *k, const ts_canvas *canvas, const ts_denoiser *d, const char *path) {
     static float memory[TS_DENOISER_ARRAYS][MAX_T * FRAME];
     ts_state s = {.model = "m",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Canvases: what an empty one holds, what is refused, what a prompt set in between leaves behind.
-#include "infer/canvas.h"
+#include "infer/sampler/canvas.h"
 #include "tests/ts_test.h"
 
 static ts_canvas empty(void) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,4 timeout=60
 // Steering: whatever clients send, all ranks are given the same events at the same steps.
-#include "infer/control.h"
+#include "infer/steer/control.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -5,7 +5,7 @@
 // and loops too, and goes on from what another one saved.
 #include "core/base/rng.h"
 #include "core/comm/mesh.h"
-#include "infer/denoise.h"
+#include "infer/sampler/denoise.h"
 #include "tests/ts_test.h"
 
 enum { T = 3, H = 4, W = 6, C = 16, FRAME = H * W * C, NUMBERS = T * FRAME, STEPS = 4, TOKENS = H / 2 * (W / 2) };

@@ -8,9 +8,9 @@
 #include "core/base/file.h"
 #include "core/model/codec.h"
 #include "core/store/safetensors.h"
-#include "infer/decode.h"
-#include "infer/source.h"
-#include "infer/verbs.h"
+#include "infer/edit/verbs.h"
+#include "infer/sampler/decode.h"
+#include "infer/timeline/source.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 64, FRAMES = 33, H = SIDE / 8, C = 16, FRAME = H * H * C, PIXELS = SIDE * SIDE * 3, MAX_T = 20 };

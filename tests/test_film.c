@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2,3 timeout=60
 // Videos written a stretch at a time, by any number of ranks, are those decoded whole; so are their contact sheets.
-#include "infer/film.h"
+#include "infer/edit/film.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 #include "core/base/rng.h"
 #include "core/base/signal.h"
 #include "core/media/image.h"
-#include "infer/decode.h"
+#include "infer/sampler/decode.h"
 #include "tests/ts_test.h"
 
 enum { T = 7, H = 3, W = 4, C = 16, PIXELS = 8 * H * 8 * W * 3 };

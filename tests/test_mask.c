@@ -2,7 +2,7 @@
 // TEST: ranks=1 timeout=30
 // Boxes, brightness, soft edges and the shares of tokens.
 #include "core/base/rng.h"
-#include "infer/mask.h"
+#include "infer/timeline/mask.h"
 #include "tests/ts_test.h"
 
 enum { H = 12, W = 16, FRAMES = 9 };

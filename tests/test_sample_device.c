@@ -2,8 +2,8 @@
 // The shipped model on another device: the same weights, the same noise to the bit, latents like the CPU's, of loops
 // too, and the same bits whether steps are recorded or not. TEST: ranks=1 timeout=120 backend=cuda
 #include "core/model/model.h"
-#include "infer/denoise.h"
-#include "infer/sample.h"
+#include "infer/sampler/denoise.h"
+#include "infer/sampler/sample.h"
 #include "tests/device_test.h"
 
 enum { VIDEOS = 3, T = 2, H = 4, W = 6, STEPS = 4 };

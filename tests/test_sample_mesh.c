@@ -7,8 +7,8 @@
 
 #include "core/comm/mesh.h"
 #include "core/model/model.h"
-#include "infer/decode.h"
-#include "infer/sample.h"
+#include "infer/sampler/decode.h"
+#include "infer/sampler/sample.h"
 #include "tests/ts_test.h"
 
 enum { VIDEOS = 3, T = 3, H = 8, W = 8, STEPS = 20 };

@@ -4,8 +4,8 @@
 #include "core/base/arena.h"
 #include "core/base/json.h"
 #include "core/store/safetensors.h"
-#include "infer/solver.h"
-#include "infer/velocity.h"
+#include "infer/sampler/solver.h"
+#include "infer/sampler/velocity.h"
 #include "tests/device_test.h"
 
 enum { C = 16, T = 3, H = 8, W = 12, ROWS = 20, STEPS = 6, NUMBERS = C * T * H * W, TEXT = ROWS * 32 };

@@ -2,7 +2,7 @@
 // Noise levels and solver trajectories against the tables of the public implementations
 // (tests/vectors/schedulers.json).
 #include "core/base/json.h"
-#include "infer/solver.h"
+#include "infer/sampler/solver.h"
 #include "tests/ts_test.h"
 
 static json_t *vectors;

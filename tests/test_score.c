@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of pixels whose answers are known.
 // TEST: timeout=30
-#include "infer/score.h"
+#include "infer/edit/score.h"
 #include "tests/ts_test.h"
 
 enum { FRAMES = 12, HEIGHT = 6, WIDTH = 10, BYTES = HEIGHT * WIDTH * 3 };

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "infer/solver.h"
+#include "infer/sampler/solver.h"
 #include "tests/ts_test.h"
 
 enum { ROWS = 9, WIDTH = 5, CLASSES = 6, STEPS = 12 };

@@ -10,7 +10,7 @@
 #include "core/media/image.h"
 #include "core/media/resize.h"
 #include "core/media/video.h"
-#include "infer/source.h"
+#include "infer/timeline/source.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 32, FRAME = SIDE * SIDE * 3, COUNT = 12 };

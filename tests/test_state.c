@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TEST: ranks=1,2 timeout=60
 // Saved states: equal frames are stored once, what is loaded is what was saved, and what is damaged is refused by name.
-#include "infer/state.h"
+#include "infer/steer/state.h"
 
 #include <fcntl.h>
 #include <signal.h>

@@ -2,7 +2,7 @@
 // TEST: ranks=1 timeout=60
 // Timelines as they are written: times, spans and their latent frames, reading and writing, what a model fills in, and
 // every refusal with its place.
-#include "infer/timeline.h"
+#include "infer/timeline/timeline.h"
 
 #include <unistd.h>
 

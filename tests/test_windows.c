@@ -2,7 +2,7 @@
 // Windows: which frames they cover, that their weights share out each free frame, that those of loops and long canvases
 // roll, that what is held and far from anything free is left out.
 #include "core/base/rng.h"
-#include "infer/windows.h"
+#include "infer/sampler/windows.h"
 #include "tests/ts_test.h"
 
 enum { MOST = 64 };

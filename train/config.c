@@ -8,7 +8,7 @@
 
 #include "core/base/json.h"
 #include "core/base/status.h"
-#include "infer/prompts.h"
+#include "infer/timeline/prompts.h"
 
 static const char *const PRECISIONS[] = {"bf16", "f32", NULL};
 static const char *const OPTIMIZERS[] = {"adamw", "muon", NULL};

@@ -8,8 +8,8 @@
 #include "core/base/file.h"
 #include "core/base/status.h"
 #include "core/media/image.h"
-#include "infer/decode.h"
-#include "infer/sample.h"
+#include "infer/sampler/decode.h"
+#include "infer/sampler/sample.h"
 
 // The prompts of the configuration, or captions of validation clips.
 static int64_t choose_prompts(const ts_trainer *t, const char **own, const char *const **prompts) {

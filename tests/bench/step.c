@@ -10,8 +10,8 @@
 #include "core/comm/traffic.h"
 #include "core/config/option.h"
 #include "core/model/dit.h"
-#include "infer/sample.h"
-#include "infer/velocity.h"
+#include "infer/sampler/sample.h"
+#include "infer/sampler/velocity.h"
 #include "train/optimizer.h"
 #include "train/token_loss.h"
 

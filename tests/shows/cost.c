@@ -11,8 +11,8 @@
 #include "core/base/rng.h"
 #include "core/base/status.h"
 #include "core/model/model.h"
-#include "infer/denoise.h"
-#include "infer/score.h"
+#include "infer/edit/score.h"
+#include "infer/sampler/denoise.h"
 
 static const char *const prompts[] = {"a red circle moves left on a black background", ""};
 

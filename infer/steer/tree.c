@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// `tessera tree`: the states of a store as a tree of choices, and what each takes on the disk.
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/status.h"
+#include "core/config/command.h"
+#include "infer/steer/state_private.h"
+
+typedef struct options {
+    const char *store;
+    bool json;
+} options;
+
+#define FIELD(name) offsetof(options, name)
+// clang-format off
+static const ts_option table[] = {
+    {"store", TS_OPTION_STRING, FIELD(store), NULL, "folder of the states: STORE of --save-state STORE/NAME", 0, 0, NULL, true},
+    {"json", TS_OPTION_BOOL, FIELD(json), "false", "print one JSON object", 0, 0, NULL, false},
+    {0},
+};
+// clang-format on
+#undef FIELD
+
+typedef struct entry {
+    const char *name, *parent, *change, *problem;  // problem: why it cannot be read, or NULL
+    int64_t step, steps, frames;
+    int64_t own, shared;  // bytes: of objects that no other state has, and its JSON; of the others
+    json_t *objects;      // names, each once
+    bool told;
+} entry;
+
+typedef struct tree {
+    const char *store;
+    ts_arena *arena;
+    int64_t count;
+    entry *item;    // [count] in the order of their names
+    json_t *users;  // object name -> how many states have it
+} tree;
+
+// ---- reading
+
+// Notes the objects of a state, each once.
+static int note_objects(tree *t, entry *e, const json_t *object, const ts_state *s, const char *place) {
+    const json_t *names;
+    for (int i = ts_state_lists(s); i < s->arrays; i++) {
+        TS_TRY(ts_state_object_names(object, place, i, s->compiled.canvas.frames, &names));
+        for (int64_t f = 0; f < s->compiled.canvas.frames; f++) {
+            const char *name = json_string_value(json_array_get(names, (size_t)f));
+            if (!json_object_get(e->objects, name)) {
+                const json_int_t users = json_integer_value(json_object_get(t->users, name));
+                json_object_set_new(e->objects, name, json_true());
+                json_object_set_new(t->users, name, json_integer(users + 1));
+            }
+        }
+    }
+    return TS_OK;
+}
+
+static int read_entry(tree *t, entry *e) {
+    char place[TS_PATH_BYTES];
+    json_t *object = NULL;
+    ts_state s = {0};
+    TS_TRY(ts_state_json_path(place, t->store, e->name));
+    int status = ts_json_read(place, TS_STATE_JSON_BYTES, &object);
+    status = status ? status : ts_state_from_json(&s, object, place, t->arena);
+    status = status ? status : note_objects(t, e, object, &s, place);
+    if (!status) {
+        e->parent = s.parent;
+        e->change = s.change ? s.change : ts_arena_strdup(t->arena, s.compiled.canvas.prompt[0]);
+        e->step = s.step;
+        e->steps = s.steps;
+        e->frames = s.frames;
+        e->own = ts_path_bytes(place);
+        status = e->change ? TS_OK : TS_ERESOURCE;
+    }
+    ts_state_close(&s);
+    json_decref(object);
+    return status;
+}
+
+// A state that cannot be read is listed with the reason.
+static int read_entries(tree *t, char *const *names, int64_t count) {
+    t->item = ts_arena_zalloc(t->arena, (size_t)(count + 1) * sizeof *t->item);
+    t->users = json_object();
+    TS_TRY(t->item && t->users ? TS_OK : TS_ERESOURCE);
+    for (int64_t i = 0; i < count; i++) {
+        const size_t length = strlen(names[i]);
+        if (length < 6 || strcmp(names[i] + length - 5, ".json") != 0) {
+            continue;
+        }
+        entry *e = &t->item[t->count++];
+        e->name = ts_arena_printf(t->arena, "%.*s", (int)(length - 5), names[i]);
+        e->objects = json_object();
+        TS_TRY(e->name && e->objects ? TS_OK : TS_ERESOURCE);
+        const int status = read_entry(t, e);
+        if (status) {
+            TS_TRY(status == TS_EINPUT ? TS_OK : status);
+            e->problem = ts_arena_strdup(t->arena, ts_error_text());
+            TS_TRY(e->problem ? TS_OK : TS_ERESOURCE);
+        }
+    }
+    return TS_OK;
+}
+
+// What each has alone and what it shares; an object that is not there makes the state one with a problem.
+static int weigh(tree *t) {
+    char path[TS_PATH_BYTES];
+    for (int64_t i = 0; i < t->count; i++) {
+        entry *e = &t->item[i];
+        const char *name;
+        json_t *value;
+        json_object_foreach(e->objects, name, value) {
+            TS_TRY(ts_store_object_path(path, t->store, name));
+            const int64_t bytes = ts_path_bytes(path);
+            const bool alone = json_integer_value(json_object_get(t->users, name)) == 1;
+            *(alone ? &e->own : &e->shared) += bytes > 0 ? bytes : 0;
+            if (bytes < 0 && !e->problem) {
+                e->problem = ts_arena_printf(t->arena, "%s is missing", path);
+            }
+        }
+    }
+    return TS_OK;
+}
+
+static int64_t total_bytes(const tree *t) {
+    char path[TS_PATH_BYTES];
+    const char *name;
+    json_t *value;
+    int64_t sum = 0;
+    json_object_foreach(t->users, name, value) {
+        const int64_t bytes = ts_store_object_path(path, t->store, name) ? 0 : ts_path_bytes(path);
+        sum += bytes > 0 ? bytes : 0;
+    }
+    for (int64_t i = 0; i < t->count; i++) {
+        const int64_t bytes = ts_state_json_path(path, t->store, t->item[i].name) ? 0 : ts_path_bytes(path);
+        sum += bytes > 0 ? bytes : 0;
+    }
+    return sum;
+}
+
+// ---- printing
+
+static const char *size_text(int64_t bytes, char out[16]) {
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double value = (double)bytes;
+    int unit = 0;
+    while (value >= 1024 && unit < 4) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(out, 16, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    return out;
+}
+
+enum { NAME_COLUMNS = 32, INDENT_BYTES = 512 };
+
+// Names differ in width, and the lines in front of them are three bytes a column.
+static void print_name(const char *indent, int depth, const char *name) {
+    const int used = 3 * depth + (int)strlen(name);
+    printf("%s%s%*s", indent, name, used < NAME_COLUMNS ? NAME_COLUMNS - used : 1, "");
+}
+
+static void print_entry(const entry *e, const char *indent, int depth) {
+    char step[48], own[16], shared[16], change[160];
+    print_name(indent, depth, e->name);
+    if (e->problem) {
+        printf("cannot be used: %s\n", e->problem);
+        return;
+    }
+    snprintf(step, sizeof step, e->step == e->steps ? "done" : "%lld/%lld", (long long)e->step, (long long)e->steps);
+    snprintf(change, sizeof change, "%.150s", e->change);
+    ts_make_one_line(change);
+    printf("%8s %6lld  %10s %10s  %s\n", step, (long long)e->frames, size_text(e->own, own),
+           size_text(e->shared, shared), change);
+}
+
+static bool is_child(const tree *t, int64_t i, const char *parent) {
+    const entry *e = &t->item[i];
+    return !e->told && e->parent && strcmp(e->parent, parent) == 0;
+}
+
+// An entry and below it what was made of it. States that go round in a circle are told once.
+static void print_below(tree *t, int64_t i, const char *indent, const char *below, int depth) {
+    char next_indent[INDENT_BYTES], next_below[INDENT_BYTES];
+    const char *name = t->item[i].name;
+    t->item[i].told = true;
+    print_entry(&t->item[i], indent, depth);
+    for (int64_t k = 0; k < t->count; k++) {
+        bool last = true;
+        for (int64_t other = k + 1; other < t->count; other++) {
+            last = last && !is_child(t, other, name);
+        }
+        if (is_child(t, k, name)) {
+            snprintf(next_indent, sizeof next_indent, "%.500s%s", below, last ? "└─ " : "├─ ");
+            snprintf(next_below, sizeof next_below, "%.500s%s", below, last ? "   " : "│  ");
+            print_below(t, k, next_indent, next_below, depth + 1);
+        }
+    }
+}
+
+static bool has_parent_here(const tree *t, const entry *e) {
+    for (int64_t i = 0; i < t->count && e->parent; i++) {
+        if (strcmp(t->item[i].name, e->parent) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void print_tree(tree *t) {
+    char size[16];
+    printf("%-*s%8s %6s  %10s %10s  %s\n", NAME_COLUMNS, "state", "step", "frames", "own", "shared", "change");
+    for (int pass = 0; pass < 2; pass++) {  // then what goes round in a circle
+        for (int64_t i = 0; i < t->count; i++) {
+            if (!t->item[i].told && (pass || !has_parent_here(t, &t->item[i]))) {
+                print_below(t, i, "", "", 0);
+            }
+        }
+    }
+    printf("%lld state%s, %s\n", (long long)t->count, t->count == 1 ? "" : "s", size_text(total_bytes(t), size));
+}
+
+static int print_json(const tree *t) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < t->count; i++) {
+        const entry *e = &t->item[i];
+        json_array_append_new(list, json_pack("{s:s, s:s?, s:s?, s:s?, s:I, s:I, s:I, s:I, s:I}", "name", e->name,
+                                              "parent", e->parent, "change", e->change, "problem", e->problem, "step",
+                                              (json_int_t)e->step, "steps", (json_int_t)e->steps, "frames",
+                                              (json_int_t)e->frames, "own", (json_int_t)e->own, "shared",
+                                              (json_int_t)e->shared));
+    }
+    json_t *object = json_pack("{s:o, s:I}", "states", list, "bytes", (json_int_t)total_bytes(t));
+    char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    json_decref(object);
+    if (!text) {
+        return TS_FAIL(TS_ERESOURCE, "out of memory for the list of states");
+    }
+    printf("%s\n", text);
+    free(text);
+    return TS_OK;
+}
+
+// ---- the command
+
+static int list_store(tree *t, bool json) {
+    char folder[TS_PATH_BYTES], **names;
+    int64_t count;
+    TS_TRY(ts_path_join(folder, sizeof folder, t->store, "states"));
+    if (!ts_path_is_folder(folder)) {
+        return TS_FAIL(TS_EINPUT, "%s: is no store of states; --save-state STORE/NAME makes one", t->store);
+    }
+    TS_TRY(ts_folder_list(folder, &names, &count));
+    int status = read_entries(t, names, count);
+    ts_folder_list_free(names, count);
+    status = status ? status : weigh(t);
+    if (!status && json) {
+        status = print_json(t);
+    } else if (!status) {
+        print_tree(t);
+    }
+    for (int64_t i = 0; i < t->count; i++) {
+        json_decref(t->item[i].objects);
+    }
+    json_decref(t->users);
+    return status;
+}
+
+int ts_command_tree(ts_comm *world, int argc, char **argv) {
+    static const char *const arguments[] = {"store", NULL};
+    static const ts_command command = {
+        .usage = "tessera tree STORE [--json]\n"
+                 "Lists saved states, each below the one it goes on from: its step, its frames, the bytes that are its "
+                 "own and those that other states have too, and what was changed.",
+        .table = table,
+        .arguments = arguments,
+    };
+    ts_arena *arena = NULL;
+    options o = {0};
+    bool help = false;
+    TS_TRY(ts_arena_open(&arena, "tree", 1 << 16, false));
+    tree t = {.arena = arena};
+    int status = ts_agree(world, ts_command_read(&command, &o, arena, argc, argv, &help));
+    t.store = o.store;
+    if (!status && !help) {
+        status = ts_agree(world, ts_comm_rank(world) == 0 ? list_store(&t, o.json) : TS_OK);
+    }
+    ts_arena_close(&arena);
+    return status;
+}
