@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside infer/edit*.c only: videos under work, and what is written of them.
+// Inside infer/edit/edit*.c only: videos under work, and what is written of them.
 #ifndef TS_INFER_EDIT_PRIVATE_H
 #define TS_INFER_EDIT_PRIVATE_H
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside infer/verbs*.c only: the options of all verbs, and how a timeline is filled.
+// Inside infer/edit/verbs*.c only: the options of all verbs, and how a timeline is filled.
 #ifndef TS_INFER_VERBS_PRIVATE_H
 #define TS_INFER_VERBS_PRIVATE_H
 

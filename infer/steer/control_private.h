@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside infer/control*.c only: the socket with its clients, and what a message says.
+// Inside infer/steer/control*.c only: the socket with its clients, and what a message says.
 #ifndef TS_INFER_CONTROL_PRIVATE_H
 #define TS_INFER_CONTROL_PRIVATE_H
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside infer/state*.c and infer/steer/tree.c only: the store's files, and the JSON of a state.
+// Inside infer/steer/state*.c, branch.c and tree.c only: the store's files, and the JSON of a state.
 #ifndef TS_INFER_STATE_PRIVATE_H
 #define TS_INFER_STATE_PRIVATE_H
 
