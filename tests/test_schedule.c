@@ -114,6 +114,25 @@ static void check_euler(void) {
     CHECK_FAILS(ts_schedule_make(&schedule, TS_GRID_EULER, 4, (double)NAN), TS_EUSAGE, "shift");
 }
 
+// Every grid falls all the way at any shift that models have, and a shift far off is told, not made into NaN.
+static void check_falling(void) {
+    static const double shifts[] = {0.5, 1.0, 3.0, 12.0};
+    static ts_schedule s;
+    for (int grid = 0; ts_grid_names[grid]; grid++) {
+        for (int64_t steps = 1; steps <= TS_MAX_STEPS; steps = steps * 10) {
+            for (size_t i = 0; i < sizeof shifts / sizeof *shifts; i++) {
+                CHECK_OK(ts_schedule_make(&s, (ts_grid)grid, steps, shifts[i]));
+                CHECK(s.sigma[0] <= 1.0f && s.sigma[steps - 1] > 0.0f && s.sigma[steps] == 0.0f);
+            }
+        }
+    }
+    CHECK_FAILS(ts_schedule_make(&s, TS_GRID_LTX, 25, 100.0), TS_EUSAGE, "nearer to 1");
+    CHECK_FAILS(ts_schedule_make(&s, TS_GRID_LTX, 1, 1000.0), TS_EUSAGE, "a shift of 1000");
+    CHECK_FAILS(ts_schedule_make(&s, TS_GRID_UNIPC, TS_MAX_STEPS, 1000.0), TS_EUSAGE, "different noise levels");
+    CHECK_FAILS(ts_schedule_make(&s, TS_GRID_EULER, 4, 1e-60), TS_EUSAGE, "different noise levels");
+    CHECK_OK(ts_schedule_make(&s, TS_GRID_UNIPC, 50, 1000.0));
+}
+
 int main(void) {
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     CHECK_OK(ts_json_read("tests/vectors/schedulers.json", 1 << 20, &vectors));
@@ -124,6 +143,7 @@ int main(void) {
     check_trajectory("unipc_traj_N8_shift3.0", 8, 3.0);
     check_trajectory("unipc_traj_N20_shift5.0", 20, 5.0);
     check_euler();
+    check_falling();
     json_decref(vectors);
     return ts_test_end();
 }

@@ -53,6 +53,18 @@ float ts_schedule_floor(ts_grid grid, double strength, double shift) {
     return (float)shifted(fmin(strength, 1.0), grid == TS_GRID_LTX ? exp(shift) : shift);
 }
 
+// A shift that is far off leaves levels that a float cannot tell apart, or none at all; solvers divide by their
+// distance.
+static int check_levels(const ts_schedule *schedule, double shift) {
+    for (int64_t i = 0; i < schedule->steps; i++) {
+        if (!(schedule->sigma[i] <= 1.0f && schedule->sigma[i + 1] < schedule->sigma[i])) {
+            return TS_FAIL(TS_EUSAGE, "a shift of %g leaves no %lld different noise levels; take one nearer to 1",
+                           shift, (long long)schedule->steps);
+        }
+    }
+    return TS_OK;
+}
+
 int ts_schedule_make(ts_schedule *out, ts_grid grid, int64_t steps, double shift) {
     if (steps < 1 || steps > TS_MAX_STEPS) {
         return TS_FAIL(TS_EUSAGE, "%lld sampling steps; give 1 to %d", (long long)steps, TS_MAX_STEPS);
@@ -68,5 +80,5 @@ int ts_schedule_make(ts_schedule *out, ts_grid grid, int64_t steps, double shift
         out->timestep[i] = (float)(truncate ? trunc(1000.0 * sigma) : 1000.0 * sigma);
     }
     out->sigma[steps] = 0.0f;
-    return TS_OK;
+    return check_levels(out, shift);
 }

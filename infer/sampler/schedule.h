@@ -25,7 +25,8 @@ typedef struct ts_schedule {
 } ts_schedule;
 
 // shift: sigma' = s sigma / (1 + (s - 1) sigma); for TS_GRID_LTX it is the exponent mu.
-// TS_EUSAGE when steps is not in 1..TS_MAX_STEPS or shift is not positive and finite.
+// TS_EUSAGE when steps is not in 1..TS_MAX_STEPS, shift is not positive and finite, or is so large or small that levels
+// do not fall from step to step.
 int ts_schedule_make(ts_schedule *out, ts_grid grid, int64_t steps, double shift);
 
 // The noise level where what has this strength begins, 0 held to 1 free: a free token's path from noise to video, less
