@@ -300,6 +300,70 @@ static void test_prompts(void) {
     CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "edit.yaml:12: prompts[1]: ");
 }
 
+// The prompt whose span a latent frame is in, or -1.
+static int64_t prompt_of(const ts_timeline *t, int64_t latent_frames, int64_t at) {
+    for (int64_t i = 0; i < t->prompts.count; i++) {
+        ts_frame_span span;
+        bool moved;
+        CHECK_OK(ts_span_parse(&span, t->prompts.item[i].span, t->fps, t->frames, ""));
+        const ts_latent_span place = ts_span_snap(span, 4, latent_frames, t->loop, &moved);
+        if (at >= place.first && at < place.end) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+// That of the nearest frame with one, the earlier of two, looking farther and farther away.
+static int64_t nearest_prompt(const ts_timeline *t, int64_t latent_frames, int64_t frame) {
+    int64_t nearest = -1;
+    for (int64_t away = 0; away < latent_frames && nearest < 0; away++) {
+        for (int side = -1; side <= 1 && nearest < 0; side += 2) {
+            const int64_t at = frame + side * away;
+            nearest = prompt_of(t, latent_frames, t->loop ? (at + latent_frames) % latent_frames : at);
+        }
+    }
+    return nearest;
+}
+
+static void test_nearest(void) {
+    static const char *const spans[] = {"0..4", "20..28", "40..44", "100..104", "120..128"};
+    for (int subset = 1; subset < 1 << 5; subset++) {
+        ts_timeline t = scene_timeline(128);
+        ts_timeline_prompt p[5];
+        t.loop = subset % 3 > 0;
+        t.frames += !t.loop;
+        t.prompts.item = p;
+        for (int i = 0; i < 5; i++) {
+            if (subset & 1 << i) {
+                p[t.prompts.count++] = scene_prompt(spans[i], spans[i], 1, NAN);
+            }
+        }
+        ts_compiled c;
+        CHECK_OK(scene_compile(&c, &t, NULL, 0));
+        for (int64_t f = 0; f < c.canvas.frames; f++) {
+            const int64_t nearest = nearest_prompt(&t, c.canvas.frames, f);
+            CHECK(nearest >= 0 && c.canvas.weight[f * t.prompts.count + nearest] == 1);
+        }
+        ts_compiled_close(&c);
+    }
+}
+
+// As long as can be, with a prompt at the beginning alone: not a search through all frames for each.
+static void test_long(void) {
+    ts_timeline t = scene_timeline(1 + 4 * 65535);
+    t.size = (ts_size2){16, 16};
+    ts_timeline_prompt p = scene_prompt("0..1", "a", 1, NAN);
+    t.prompts.item = &p;
+    t.prompts.count = 1;
+    ts_compiled c;
+    for (int i = 0; i < 50; i++) {
+        CHECK_OK(scene_compile(&c, &t, NULL, 0));
+        CHECK(c.canvas.frames == 65536 && c.canvas.weight[65535] == 1);
+        ts_compiled_close(&c);
+    }
+}
+
 static void test_events(void) {
     ts_timeline t = scene_timeline(33);
     ts_timeline_event e[4] = {
@@ -459,6 +523,10 @@ int main(int argc, char **argv) {
         test_saved();
         test_saved_misfits();
         test_prompts();
+        ts_log_set_level(TS_LOG_WARN);  // what they are told again and again
+        test_nearest();
+        test_long();
+        ts_log_set_level(TS_LOG_INFO);
         test_events();
         test_notes();
         test_examples();

@@ -143,6 +143,33 @@ static void test_saving(void) {
     }
 }
 
+// Whether a frame is free, or held within c->context of one that is: by looking at all of them.
+static bool is_needed(const ts_canvas *c, int64_t t) {
+    for (int64_t at = 0; at < c->frames; at++) {
+        const int64_t straight = at > t ? at - t : t - at, round = c->frames - straight;
+        const int64_t away = c->loop && round < straight ? round : straight;
+        if (away <= c->context && !ts_canvas_frame_is_held(c, at)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Held but for its ends, as long as canvases are, and all of it context: work that grows with the length alone.
+static void test_length(void) {
+    ts_canvas c = open(1 << 16, 5, 2, 1 << 16, false);
+    hold(&c, 1, c.frames - 1);
+    for (int64_t step = 0; step < 50; step++) {
+        ts_windows w = make(&c, step);
+        CHECK(w.count > c.frames / 4);
+        ts_windows_close(&w);
+    }
+    hold(&c, 0, c.frames);
+    c.context = INT64_MAX;
+    check(&c, 0, "");
+    ts_canvas_close(&c);
+}
+
 // Any canvas at all.
 static void test_any(uint64_t index) {
     enum { FRAMES, WINDOW, OVERLAP, CONTEXT, LOOP, STEP, HOLDS };
@@ -159,6 +186,7 @@ static void test_any(uint64_t index) {
         c.strength[t] = held ? 0.0f : 0.5f;
     }
     double sum[MOST] = {0};
+    bool seen[MOST] = {false};
     ts_windows w = make(&c, (int64_t)draw[STEP]);
     for (int64_t k = 0; k < w.count; k++) {
         const ts_window *item = &w.item[k];
@@ -168,10 +196,12 @@ static void test_any(uint64_t index) {
             const int64_t t = ts_window_frame(&c, item, i);
             CHECK(t >= 0 && t < c.frames && (item->weight[i] > 0.0f) == (i > 0 || !item->head));
             sum[t] += (double)item->weight[i];
+            seen[t] = true;
         }
     }
     for (int64_t t = 0; t < c.frames; t++) {  // so heads stand for frames that are held or another window's, too
         CHECK(sum[t] == 0.0 ? ts_canvas_frame_is_held(&c, t) : fabs(sum[t] - 1.0) < 1e-6);
+        CHECK(seen[t] == is_needed(&c, t));
     }
     ts_windows_close(&w);
     ts_canvas_close(&c);
@@ -182,6 +212,7 @@ int main(void) {
     test_loop();
     test_held();
     test_saving();
+    test_length();
     for (uint64_t i = 0; i < 2000; i++) {
         test_any(i);
     }

@@ -25,26 +25,28 @@ typedef struct stretch {
     int64_t first, count;
 } stretch;
 
-// Whether frame t is free or held within `context` of one that is.
-static bool is_needed(const ts_canvas *c, const bool *free_frame, int64_t t) {
-    for (int64_t d = -c->context; d <= c->context; d++) {
-        const int64_t at = c->loop ? ((t + d) % c->frames + c->frames) % c->frames : t + d;
-        if (at >= 0 && at < c->frames && free_frame[at]) {
-            return true;
-        }
+// Marks the frames at most c->context behind a free one, in the direction of `to` (1 or -1): twice round a circle, so
+// that what is free at the end is seen from the beginning.
+static void mark_behind(const ts_canvas *c, const bool *free_frame, int64_t to, bool *needed) {
+    const int64_t most = c->context < c->frames ? c->context : c->frames;
+    int64_t away = most + 1;  // frames since a free one, as far as it matters
+    for (int64_t i = 0; i < (c->loop ? 2 : 1) * c->frames; i++) {
+        const int64_t t = to > 0 ? i % c->frames : c->frames - 1 - i % c->frames;
+        away = free_frame[t] ? 0 : away + (away <= most);
+        needed[t] = needed[t] || away <= most;
     }
-    return false;
 }
 
-// Fills needed[frames]; returns how many are.
+// Fills needed[frames], whether a frame is free or held within `context` of one that is; returns how many are.
 static int64_t find_needed(const ts_canvas *c, bool *needed) {
     bool *free_frame = needed + c->frames;
     int64_t count = 0;
     for (int64_t t = 0; t < c->frames; t++) {
-        free_frame[t] = !ts_canvas_frame_is_held(c, t);
+        needed[t] = free_frame[t] = !ts_canvas_frame_is_held(c, t);
     }
+    mark_behind(c, free_frame, 1, needed);
+    mark_behind(c, free_frame, -1, needed);
     for (int64_t t = 0; t < c->frames; t++) {
-        needed[t] = is_needed(c, free_frame, t);
         count += needed[t];
     }
     return count;

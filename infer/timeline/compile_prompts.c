@@ -53,38 +53,45 @@ static double weight_of(const ts_canvas *canvas, int64_t t) {
     return sum;
 }
 
-// The nearest frame with a prompt, the earlier of two, round the circle in a loop; -1 when there is none.
-static int64_t nearest_frame(const ts_canvas *canvas, const bool *given, int64_t t) {
+// How many frames each is behind the last one with a prompt, in the direction of `to` (1 or -1), round the circle in a
+// loop; more than `frames` where there is none.
+static void measure_gaps(const ts_canvas *canvas, int64_t to, int64_t *away) {
     const int64_t frames = canvas->frames;
-    for (int64_t away = 0; away < frames; away++) {
-        for (int side = -1; side <= 1; side += 2) {
-            const int64_t at = t + side * away;
-            const int64_t frame = canvas->loop ? (at + frames) % frames : at;
-            if (frame >= 0 && frame < frames && given[frame]) {
-                return frame;
-            }
-        }
+    int64_t behind = frames;
+    for (int64_t i = 0; i < (canvas->loop ? 2 : 1) * frames; i++) {
+        const int64_t t = to > 0 ? i % frames : frames - 1 - i % frames;
+        behind = weight_of(canvas, t) > 0 ? 0 : behind + 1;
+        away[t] = behind;
     }
-    return -1;
+}
+
+// Every frame takes the prompts of the nearest one that has some, the earlier of two. `before` and `after` [frames] are
+// how far these are; there is one at least.
+static void take_nearest(ts_canvas *canvas, const int64_t *before, const int64_t *after) {
+    const int64_t frames = canvas->frames;
+    for (int64_t t = 0; t < frames; t++) {
+        const int64_t from = (before[t] <= after[t] ? t - before[t] + frames : t + after[t]) % frames;
+        memmove(canvas->weight + t * canvas->prompts, canvas->weight + from * canvas->prompts,
+                (size_t)canvas->prompts * sizeof *canvas->weight);
+    }
 }
 
 // Frames without a prompt take those of the nearest frame that has one.
 static int fill_gaps(ts_canvas *canvas, const ts_timeline *timeline) {
-    bool *given = ts_malloc((size_t)canvas->frames * sizeof *given);
-    if (!given) {
+    int64_t *before = ts_malloc(2 * (size_t)canvas->frames * sizeof *before), gaps = 0;
+    if (!before) {
         return TS_ERESOURCE;
     }
-    int64_t gaps = 0;
+    int64_t *after = before + canvas->frames;
+    measure_gaps(canvas, 1, before);
+    measure_gaps(canvas, -1, after);
     for (int64_t t = 0; t < canvas->frames; t++) {
-        given[t] = weight_of(canvas, t) > 0;
-        gaps += !given[t];
+        gaps += before[t] > 0;
     }
-    for (int64_t t = 0; t < canvas->frames && gaps < canvas->frames; t++) {
-        const int64_t from = nearest_frame(canvas, given, t);
-        memmove(canvas->weight + t * canvas->prompts, canvas->weight + from * canvas->prompts,
-                (size_t)canvas->prompts * sizeof *canvas->weight);
+    if (gaps < canvas->frames) {
+        take_nearest(canvas, before, after);
     }
-    free(given);
+    free(before);
     if (gaps == canvas->frames) {
         return TS_FAIL(TS_EUSAGE, "%s: no prompt has a weight above 0; give one", timeline->path);
     }
