@@ -5,7 +5,7 @@
 // and loops too, and goes on from what another one saved.
 #include "core/base/rng.h"
 #include "core/comm/mesh.h"
-#include "infer/sampler/denoise.h"
+#include "infer/sampler/denoise_private.h"
 #include "tests/ts_test.h"
 
 enum { T = 3, H = 4, W = 6, C = 16, FRAME = H * W * C, NUMBERS = T * FRAME, STEPS = 4, TOKENS = H / 2 * (W / 2) };
@@ -210,6 +210,34 @@ static void test_prompts_of_frames(const ts_model *model) {
     CHECK(distance(x[SPLIT], x[ALL_DOWN], FRAME, 2 * FRAME) < distance(x[SPLIT], x[ALL_LEFT], FRAME, 2 * FRAME));
 }
 
+// Neighbouring frames with the same prompts share a context, in a window and in windows that go together; what is
+// shared is what each frame would have alone.
+static void test_shared_contexts(const ts_model *model) {
+    const ts_denoise_params params = params_of(TS_SOLVER_EULER);
+    static float x[T][NUMBERS];
+    for (int repeats = 0; repeats < T; repeats++) {  // frames that are given the same words once more
+        ts_canvas canvas[2] = {free_canvas(), free_canvas()};
+        ts_denoiser *d = NULL;
+        CHECK_OK(ts_canvas_set_prompt(&canvas[0], 1, DOWN));
+        for (int i = 0; i < repeats; i++) {
+            CHECK_OK(ts_canvas_set_prompt(&canvas[i], i ? 1 : 2, i ? LEFT : DOWN));
+        }
+        CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, canvas, 2));
+        ts_windows windows;
+        CHECK_OK(ts_windows_make(&windows, canvas, 0));
+        const denoise_view view[2] = {{0, windows.item}, {1, windows.item}};
+        CHECK(denoise_contexts(d, view, 2) == 2 + (repeats > 0));
+        CHECK(denoise_contexts(d, view + 1, 1) == 1 + (repeats > 1));
+        CHECK_OK(ts_denoiser_step(d, 0));
+        CHECK_OK(ts_denoiser_latents(d, 0, x[repeats]));
+        CHECK(distance(x[repeats], x[0], 0, NUMBERS) <= 1e-5);
+        ts_windows_close(&windows);
+        ts_denoiser_close(&d);
+        ts_canvas_close(&canvas[0]);
+        ts_canvas_close(&canvas[1]);
+    }
+}
+
 // Two canvases together, one plain and one whose windows roll, are each what they are alone.
 static void test_together(const ts_model *model) {
     const ts_denoise_params params = params_of(TS_SOLVER_UNIPC);
@@ -391,6 +419,7 @@ int main(int argc, char **argv) {
         test_guidance(alone);
         test_prompt(alone);
         test_prompts_of_frames(alone);
+        test_shared_contexts(alone);
         test_together(alone);
         test_refusals(alone);
     }

@@ -77,11 +77,9 @@ static int fuse(const ts_denoiser *d, denoise_view v, const float *velocity) {
 static int run_batch(ts_denoiser *d, const denoise_view *v, int64_t n, bool one_level, const float **velocity) {
     const ts_canvas *c = &d->canvas[v->canvas];
     const int64_t frames = v->window->frames;
-    ts_velocity_batch b = {.n = n, .frames = frames, .height = c->height, .width = c->width, .contexts = 1};
+    ts_velocity_batch b = {.n = n, .frames = frames, .height = c->height, .width = c->width};
     b.levels = one_level ? 1 : frames * c->rows * c->columns;
-    for (int64_t i = 0; i < n; i++) {
-        b.contexts = denoise_has_one_context(d, v[i]) ? b.contexts : frames;
-    }
+    b.contexts = denoise_contexts(d, v, n);
     TS_TRY(ts_velocity_begin(d->velocity, &b));
     TS_TRY(denoise_fill(d, v, &b));
     return ts_velocity_take(d->velocity, &b, velocity);

@@ -77,8 +77,9 @@ int denoise_clean(const ts_denoiser *d, int64_t i, int64_t t, int64_t frames, fl
 
 // What windows [b->n] of equal length show goes into a batch, before the step of d->level.
 int denoise_fill(const ts_denoiser *d, const denoise_view *view, const ts_velocity_batch *b);
-// Whether all frames of a window have the same prompts.
-bool denoise_has_one_context(const ts_denoiser *d, denoise_view v);
+// How many contexts each of windows [n] of equal length has: neighbouring frames with the same prompts in all windows
+// share one.
+int64_t denoise_contexts(const ts_denoiser *d, const denoise_view *view, int64_t n);
 // How many frames of a window from frame i on follow one another on the canvas, too, with the same weight.
 int64_t denoise_run(const ts_denoiser *d, denoise_view v, int64_t i);
 

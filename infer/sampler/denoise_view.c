@@ -73,49 +73,68 @@ static void take_levels(const ts_denoiser *d, denoise_view v, int64_t levels, fl
     }
 }
 
-// Contexts of the frames of a window, or the one that all have.
-static int take_contexts(const ts_denoiser *d, denoise_view v, int64_t contexts, float *const *out) {
+// Weights of prompts in frame t of a window.
+static const float *weights_of(const ts_denoiser *d, denoise_view v, int64_t t) {
+    const ts_canvas *c = &d->canvas[v.canvas];
+    return c->weight + ts_window_frame(c, v.window, t) * c->prompts;
+}
+
+// Whether frame t begins a run of frames with the same prompts, in any of windows [n].
+static bool begins_context(const ts_denoiser *d, const denoise_view *v, int64_t n, int64_t t) {
+    bool same = t > 0;
+    for (int64_t i = 0; i < n && same; i++) {
+        const size_t bytes = (size_t)d->canvas[v[i].canvas].prompts * sizeof(float);
+        same = memcmp(weights_of(d, v[i], t), weights_of(d, v[i], t - 1), bytes) == 0;
+    }
+    return !same;
+}
+
+int64_t denoise_contexts(const ts_denoiser *d, const denoise_view *v, int64_t n) {
+    int64_t contexts = 0;
+    for (int64_t t = 0; t < v->window->frames; t++) {
+        contexts += begins_context(d, v, n, t);
+    }
+    return contexts;
+}
+
+// The context of frame t of a window, in each branch computed here.
+static int take_context(const ts_denoiser *d, denoise_view v, int64_t t, float *const *out) {
     const ts_canvas *c = &d->canvas[v.canvas];
     const char *without = denoise_negative(d);
+    const float one = 1.0f;
+    if (out[TS_BRANCH_WITH]) {
+        TS_TRY(ts_contexts_mix(d->contexts, c->prompt, weights_of(d, v, t), c->prompts, out[TS_BRANCH_WITH]));
+    }
+    return out[TS_BRANCH_WITHOUT] ? ts_contexts_mix(d->contexts, &without, &one, 1, out[TS_BRANCH_WITHOUT]) : TS_OK;
+}
+
+static int take_contexts(const ts_denoiser *d, const denoise_view *v, const ts_velocity_batch *b) {
     const int64_t numbers = ts_contexts_numbers(d->contexts);
-    for (int64_t i = 0; i < contexts; i++) {
-        const float *weight = c->weight + ts_window_frame(c, v.window, i) * c->prompts, one = 1.0f;
-        if (out[TS_BRANCH_WITH]) {
-            TS_TRY(ts_contexts_mix(d->contexts, c->prompt, weight, c->prompts, out[TS_BRANCH_WITH] + i * numbers));
-        }
-        if (out[TS_BRANCH_WITHOUT]) {
-            TS_TRY(ts_contexts_mix(d->contexts, &without, &one, 1, out[TS_BRANCH_WITHOUT] + i * numbers));
+    int64_t context = -1;
+    for (int64_t t = 0; t < b->frames; t++) {
+        const bool begins = begins_context(d, v, b->n, t);
+        context += begins;
+        b->frame_context[t] = (int32_t)context;
+        for (int64_t i = 0; i < b->n && begins; i++) {
+            float *out[TS_BRANCHES];
+            for (int k = 0; k < TS_BRANCHES; k++) {
+                out[k] = b->context[k] ? b->context[k] + (i * b->contexts + context) * numbers : NULL;
+            }
+            TS_TRY(take_context(d, v[i], t, out));
         }
     }
     return TS_OK;
 }
 
-bool denoise_has_one_context(const ts_denoiser *d, denoise_view v) {
-    const ts_canvas *c = &d->canvas[v.canvas];
-    const float *weight = c->weight + ts_window_frame(c, v.window, 0) * c->prompts;
-    for (int64_t i = 1; i < v.window->frames; i++) {
-        if (memcmp(c->weight + ts_window_frame(c, v.window, i) * c->prompts, weight,
-                   (size_t)c->prompts * sizeof *weight) != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
 // ---- all of it
 
 int denoise_fill(const ts_denoiser *d, const denoise_view *v, const ts_velocity_batch *b) {
-    const int64_t context = b->contexts * ts_contexts_numbers(d->contexts);
+    TS_TRY(take_contexts(d, v, b));
     for (int64_t i = 0; i < b->n; i++) {
-        float *contexts[TS_BRANCHES];
-        for (int k = 0; k < TS_BRANCHES; k++) {
-            contexts[k] = b->context[k] ? b->context[k] + i * context : NULL;
-        }
+        const ts_canvas *c = &d->canvas[v[i].canvas];
         TS_TRY(take_latents(d, v[i], b->latent + i * b->frames * denoise_frame_numbers(d)));
-        TS_TRY(take_contexts(d, v[i], b->contexts, contexts));
         take_levels(d, v[i], b->levels, b->timestep + i * b->levels);
         for (int64_t t = 0; t < b->frames; t++) {
-            const ts_canvas *c = &d->canvas[v[i].canvas];
             b->guidance[i * b->frames + t] = (float)ts_canvas_guidance(c, ts_window_frame(c, v[i].window, t));
         }
     }

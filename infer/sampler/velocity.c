@@ -20,10 +20,11 @@ struct ts_velocity {
     room latent, context;               // device: [own branches, n, T, H, W, C], [own branches, n, contexts, ..]
     room branches, guided;              // device: [2, n, T, H, W, C] of both ranks, [n, T, H, W, C]
     room timestep, guidance;            // host: [own branches, n, levels], [n, T]
+    room frame_context;                 // host: [T]
     room row_class, class_c;            // device: of frames with guidance of their own
     room host_row_class, host_class_c;  // the same as they are made
     ts_velocity_batch last;             // shape of the last pass
-    room last_guidance;                 // and its guidance
+    room last_guidance, last_context;   // and its guidance, and which context its frames saw
     ts_recording *recording;            // of a pass up to the guided velocity, or NULL
     int recordings;                     // made so far
     const float *recorded;              // where it leaves the velocity
@@ -87,7 +88,8 @@ void ts_velocity_close(ts_velocity **velocity) {
     }
     ts_velocity_forget(v);
     room *const on_device[] = {&v->latent, &v->context, &v->branches, &v->guided, &v->row_class, &v->class_c};
-    room *const on_host[] = {&v->timestep, &v->guidance, &v->host_row_class, &v->host_class_c, &v->last_guidance};
+    room *const on_host[] = {&v->timestep,      &v->guidance,      &v->host_row_class, &v->host_class_c,
+                             &v->frame_context, &v->last_guidance, &v->last_context};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) {
         v->kernels->device->release(on_device[i]->data);
     }
@@ -114,12 +116,15 @@ int ts_velocity_begin(ts_velocity *v, ts_velocity_batch *b) {
     TS_TRY(make_room(&v->context, branches * context * sizeof(float), device));
     TS_TRY(make_room(&v->timestep, branches * (size_t)(b->n * b->levels) * sizeof(float), host));
     TS_TRY(make_room(&v->guidance, frames * sizeof(float), host));
+    TS_TRY(make_room(&v->frame_context, (size_t)b->frames * sizeof(int32_t), host));
     TS_TRY(make_room(&v->last_guidance, frames * sizeof(float), host));
+    TS_TRY(make_room(&v->last_context, (size_t)b->frames * sizeof(int32_t), host));
     TS_TRY(ts_comm_size(v->p.cfg) > 1 ? make_room(&v->branches, TS_BRANCHES * all, device) : TS_OK);
     TS_TRY(v->p.guided ? make_room(&v->guided, all, device) : TS_OK);
     b->latent = v->latent.data;
     b->timestep = v->timestep.data;
     b->guidance = v->guidance.data;
+    b->frame_context = v->frame_context.data;
     for (int64_t i = 0; i < TS_BRANCHES; i++) {
         const bool here = i >= v->own.first && i < v->own.first + v->own.count;
         b->context[i] = here ? (float *)v->context.data + (size_t)(i - v->own.first) * context : NULL;
@@ -146,6 +151,7 @@ static int own_velocities(ts_velocity *v, const ts_velocity_batch *b, const floa
         .timestep = b->timestep,
         .timesteps_per_sample = b->levels,
         .contexts_per_sample = b->contexts,
+        .frame_context = b->frame_context,
     };
     const ts_var *velocity = ts_dit_forward(v->p.tape, v->p.dit, &input);
     TS_TRY(ts_tape_status(v->p.tape));
@@ -223,15 +229,21 @@ static bool one_level(const ts_velocity_batch *b) {
     return b->levels == 1;
 }
 
+static size_t frame_context_bytes(const ts_velocity_batch *b) {
+    return b->contexts > 1 ? (size_t)b->frames * sizeof *b->frame_context : 0;
+}
+
 // Like the pass before, in all that a recording holds fast.
 static bool is_repeated(const ts_velocity *v, const ts_velocity_batch *b) {
     return one_level(b) && same_shape(b, &v->last) &&
-           memcmp(b->guidance, v->last_guidance.data, (size_t)(b->n * b->frames) * sizeof *b->guidance) == 0;
+           memcmp(b->guidance, v->last_guidance.data, (size_t)(b->n * b->frames) * sizeof *b->guidance) == 0 &&
+           memcmp(b->frame_context, v->last_context.data, frame_context_bytes(b)) == 0;
 }
 
 static void remember(ts_velocity *v, const ts_velocity_batch *b) {
     v->last = *b;
     memcpy(v->last_guidance.data, b->guidance, (size_t)(b->n * b->frames) * sizeof *b->guidance);
+    memcpy(v->last_context.data, b->frame_context, frame_context_bytes(b));
 }
 
 static int record(ts_velocity *v, const ts_velocity_batch *b) {

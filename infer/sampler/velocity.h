@@ -35,9 +35,11 @@ typedef struct ts_velocity_params {
 typedef struct ts_velocity_batch {
     int64_t n, frames, height, width;  // windows; latent
     int64_t levels;                    // of a window: 1, frames or tokens
-    int64_t contexts;                  // of a window: 1 or frames
+    int64_t contexts;                  // of a window, each seen by the frames of a run
     float *latent;                     // [n, T, H, W, C] device memory
     float *context[TS_BRANCHES];       // [n, contexts, text rows, text width] device memory; NULL: not computed here
+    int32_t *frame_context;            // [T] which of them each frame sees, 0 .. contexts-1 and never falling, alike
+                                       //   in all windows; host memory; of one context not read
     float *timestep;                   // [n, levels] 1000 * level, host memory
     float *guidance;                   // [n, T] host memory
 } ts_velocity_batch;
