@@ -484,8 +484,9 @@ static void test_share(ts_comm *world, bool track) {
     ts_compiled own, c;
     CHECK_OK(scene_compile(&own, &t, &e, track));
     own.canvas.index = 5;
-    c = own;  // of rank 0
     const int root = ts_comm_size(world) - 1;
+    memset(&c, 0xa5, sizeof c);
+    c = ts_comm_rank(world) == root ? own : c;
     CHECK_OK(ts_compiled_share(&c, world, root));
     const ts_canvas *a = &own.canvas, *b = &c.canvas;
     CHECK(a->frames == b->frames && a->loop == b->loop && a->rows == b->rows && a->columns == b->columns);

@@ -308,6 +308,7 @@ static void test_refusals(void) {
         {"frames: 17\nloop: true\n", ":1: frames is 17; a loop has 4k: make it 16 or 20"},
         {"frames: 3\nloop: true\n", "make it 4 or 8"},
         {"frames: 8001\n", ":1: frames is 8001; at most 3997 can be made"},
+        {"prompts: [{text: a, span: '0s..999999999:59:59'}]\nfps: 240\n", "frames is 863999999999761; at most 3997"},
         {"fps: 0.001\n", ":1: fps is 0.001; it must be 0.01 to 240"},
         {"window: 18\n", ":1: window is 18; a window has 1 + 4k frames: make it 17 or 21"},
         {"window: 5\n", ":1: window is 5; the windows of a video of 17 frames must overlap: make it 9 at least"},
@@ -408,9 +409,22 @@ static void test_many_prompts(void) {
     t.prompts.item = prompts;
     t.prompts.count = COUNT;
     t.frames = 1 + 4 * 999;
-    CHECK_FAILS(ts_timeline_resolve(&t, &model), TS_EUSAGE, "70000 prompts for 1000 latent frames; at most 67108");
-    t.prompts.count = 60000;
+    CHECK_FAILS(ts_timeline_resolve(&t, &model), TS_EUSAGE,
+                "70000 prompts and 0 events for 1000 latent frames; at most 67108");
+    t.prompts.count = 64000;
     CHECK_OK(ts_timeline_resolve(&t, &model));
+    // So do events, each of which brings a prompt; and they are sorted and encoded one by one.
+    static ts_timeline_event events[4097];
+    for (int64_t i = 0; i < 4097; i++) {
+        events[i] = (ts_timeline_event){.at = "3", .text = "a"};
+    }
+    t.events.item = events;
+    t.events.count = 4096;
+    CHECK_FAILS(ts_timeline_resolve(&t, &model), TS_EUSAGE, "64000 prompts and 4096 events");
+    t.prompts.count = 1;
+    CHECK_OK(ts_timeline_resolve(&t, &model));
+    t.events.count = 4097;
+    CHECK_FAILS(ts_timeline_resolve(&t, &model), TS_EUSAGE, "timeline: events is a list of 4097; at most 4096");
     free(prompts);
 }
 

@@ -49,9 +49,8 @@ static int pack(header *out, char **text, const ts_compiled *c) {
     return TS_OK;
 }
 
-// Room for what `h` counts.
+// Room for what `h` counts, in a compiled timeline of zeros.
 static int unpack(const header *h, ts_compiled *c) {
-    *c = (ts_compiled){0};
     TS_TRY(ts_canvas_open(&c->canvas, h->frames, h->height, h->width, h->channels, h->patch_h, h->patch_w, "", 0));
     c->canvas.loop = h->loop;
     c->canvas.window = h->window;
@@ -93,6 +92,9 @@ int ts_compiled_share(ts_compiled *compiled, ts_comm *comm, int root) {
     header h = {0};
     char *text = NULL;
     const bool mine = ts_comm_rank(comm) == root;
+    if (!mine) {
+        *compiled = (ts_compiled){0};
+    }
     int status = mine ? pack(&h, &text, compiled) : TS_OK;
     TS_TRY_GOTO(status, ts_agree(comm, status), done);
     TS_TRY_GOTO(status, ts_broadcast(comm, &h, sizeof h, root), done);

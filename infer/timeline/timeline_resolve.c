@@ -7,10 +7,11 @@
 #include "infer/timeline/prompts.h"
 #include "infer/timeline/timeline.h"
 
-// Weights of prompts, one a latent frame and prompt: beyond this they would take more memory than the latents.
-enum { MAX_PROMPT_WEIGHTS = 1 << 26 };
-// Stands for the end of a video whose length is not known yet.
-static const int64_t OPEN_END = INT64_C(1) << 40;
+// Weights of prompts, one a latent frame and prompt: beyond this they would take more memory than the latents. An event
+// brings a prompt, too, and all ranks wait for it to be encoded.
+enum { MAX_PROMPT_WEIGHTS = 1 << 26, MAX_EVENTS = 1 << 12 };
+// Stands for the end of a video whose length is not known yet: later than any time that can be written.
+static const int64_t OPEN_END = INT64_C(1) << 60;
 
 // Where a message is about: "cup.yaml:12: track[2]: span".
 typedef struct place {
@@ -86,7 +87,7 @@ static int fill_frames(ts_timeline *timeline, const ts_timeline_model *model) {
         TS_TRY(add_span(&l, prompt->span ? prompt->span : "", timeline->fps, where.text));
     }
     const int64_t factor = model->time_factor;
-    int64_t latent = latent_frames((int64_t)ceil(fmin(l.end, 1e12)), factor, timeline->loop);
+    int64_t latent = latent_frames((int64_t)ceil(l.end), factor, timeline->loop);
     if (l.open || l.end == 0) {
         const int64_t own = timeline->loop ? model->frames / factor : latent_frames(model->frames, factor, false);
         latent = latent > own ? latent : own;
@@ -302,13 +303,23 @@ static int check_prompt(const ts_timeline *timeline, int64_t i) {
     return isnan(prompt->guidance) ? TS_OK : check_number(prompt->guidance, 0, 100, "guidance", where.text);
 }
 
-static int check_prompts(const ts_timeline *timeline, const ts_timeline_model *model) {
+static int check_counts(const ts_timeline *timeline, const ts_timeline_model *model) {
     const int64_t latent = latent_frames(timeline->frames, model->time_factor, timeline->loop);
-    if (timeline->prompts.count > MAX_PROMPT_WEIGHTS / latent) {
-        return TS_FAIL(TS_EUSAGE, "%s: %lld prompts for %lld latent frames; at most %lld are possible: use fewer",
-                       timeline->path, (long long)timeline->prompts.count, (long long)latent,
+    const int64_t prompts = timeline->prompts.count, events = timeline->events.count;
+    if (events > MAX_EVENTS) {
+        return TS_FAIL(TS_EUSAGE, "%s is a list of %lld; at most %d are possible: use fewer",
+                       place_of_key(timeline, "events").text, (long long)events, MAX_EVENTS);
+    }
+    if (prompts + events > MAX_PROMPT_WEIGHTS / latent) {
+        return TS_FAIL(TS_EUSAGE,
+                       "%s: %lld prompts and %lld events for %lld latent frames; at most %lld are possible: use fewer",
+                       timeline->path, (long long)prompts, (long long)events, (long long)latent,
                        (long long)(MAX_PROMPT_WEIGHTS / latent));
     }
+    return TS_OK;
+}
+
+static int check_prompts(const ts_timeline *timeline) {
     double weight = timeline->prompts.count == 0;
     for (int64_t i = 0; i < timeline->prompts.count; i++) {
         TS_TRY(check_prompt(timeline, i));
@@ -342,7 +353,8 @@ int ts_timeline_resolve(ts_timeline *timeline, const ts_timeline_model *model) {
     for (int64_t i = 0; i < timeline->track.count; i++) {
         TS_TRY(resolve_track(timeline, i));
     }
-    TS_TRY(check_prompts(timeline, model));
+    TS_TRY(check_counts(timeline, model));
+    TS_TRY(check_prompts(timeline));
     for (int64_t i = 0; i < timeline->events.count; i++) {
         TS_TRY(check_event(timeline, i));
     }
