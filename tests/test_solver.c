@@ -156,6 +156,38 @@ static void check_resume(ts_solver_kind kind) {
     ts_solver_close(&other);
 }
 
+// What the caller changed on the way goes on as if it began there; the other rows do not notice, nor do rows that still
+// wait.
+static void check_forget(ts_solver_kind kind) {
+    enum { CHANGED = 4, WAITS = 5, FROM = 6 };
+    float x[ROWS * WIDTH], undisturbed[ROWS * WIDTH], lone[ROWS * WIDTH];
+    ts_solver *solver = NULL;
+    for (int changed = 0; changed < 2; changed++) {
+        float *rows = changed ? x : undisturbed;
+        CHECK_OK(ts_solver_open(&solver, kind, &schedule, kernels, &all_rows));
+        start(rows, ROWS * WIDTH);
+        run(solver, 0, FROM, rows);
+        for (int64_t i = 0; i < ROWS * WIDTH && changed; i++) {
+            rows[i] = class_of[i / WIDTH] == CHANGED ? -rows[i] : rows[i];
+            lone[i] = rows[i];
+        }
+        if (changed) {
+            ts_solver_forget(solver, CHANGED);
+            ts_solver_forget(solver, WAITS);
+        }
+        run(solver, FROM, STEPS, rows);
+        ts_solver_close(&solver);
+    }
+    for (int64_t row = 0; row < ROWS; row++) {
+        const bool is_changed = class_of[row] == CHANGED;
+        if (is_changed) {
+            alone(kind, schedule.sigma[FROM], lone + row * WIDTH, WIDTH);
+        }
+        const float *wanted = is_changed ? lone : undisturbed;
+        CHECK(memcmp(x + row * WIDTH, wanted + row * WIDTH, WIDTH * sizeof *x) == 0);
+    }
+}
+
 static void check_refusals(void) {
     ts_solver *solver = NULL;
     const float bad[] = {NAN, -0.5f};
@@ -178,6 +210,7 @@ int main(void) {
     for (ts_solver_kind kind = TS_SOLVER_EULER; kind <= TS_SOLVER_UNIPC && !ts_test_failures; kind++) {
         check_against_lone_solvers(kind);
         check_resume(kind);
+        check_forget(kind);
     }
     check_short_first_step();
     check_refusals();
