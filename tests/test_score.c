@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of pixels whose answers are known.
 // TEST: timeout=30
+#include <stdlib.h>
+
 #include "infer/edit/score.h"
 #include "tests/ts_test.h"
 
@@ -69,10 +71,37 @@ static void check_borders(void) {
     CHECK(isnan(ts_score_borders(step, 8, border, 1).mean));
 }
 
+// The frames after which windows of 5 latent frames, two of them shared, had borders.
+static void check_found(int64_t latent_frames, bool loop, const int64_t *wanted, int64_t wanted_count) {
+    ts_canvas c;
+    int64_t *border = NULL, count = 0;
+    CHECK_OK(ts_canvas_open(&c, latent_frames, 1, 1, 1, 1, 1, "", 1.0));
+    c.window = 5;
+    c.overlap = 2;
+    c.loop = loop;
+    CHECK_OK(ts_score_find_borders(&c, 4, &border, &count));
+    CHECK(count == wanted_count);
+    for (int64_t i = 0; i < count && i < wanted_count; i++) {
+        CHECK(border[i] == wanted[i]);
+    }
+    free(border);
+    ts_canvas_close(&c);
+}
+
+static void check_find_borders(void) {
+    check_found(5, false, NULL, 0);                       // one window
+    check_found(8, false, (const int64_t[]){12, 16}, 2);  // two: one begins behind frame 12, the other ends with 16
+    // Of seven windows those between the ends move: every place between groups but the one after the first frame.
+    check_found(20, false, (const int64_t[]){4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72}, 18);
+    check_found(3, true, (const int64_t[]){3, 7, 11}, 3);
+    check_found(7, true, (const int64_t[]){3, 7, 11, 15, 19, 23, 27}, 7);
+}
+
 int main(void) {
     check_steps();
     check_medians();
     check_psnr();
     check_borders();
+    check_find_borders();
     return ts_test_end();
 }

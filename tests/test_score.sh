@@ -30,6 +30,10 @@ keys steps.median,steps.largest,seam.ratio --loop |
 keys frames,steps.largest_after --repeat 3 | grep -q '^51	\(16\|33\)$' || fail 'the seam of three rounds is not their largest step'
 check 'a JSON object' "$TESSERA" score "$clip" --json --window 9
 said 'with the borders' '"borders":{"count":[1-9]'
+# Of five latent frames two windows of three meet behind frame 8; in a loop they have met everywhere.
+[ "$(keys borders.count --window 9)" = 1 ] || fail 'borders of windows are not counted'
+[ "$(keys borders.count --window 9 --frames 2..12)" = 1 ] || fail 'windows are taken to end where what is measured does'
+[ "$(keys borders.count --window 9 --loop)" = 4 ] || fail 'borders of windows of a loop are not counted'
 check 'several ranks' ranks 2 "$TESSERA" score "$clip"
 said 'print once' 'steps.median'
 
@@ -37,6 +41,7 @@ expect_fail 3 'has no frame 17' "$TESSERA" score "$clip" --frames 17..20
 expect_fail 2 'write A..B' "$TESSERA" score "$clip" --frames 9..3
 expect_fail 3 'is not of the shapes world' "$TESSERA" score "$clip" --prompt 'a red dog'
 expect_fail 2 'nothing of this name' "$TESSERA" score "$clip" --print seam.ratio
+expect_fail 2 'windows are those of one round' "$TESSERA" score "$clip" --window 9 --repeat 2
 expect_fail 2 'longer than what it shares' "$TESSERA" score "$clip" --window 9 --overlap 8
 expect_fail 3 'ends at frame 17' "$TESSERA" score "$clip" --against "$other" --from 1
 expect_fail 3 'tessera.c' "$TESSERA" score tessera.c

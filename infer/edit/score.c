@@ -2,10 +2,13 @@
 #include "infer/edit/score.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/arena.h"
+#include "core/base/status.h"
+#include "infer/sampler/windows.h"
 
 static double mean_difference(const uint8_t *a, const uint8_t *b, int64_t bytes) {
     int64_t sum = 0;
@@ -88,4 +91,43 @@ ts_score_border ts_score_borders(const double *step, int64_t steps, const int64_
     out.mean = out.count ? out.mean / (double)out.count : NAN;
     out.largest = out.count ? out.largest : NAN;
     return out;
+}
+
+// ---- borders of windows
+
+// Marks the canvas frames after which a window of the step begins, behind its head, or ends, where the canvas goes on.
+static int mark_borders(const ts_canvas *c, int64_t step, bool *after) {
+    ts_windows windows = {0};
+    TS_TRY(ts_windows_make(&windows, c, step));
+    for (int64_t k = 0; k < windows.count; k++) {
+        const ts_window *w = &windows.item[k];
+        const int64_t last = ts_window_frame(c, w, w->frames - 1);
+        after[w->start] = after[w->start] || w->head;
+        after[last] = after[last] || c->loop || last < c->frames - 1;
+    }
+    ts_windows_close(&windows);
+    return TS_OK;
+}
+
+int ts_score_find_borders(const ts_canvas *c, int64_t group, int64_t **border, int64_t *count) {
+    const int64_t period = c->window < c->frames ? c->window : c->frames;  // windows stand again where they stood
+    bool *after = ts_calloc((size_t)c->frames, sizeof *after);
+    int64_t *found = ts_malloc((size_t)c->frames * sizeof *found), n = 0;
+    int status = after && found ? TS_OK : TS_ERESOURCE;
+    for (int64_t step = 0; step < period && !status; step++) {
+        status = mark_borders(c, step, after);
+    }
+    for (int64_t t = 0; t < c->frames && !status; t++) {
+        if (after[t]) {
+            found[n++] = c->loop ? (t + 1) * group - 1 : t * group;  // frame 0 of a canvas is one pixel frame
+        }
+    }
+    free(after);
+    if (status) {
+        free(found);
+        return status;
+    }
+    *border = found;
+    *count = n;
+    return TS_OK;
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "core/comm/comm.h"
+#include "infer/sampler/canvas.h"
 
 // rgb [frames, height, width, 3] u8 throughout. Values of the host; not collective. NAN where there is nothing to
 // measure: of no numbers, of a single frame.
@@ -28,6 +29,13 @@ typedef struct ts_score_border {
     double mean, largest;
 } ts_score_border;
 ts_score_border ts_score_borders(const double *step, int64_t steps, const int64_t *border, int64_t count);
+
+// Where windows had a border: after which pixel frames, rising, one of them began (behind its head) or ended in any
+// step of making the canvas, whose latent frames are groups of `group` pixel frames and which is free everywhere.
+// Windows move from step to step (infer/sampler/windows.h), so that of many, and in a loop, every place between groups
+// comes to be one but the first few and the last. A loop's seam is after the last of its frames. *border [count] is to
+// be freed; TS_ERESOURCE, with nothing to free.
+int ts_score_find_borders(const ts_canvas *canvas, int64_t group, int64_t **border, int64_t *count);
 
 // tessera score FILE.mp4 [--frames A..B] [--against FILE [--from FRAME]] [--loop] [--repeat N]
 //   [--window FRAMES [--overlap FRAMES]] [--group FRAMES] [--shapes] [--prompt TEXT] [--json | --print KEY,..]

@@ -13,7 +13,6 @@
 #include "core/media/video.h"
 #include "data/shapes_reader.h"
 #include "infer/edit/score.h"
-#include "infer/sampler/windows.h"
 
 typedef struct options {
     const char *video, *frames, *against, *prompt;
@@ -31,7 +30,7 @@ static const ts_option table[] = {
     {"from", TS_OPTION_INT, FIELD(from), "-1", "frame of that video which the first of ours should equal; -1: the same", -1, 1e9, NULL, false},
     {"loop", TS_OPTION_BOOL, FIELD(loop), "false", "also the step from the last frame to the first", 0, 0, NULL, false},
     {"repeat", TS_OPTION_INT, FIELD(repeat), "1", "measure it as if shown so many times in a row", 1, 1000, NULL, false},
-    {"window", TS_OPTION_INT, FIELD(window), "0", "pixel frames of the windows it was made in: the steps at their borders; 0: none", 0, 1e6, NULL, false},
+    {"window", TS_OPTION_INT, FIELD(window), "0", "pixel frames of the windows it was made in: the steps wherever one began or ended in any step of denoising, which of long videos and loops is nearly every step between groups; 0: none", 0, 1e6, NULL, false},
     {"overlap", TS_OPTION_INT, FIELD(overlap), "-1", "pixel frames that neighbouring windows shared; -1: half of a window", -1, 1e6, NULL, false},
     {"group", TS_OPTION_INT, FIELD(group), "4", "pixel frames of a latent frame: steps from one group to the next are larger than those within", 1, 1e6, NULL, false},
     {"shapes", TS_OPTION_BOOL, FIELD(shapes), "false", "read it as a video of the shapes world: colour, shape, way, speed, frame by frame", 0, 0, NULL, false},
@@ -48,6 +47,7 @@ static const ts_option table[] = {
 typedef struct clip {
     uint8_t *rgb;  // [frames, height, width, 3]
     int64_t first, frames, height, width;
+    int64_t whole;  // frames of the file
     double fps;
 } clip;
 
@@ -91,6 +91,7 @@ static int read_clip(const char *path, int64_t first, int64_t end, int64_t width
     int status = width ? ts_video_reader_set_output(reader, width, height) : TS_OK;
     status = status ? status : read_frames(reader, path, end, out);
     ts_video_reader_close(&reader);
+    out->whole = info.frames > first + out->frames ? info.frames : first + out->frames;
     if (!status && out->frames == 0) {
         status = TS_FAIL(TS_EINPUT, "%s: has no frame %lld", path, (long long)first);
     }
@@ -226,39 +227,30 @@ static int measure_against(const options *o, const clip *c, json_t *out) {
     return status;
 }
 
-// After which frames a window begins, behind its head, or ends, where it is not the video that does.
+// After which frames of the clip windows had a border.
 static int find_borders(const options *o, const clip *c, int64_t **border, int64_t *count) {
-    const int64_t latent_frames = 1 + (c->first + c->frames - 2 + o->group) / o->group;
+    const int64_t latent_frames =
+        o->loop ? (c->whole + o->group - 1) / o->group : 1 + (c->whole - 2 + o->group) / o->group;
     ts_canvas canvas = {0};
-    ts_windows windows = {0};
     TS_TRY(ts_canvas_open(&canvas, latent_frames, 1, 1, 1, 1, 1, "", 1));
+    canvas.loop = o->loop;
     canvas.window = 1 + (o->window - 1) / o->group;
     canvas.overlap = o->overlap < 0 ? (canvas.window - 1) / 2 : o->overlap / o->group;
     canvas.overlap = canvas.overlap > 1 ? canvas.overlap : 1;
-    int status = canvas.overlap + 1 < canvas.window
-                     ? ts_windows_make(&windows, &canvas, 0)
-                     : TS_FAIL(TS_EUSAGE, "--window %lld: a window must be longer than what it shares, and its head",
-                               (long long)o->window);
-    *border = status ? NULL : ts_malloc((size_t)(2 * windows.count) * sizeof **border);
-    status = status || *border ? status : TS_ERESOURCE;
-    *count = 0;
-    for (int64_t i = 0; i < windows.count && !status; i++) {
-        const ts_window *w = &windows.item[i];
-        const int64_t last = w->start + w->frames - 1;
-        if (w->head) {
-            (*border)[(*count)++] = w->start * o->group - c->first;
-        }
-        if (last < latent_frames - 1) {
-            (*border)[(*count)++] = last * o->group - c->first;
-        }
-    }
-    ts_windows_close(&windows);
+    const int status =
+        canvas.overlap + 1 < canvas.window
+            ? ts_score_find_borders(&canvas, o->group, border, count)
+            : TS_FAIL(TS_EUSAGE, "--window %lld: a window must be longer than what it shares, and its head",
+                      (long long)o->window);
     ts_canvas_close(&canvas);
+    for (int64_t i = 0; i < *count && !status; i++) {
+        (*border)[i] -= c->first;
+    }
     return status;
 }
 
 static int measure_borders(const options *o, const clip *c, const profile *p, json_t *out) {
-    int64_t *border = NULL, count;
+    int64_t *border = NULL, count = 0;
     const int status = find_borders(o, c, &border, &count);
     if (!status) {
         const ts_score_border b = ts_score_borders(p->step, p->count, border, count);
@@ -446,6 +438,9 @@ static int score(const options *o) {
     int64_t first = 0, end = INT64_MAX;
     json_t *object = json_object();
     int status = object ? parse_span(o->frames, &first, &end) : TS_FAIL(TS_ERESOURCE, "out of memory");
+    if (!status && o->window && o->repeat > 1) {
+        status = TS_FAIL(TS_EUSAGE, "--window and --repeat: windows are those of one round; leave one out");
+    }
     status = status ? status : read_clip(o->video, first, end, 0, 0, &c);
     status = status || o->repeat == 1 ? status : repeat_clip(&c, o->repeat);
     status = status ? status : measure(o, &c, object);

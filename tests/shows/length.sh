@@ -6,24 +6,33 @@
 mapfile -t held_out <configs/shapes-held-out-prompts.txt
 FRAMES=161 SHORT=33
 
-# long I: prints whether colour and direction are the prompt's in nine frames of ten, the borders' largest and mean step
-# over the median, the latter over that of all steps between groups, how even the speed is, the area kept
+# long I: prints whether colour and direction are the prompt's in nine frames of ten, the borders' mean and largest step
+# over the median, how even the speed is, the area kept. Windows move: borders have stood at nearly every place between
+# latent frames, and all of these are measured.
 long() {
     local out=$scratch/long$1.mp4 prompt=${held_out[(7 * $1) % 96]}
     tessera generate --prompt "$prompt" --frames $FRAMES --seed "$1" --out "$out" || return
     score "$out" --prompt "$prompt" --window 17 \
-        --print prompt.frames,prompt.direction,shapes.colour_kept,borders.mean,borders.largest,borders.mean_of_groups,shapes.speed_kept,shapes.area_kept
+        --print prompt.frames,prompt.direction,shapes.colour_kept,borders.mean,borders.largest,shapes.speed_kept,shapes.area_kept
+}
+# single I: prints the median step between latent frames over the median step of a video of one window, which has no
+# border: what the codec alone makes of these steps
+single() {
+    local out=$scratch/single$1.mp4
+    tessera generate --prompt "${held_out[(7 * $1) % 96]}" --seed "$1" --out "$out" || return
+    score "$out" --print steps.between_groups,steps.median
 }
 each "${CASES:-20}" long >"$scratch/long"
+each "${CASES:-20}" single >"$scratch/single"
 title "$FRAMES frames, 10 x the length of training"
 wanted 'colour that of the prompt in every frame' "$(share '$1 == 1' <"$scratch/long")" '>=' 90 ' %'
 measured '... in nine frames of ten' "$(share '$1 >= 0.9' <"$scratch/long") %"
 wanted 'direction that of the prompt' "$(share '$2 == "yes"' <"$scratch/long")" '>=' 90 ' %'
-wanted 'mean step at borders of windows over the median step: largest' "$(largest '$4' <"$scratch/long")" '<=' 1.3
+wanted 'mean step where windows had borders over the median: largest' "$(largest '$4' <"$scratch/long")" '<=' 1.3
 measured '... mean' "$(mean '$4' <"$scratch/long")"
-measured 'largest step at a border over the median step: median, largest' "$(median '$5' <"$scratch/long") $(largest '$5' <"$scratch/long")"
-measured 'steps at borders over steps between groups anywhere: mean' "$(mean '$6' <"$scratch/long")"
-measured 'speed and area of the last quarter over the first: median' "$(median '$7' <"$scratch/long") $(median '$8' <"$scratch/long")"
+measured '... steps between latent frames of one window: mean' "$(mean '$1 / $2' <"$scratch/single")"
+measured 'largest step at a border over the median: median, largest' "$(median '$5' <"$scratch/long") $(largest '$5' <"$scratch/long")"
+measured 'speed and area of the last quarter over the first: median' "$(median '$6' <"$scratch/long") $(median '$7' <"$scratch/long")"
 
 # peak FRAMES: KiB of the process that makes so many
 peak() {
