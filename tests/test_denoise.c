@@ -264,7 +264,7 @@ static void test_together(const ts_model *model) {
     }
 }
 
-// ---- on meshes
+// ---- kinds of canvases
 
 enum { MIXED, LONG, LOOP, SHORT_LOOP, KINDS, MOST = 9 * FRAME };
 static const char *const kinds[] = {"mixed", "long", "loop", "short loop"};
@@ -296,6 +296,118 @@ static ts_canvas canvas_of(int kind) {
     return canvas;
 }
 
+// ---- what windows show
+
+static void take(ts_denoiser *d, int64_t first, int64_t end) {
+    first = first < ts_denoiser_first_step(d) ? ts_denoiser_first_step(d) : first;
+    for (int64_t step = first; step < end; step++) {
+        CHECK_OK(ts_denoiser_step(d, step));
+    }
+}
+
+// The first frame of a window: what the last step foretold of its canvas frame, as a first frame at that frame's
+// levels.
+static void check_head(const ts_model *model, const ts_denoiser *d, const ts_window *window, const float *latent) {
+    const ts_canvas *canvas = &d->canvas[0];
+    static float clean[MOST], head[FRAME], noise[FRAME];
+    CHECK_OK(ts_denoiser_foretold(d, 0, clean));
+    CHECK_OK(ts_codec_first_of(model->codec, clean + window->start * FRAME, 1, H, W, head));
+    ts_rng_normal_fill(noise, FRAME, 11, TS_RNG_HEAD, canvas->index, window->start * FRAME);
+    for (int64_t k = 0; k < FRAME; k++) {
+        const int strength = ts_canvas_strength(canvas, window->start, k / (W * C) / 2, k / C % W / 2);
+        const float floor = ts_schedule_floor(TS_GRID_EULER, (double)strength / TS_STRENGTH_STEPS, 3.0);
+        const float level = fminf(d->schedule.sigma[1], floor);
+        CHECK_NEAR(latent[k], (1.0f - level) * head[k] + level * noise[k], 1e-6);
+    }
+}
+
+// The other frames are the canvas's own, round the circle; every token is told its level, every frame its guidance.
+static void check_frames(const ts_denoiser *d, const ts_window *window, const ts_velocity_batch *b) {
+    const ts_canvas *canvas = &d->canvas[0];
+    static float x[MOST];
+    CHECK_OK(ts_denoiser_latents(d, 0, x));
+    for (int64_t i = 0; i < window->frames; i++) {
+        const int64_t t = (window->start + i) % canvas->frames;
+        CHECK(i == 0 || memcmp(b->latent + i * FRAME, x + t * FRAME, FRAME * sizeof *x) == 0);
+        CHECK(b->guidance[i] == 3.0f);
+        for (int64_t token = 0; token < TOKENS; token++) {
+            const int strength = ts_canvas_strength(canvas, t, token / (W / 2), token % (W / 2));
+            const float floor = ts_schedule_floor(TS_GRID_EULER, (double)strength / TS_STRENGTH_STEPS, 3.0);
+            CHECK_NEAR(b->timestep[i * TOKENS + token], 1000.0 * (double)fminf(d->schedule.sigma[1], floor), 1e-3);
+        }
+    }
+}
+
+static void test_views(const ts_model *model) {
+    const ts_denoise_params params = params_of(TS_SOLVER_EULER);
+    ts_canvas canvas = canvas_of(LOOP);
+    ts_denoiser *d = NULL;
+    ts_windows windows;
+    canvas.strength[2 * TOKENS + 1] = 0.0f;
+    canvas.strength[5 * TOKENS + 3] = 0.3f;  // waits
+    CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+    take(d, 0, 2);
+    for (int64_t step = 0; step < canvas.frames; step++) {
+        CHECK_OK(ts_windows_make(&windows, &canvas, step));
+        CHECK(windows.count == 4);
+        for (int64_t k = 0; k < windows.count; k++) {
+            const denoise_view view = {0, &windows.item[k]};
+            ts_velocity_batch b = {.n = 1, .frames = view.window->frames, .height = H, .width = W, .contexts = 1};
+            b.levels = b.frames * TOKENS;
+            CHECK_OK(ts_velocity_begin(d->velocity, &b));
+            CHECK_OK(denoise_fill(d, &view, &b));
+            check_head(model, d, view.window, b.latent);
+            check_frames(d, view.window, &b);
+        }
+        ts_windows_close(&windows);
+    }
+    ts_denoiser_close(&d);
+    ts_canvas_close(&canvas);
+}
+
+// A first step of Euler is the windows' velocities, each times its weight, along the way that a token's level falls.
+static void test_fused(const ts_model *model) {
+    const ts_denoise_params params = params_of(TS_SOLVER_EULER);
+    static float x[MOST], stepped[MOST], fused[MOST];
+    ts_canvas canvas = canvas_of(LONG);
+    ts_denoiser *d = NULL, *by_hand = NULL;
+    ts_windows windows;
+    CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+    CHECK_OK(ts_denoiser_open(&by_hand, model, kernels, &params, &canvas, 1));
+    CHECK_OK(ts_denoiser_latents(d, 0, x));
+    take(d, 0, 1);
+    CHECK_OK(ts_denoiser_latents(d, 0, stepped));
+    memcpy(by_hand->level, d->level, sizeof d->level);
+    memcpy(by_hand->timestep, d->timestep, sizeof d->timestep);
+    CHECK_OK(ts_windows_make(&windows, &canvas, 0));
+    CHECK(windows.count > 2);
+    for (int64_t k = 0; k < windows.count; k++) {
+        const ts_window *window = &windows.item[k];
+        const denoise_view view = {0, window};
+        const float *velocity;
+        ts_velocity_batch b = {.n = 1, .frames = window->frames, .height = H, .width = W};
+        b.levels = b.frames * TOKENS;
+        b.contexts = denoise_contexts(by_hand, &view, 1);
+        CHECK_OK(ts_velocity_begin(by_hand->velocity, &b));
+        CHECK_OK(denoise_fill(by_hand, &view, &b));
+        CHECK_OK(ts_velocity_take(by_hand->velocity, &b, &velocity));
+        for (int64_t i = 0; i < window->frames * FRAME; i++) {
+            fused[window->start * FRAME + i] += window->weight[i / FRAME] * velocity[i];
+        }
+    }
+    for (int64_t i = 0; i < ts_canvas_numbers(&canvas); i++) {
+        const int32_t class = d->class_of[i / C];
+        const float fall = ts_solver_level(d->solver, 1, class) - ts_solver_level(d->solver, 0, class);
+        CHECK_NEAR(stepped[i], x[i] + fall * fused[i], 1e-4);
+    }
+    ts_windows_close(&windows);
+    ts_denoiser_close(&by_hand);
+    ts_denoiser_close(&d);
+    ts_canvas_close(&canvas);
+}
+
+// ---- on meshes
+
 static void check_held(const ts_canvas *canvas, const float *x) {
     const int64_t numbers = ts_canvas_numbers(canvas);
     for (int64_t k = 0; k < numbers; k++) {
@@ -313,13 +425,6 @@ typedef struct reference {
     int arrays;
 } reference;
 static reference wanted[KINDS][2];
-
-static void take(ts_denoiser *d, int64_t first, int64_t end) {
-    first = first < ts_denoiser_first_step(d) ? ts_denoiser_first_step(d) : first;
-    for (int64_t step = first; step < end; step++) {
-        CHECK_OK(ts_denoiser_step(d, step));
-    }
-}
 
 static void make_reference(const ts_model *model, int kind, ts_solver_kind solver) {
     const ts_denoise_params params = params_of(solver);
@@ -421,6 +526,8 @@ int main(int argc, char **argv) {
         test_prompts_of_frames(alone);
         test_shared_contexts(alone);
         test_together(alone);
+        test_views(alone);
+        test_fused(alone);
         test_refusals(alone);
     }
     test_meshes();
