@@ -42,7 +42,7 @@ extern const char *const ts_precision_names[], *const ts_report_names[];
     {"seed", TS_OPTION_INT, offsetof(type, field.seed), "0", "same seed, same video, on any number of ranks", 0, 9.0e15, NULL, false}, \
     {"shift", TS_OPTION_REAL, offsetof(type, field.shift), "0", "shift of the noise levels; 0: the model's default", 0, 1000, NULL, false}, \
     {"grid", TS_OPTION_CHOICE, offsetof(type, field.grid), "unipc", "grid of noise levels", 0, 0, ts_grid_names, false}, \
-    {"solver", TS_OPTION_CHOICE, offsetof(type, field.solver), "unipc", "solver of the flow equation", 0, 0, ts_solver_names, false}, \
+    {"solver", TS_OPTION_CHOICE, offsetof(type, field.solver), "unipc", "solver of the flow equation; where windows are joined (long videos, loops) unipc takes steps of first order, as euler does", 0, 0, ts_solver_names, false}, \
     TS_SESSION_PLACE_OPTIONS(type, field)
 #define TS_MODEL_OPTION(type, field) \
     {"model", TS_OPTION_STRING, offsetof(type, field.model), NULL, "model folder (runs/NAME/model, or the shipped configs/shapes-model)", 0, 0, NULL, true}

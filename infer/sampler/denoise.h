@@ -2,8 +2,13 @@
 // The sampler's one loop: canvases from noise to latents, step by step, whatever is held, remixed, looped or long.
 //
 // Before step i a token's noise level is l = min(sigma_i, f), f the floor of its strength (ts_schedule_floor):
-// x = (1 - l) x0 + l eps. Tokens that wait at their floor stand at (1 - f) source + f eps. The transformer sees every
-// canvas through its windows (infer/sampler/windows.h) and is told each token's level.
+// x = (1 - l) x0 + l eps. Tokens that wait at their floor stand at (1 - f) source + f eps, eps their starting noise.
+// The transformer sees every canvas through its windows (infer/sampler/windows.h) and is told each token's level.
+//
+// On a canvas of one window eps stays what it was at the start. Where windows are joined (longer canvases, loops), what
+// has begun to move gets a new eps before each step, x = (1 - l) x0 + l eps with the x0 foretold in the last one, so
+// that windows come to agree; a head has one eps for good. Nothing that a solver remembers holds across such a change:
+// each step is of first order there, and UniPC takes the steps that Euler does.
 //
 // All ranks of the mesh call alike: the cfg axis shares out the two branches of guidance, the model group tokens and
 // layers, and the data axis, when it is given, the windows: each rank sends the velocities of its own to all, who add
