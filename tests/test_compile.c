@@ -507,6 +507,20 @@ static void test_share(ts_comm *world, bool track) {
     ts_compiled_close(&own);
 }
 
+// What the others cannot open is closed on every rank, the root's too.
+static void test_share_fails(ts_comm *world) {
+    ts_timeline t = scene_timeline(17);
+    const bool is_root = ts_comm_rank(world) == 0;
+    ts_compiled c;
+    memset(&c, 0xa5, sizeof c);
+    if (is_root) {
+        CHECK_OK(scene_compile(&c, &t, NULL, 0));
+        c.canvas.channels = 0;
+    }
+    CHECK_FAILS(ts_compiled_share(&c, world, 0), TS_EUSAGE, "a canvas of 5x8x8 latents");
+    CHECK(!c.canvas.prompt && !c.change && !c.text);
+}
+
 int main(int argc, char **argv) {
     ts_comm *world;
     CHECK_OK(ts_world_open(&world, &argc, &argv));
@@ -534,6 +548,9 @@ int main(int argc, char **argv) {
     }
     test_share(world, true);
     test_share(world, false);
+    if (ts_comm_size(world) > 1) {
+        test_share_fails(world);
+    }
     scene_close();
     ts_world_close(&world, TS_OK);
     return ts_test_end();

@@ -44,7 +44,7 @@ ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, cons
 // ts_compiled_share gives it to the others.
 int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps);
 // From rank `root`, where it was compiled, to all others, whose *compiled is written. Collective over comm, the same
-// status on all ranks.
+// status on all ranks. On failure it is closed on all of them, `root` too.
 int ts_compiled_share(ts_compiled *compiled, ts_comm *comm, int root);
 void ts_compiled_close(ts_compiled *compiled);
 

@@ -106,7 +106,7 @@ int ts_compiled_share(ts_compiled *compiled, ts_comm *comm, int root) {
     }
 done:
     free(text);
-    if (status && !mine) {
+    if (status) {
         ts_compiled_close(compiled);
     }
     return status;
