@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/edit/edit.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -193,20 +192,6 @@ static int open_denoiser(ts_edit_round *r) {
                         : TS_OK;
 }
 
-// Numbers that ran away must not be decoded into a black video.
-static int check_finite(const ts_edit_round *r) {
-    for (int64_t i = 0; i < r->own.count * r->numbers; i++) {
-        if (!isfinite(r->latents[i])) {
-            return TS_FAIL(TS_EINPUT,
-                           "video %lld: its latents are not finite after %lld steps with guidance %g; lower the "
-                           "guidance or take another model",
-                           (long long)(r->first + r->own.first + i / r->numbers), (long long)r->session->sample.steps,
-                           r->session->sample.guidance);
-        }
-    }
-    return TS_OK;
-}
-
 static int fetch_latents(ts_edit_round *r) {
     r->latents = ts_malloc((size_t)(r->own.count * r->numbers + 1) * sizeof *r->latents);
     if (!r->latents) {
@@ -215,7 +200,7 @@ static int fetch_latents(ts_edit_round *r) {
     for (int64_t i = 0; i < r->own.count; i++) {
         TS_TRY(ts_denoiser_latents(r->denoiser, i, r->latents + i * r->numbers));
     }
-    return check_finite(r);
+    return ts_sample_check_finite(&r->session->sample, r->latents, r->own.count, r->numbers, r->first + r->own.first);
 }
 
 // Nothing is wrong with what was asked for: now places to write are made, and progress is told. Collective.

@@ -30,15 +30,15 @@ int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, i
     return TS_OK;
 }
 
-// Numbers that ran away must not be decoded into a black video.
-static int check_finite(const sampler *s, const float *x, int64_t n, int64_t first_index) {
-    for (int64_t i = 0; i < n * s->video_numbers; i++) {
-        if (!isfinite(x[i])) {
+int ts_sample_check_finite(const ts_sample_params *params, const float *latents, int64_t n, int64_t numbers,
+                           int64_t first_index) {
+    for (int64_t i = 0; i < n * numbers; i++) {
+        if (!isfinite(latents[i])) {
             return TS_FAIL(
                 TS_EINPUT,
                 "video %lld: its latents are not finite after %lld steps with guidance %g; lower the guidance "
                 "or take another model",
-                (long long)(first_index + i / s->video_numbers), (long long)s->params->steps, s->params->guidance);
+                (long long)(first_index + i / numbers), (long long)params->steps, params->guidance);
         }
     }
     return TS_OK;
@@ -105,7 +105,7 @@ static int sample_group(sampler *s, const char *const *prompts, int64_t n, int64
         ts_canvas_close(&canvas[i]);
     }
     free(canvas);
-    return status ? status : check_finite(s, latents, n, first_index);
+    return status ? status : ts_sample_check_finite(s->params, latents, n, s->video_numbers, first_index);
 }
 
 // Samples the videos [videos.first, videos.first + videos.count) of the call.

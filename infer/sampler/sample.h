@@ -35,6 +35,11 @@ int ts_sample_check_reproducible(const ts_kernels *kernels, ts_dtype operands);
 int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
                     int64_t first_index, float *x);
 
+// Refuses latents [n, numbers] with one that is not finite, those of videos first_index and on: numbers that ran away
+// must not be decoded into a black video. TS_EINPUT.
+int ts_sample_check_finite(const ts_sample_params *params, const float *latents, int64_t n, int64_t numbers,
+                           int64_t first_index);
+
 // prompts [n] -> latents [n, T, H, W, C] f32, host memory, all on every rank of the model's mesh. `kernels` are those
 // that the model was loaded for. The data axis shares out the
 // videos, the cfg axis the two branches of guidance, the model group the tokens and layers; every rank of a cfg x model
