@@ -69,17 +69,25 @@ static stretch next_stretch(const ts_canvas *c, const bool *needed, int64_t from
 
 // ---- windows of a stretch
 
-static int add(ts_windows *w, const ts_canvas *c, int64_t start, int64_t frames) {
-    ts_window *item = realloc(w->item, (size_t)(w->count + 1) * sizeof *item);
+// Room for twice as many whenever it is used up.
+static int grow(ts_windows *w) {
+    const int64_t room = w->room ? 2 * w->room : 1;
+    ts_window *item = realloc(w->item, (size_t)room * sizeof *item);
     if (!item) {
-        return TS_FAIL(TS_ERESOURCE, "out of memory for %lld windows", (long long)w->count + 1);
+        return TS_FAIL(TS_ERESOURCE, "out of memory for %lld windows", (long long)room);
     }
     w->item = item;
+    w->room = room;
+    return TS_OK;
+}
+
+static int add(ts_windows *w, const ts_canvas *c, int64_t start, int64_t frames) {
+    TS_TRY(w->count == w->room ? grow(w) : TS_OK);
     float *weight = ts_calloc((size_t)frames, sizeof *weight);
     if (!weight) {
         return TS_ERESOURCE;
     }
-    item[w->count++] = (ts_window){start, frames, c->loop || start > 0, weight};
+    w->item[w->count++] = (ts_window){start, frames, c->loop || start > 0, weight};
     return TS_OK;
 }
 

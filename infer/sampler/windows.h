@@ -21,7 +21,7 @@ typedef struct ts_window {
 } ts_window;
 
 typedef struct ts_windows {
-    int64_t count;
+    int64_t count, room;
     ts_window *item;
     bool joined;  // a stretch or a circle is made of several, in this step or from one step to the next
 } ts_windows;
