@@ -238,6 +238,50 @@ static void test_shared_contexts(const ts_model *model) {
     }
 }
 
+// Whether guidance counts in the one window of a canvas.
+static bool is_guided(const ts_denoiser *d) {
+    ts_windows windows;
+    CHECK_OK(ts_windows_make(&windows, d->canvas, 0));
+    const bool guided = denoise_is_guided(d, &(denoise_view){0, windows.item}, 1);
+    ts_windows_close(&windows);
+    return guided;
+}
+
+// Without a prompt, or with that which is the negative one, one branch is computed, until another prompt comes. A blank
+// is read as no prompt: with it as the negative one both branches are computed, and equal.
+static void test_unguided(const ts_model *model) {
+    static const struct {
+        const char *prompt, *negative;
+        bool guided;
+    } passes[] = {{"", NULL, false}, {LEFT, LEFT, false}, {"", " ", true}, {LEFT, NULL, true}};
+    static float x[4][STEPS][NUMBERS];
+    for (int pass = 0; pass < 4; pass++) {
+        ts_denoise_params params = params_of(TS_SOLVER_UNIPC);
+        ts_canvas canvas = free_canvas();
+        ts_denoiser *d = NULL;
+        canvas.prompt[0] = passes[pass].prompt;
+        params.negative = passes[pass].negative;
+        CHECK_OK(ts_denoiser_open(&d, model, kernels, &params, &canvas, 1));
+        CHECK(is_guided(d) == passes[pass].guided);
+        for (int step = 0; step < STEPS; step++) {
+            if (step == 2) {
+                CHECK_OK(ts_denoiser_set_prompt(d, 0, 1, DOWN));
+                CHECK(is_guided(d));
+            }
+            CHECK_OK(ts_denoiser_step(d, step));
+            CHECK_OK(ts_denoiser_latents(d, 0, x[pass][step]));
+        }
+        canvas.guidance[0] = canvas.guidance[1] = canvas.guidance[2] = 1.0f;
+        CHECK(!is_guided(d));
+        ts_denoiser_close(&d);
+        ts_canvas_close(&canvas);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        CHECK(distance(x[0][step], x[2][step], 0, NUMBERS) <= (ts_kernels_cpu_products_fixed(TS_F32) ? 0.0 : 1e-4));
+    }
+    CHECK(distance(x[1][1], x[3][1], 0, NUMBERS) > 1e-3);
+}
+
 // Two canvases together, one plain and one whose windows roll, are each what they are alone.
 static void test_together(const ts_model *model) {
     const ts_denoise_params params = params_of(TS_SOLVER_UNIPC);
@@ -266,8 +310,8 @@ static void test_together(const ts_model *model) {
 
 // ---- kinds of canvases
 
-enum { MIXED, LONG, LOOP, SHORT_LOOP, KINDS, MOST = 9 * FRAME };
-static const char *const kinds[] = {"mixed", "long", "loop", "short loop"};
+enum { MIXED, LONG, LOOP, SHORT_LOOP, NO_PROMPT, KINDS, MOST = 9 * FRAME };
+static const char *const kinds[] = {"mixed", "long", "loop", "short loop", "no prompt"};
 
 // LONG: a held beginning and end, one frame between that waits, two prompts; LOOP: three windows, two frames held.
 static ts_canvas canvas_of(int kind) {
@@ -275,6 +319,11 @@ static ts_canvas canvas_of(int kind) {
     ts_canvas canvas;
     if (kind == MIXED) {
         return mixed_canvas();
+    }
+    if (kind == NO_PROMPT) {
+        canvas = free_canvas();
+        canvas.prompt[0] = "";
+        return canvas;
     }
     CHECK_OK(ts_canvas_open(&canvas, frames[kind], H, W, C, 2, 2, LEFT, 3.0));
     CHECK_OK(ts_canvas_add_source(&canvas));
@@ -525,6 +574,7 @@ int main(int argc, char **argv) {
         test_prompt(alone);
         test_prompts_of_frames(alone);
         test_shared_contexts(alone);
+        test_unguided(alone);
         test_together(alone);
         test_views(alone);
         test_fused(alone);

@@ -80,6 +80,7 @@ static int run_batch(ts_denoiser *d, const denoise_view *v, int64_t n, bool one_
     ts_velocity_batch b = {.n = n, .frames = frames, .height = c->height, .width = c->width};
     b.levels = one_level ? 1 : frames * c->rows * c->columns;
     b.contexts = denoise_contexts(d, v, n);
+    b.unguided = !denoise_is_guided(d, v, n);
     TS_TRY(ts_velocity_begin(d->velocity, &b));
     TS_TRY(denoise_fill(d, v, &b));
     return ts_velocity_take(d->velocity, &b, velocity);

@@ -80,6 +80,8 @@ int denoise_fill(const ts_denoiser *d, const denoise_view *view, const ts_veloci
 // How many contexts each of windows [n] of equal length has: neighbouring frames with the same prompts in all windows
 // share one.
 int64_t denoise_contexts(const ts_denoiser *d, const denoise_view *view, int64_t n);
+// Whether guidance changes the velocity of any of windows [n]: not where it is 1, or all prompts are the negative one.
+bool denoise_is_guided(const ts_denoiser *d, const denoise_view *view, int64_t n);
 // How many frames of a window from frame i on follow one another on the canvas, too, with the same weight.
 int64_t denoise_run(const ts_denoiser *d, denoise_view v, int64_t i);
 

@@ -126,6 +126,39 @@ static int take_contexts(const ts_denoiser *d, const denoise_view *v, const ts_v
     return TS_OK;
 }
 
+// ---- guidance
+
+static bool shows_other_than(const ts_denoiser *d, denoise_view v, int64_t t, const char *prompt) {
+    const ts_canvas *c = &d->canvas[v.canvas];
+    const float *weight = weights_of(d, v, t);
+    for (int64_t i = 0; i < c->prompts; i++) {
+        if (weight[i] != 0.0f && strcmp(c->prompt[i], prompt) != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Frames attend to one another: a single one with another prompt sets the branches apart everywhere. The velocity of a
+// head is not used.
+static bool is_guided(const ts_denoiser *d, denoise_view v) {
+    const ts_canvas *c = &d->canvas[v.canvas];
+    bool counts = false, differs = false;
+    for (int64_t t = 0; t < v.window->frames; t++) {
+        counts = counts || (t >= v.window->head && ts_canvas_guidance(c, ts_window_frame(c, v.window, t)) != 1.0);
+        differs = differs || shows_other_than(d, v, t, denoise_negative(d));
+    }
+    return counts && differs;
+}
+
+bool denoise_is_guided(const ts_denoiser *d, const denoise_view *v, int64_t n) {
+    bool guided = false;
+    for (int64_t i = 0; i < n; i++) {
+        guided = guided || is_guided(d, v[i]);
+    }
+    return guided;
+}
+
 // ---- all of it
 
 int denoise_fill(const ts_denoiser *d, const denoise_view *v, const ts_velocity_batch *b) {

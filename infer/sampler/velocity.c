@@ -16,7 +16,7 @@ typedef struct room {
 struct ts_velocity {
     ts_velocity_params p;
     const ts_kernels *kernels;
-    ts_part own;                        // branches computed here
+    ts_part own;                        // branches of the batch that are computed here
     room latent, context;               // device: [own branches, n, T, H, W, C], [own branches, n, contexts, ..]
     room branches, guided;              // device: [2, n, T, H, W, C] of both ranks, [n, T, H, W, C]
     room timestep, guidance;            // host: [own branches, n, levels], [n, T]
@@ -60,8 +60,7 @@ static size_t context_numbers(const ts_velocity *v, const ts_velocity_batch *b) 
 
 int ts_velocity_open(ts_velocity **out, const ts_velocity_params *params) {
     const int ranks = ts_comm_size(params->cfg);
-    const ts_part own = ts_velocity_branches(params->guided, ranks, ts_comm_rank(params->cfg));
-    if (ranks > TS_BRANCHES || own.count < 1) {
+    if (ranks > (params->guided ? TS_BRANCHES : 1)) {
         return TS_FAIL(TS_EUSAGE, "%d ranks cannot share the %d branches of guidance", ranks,
                        params->guided ? TS_BRANCHES : 1);
     }
@@ -69,7 +68,7 @@ int ts_velocity_open(ts_velocity **out, const ts_velocity_params *params) {
     if (!v) {
         return TS_ERESOURCE;
     }
-    *v = (ts_velocity){.p = *params, .kernels = ts_tape_kernels(params->tape), .own = own};
+    *v = (ts_velocity){.p = *params, .kernels = ts_tape_kernels(params->tape)};
     *out = v;
     return TS_OK;
 }
@@ -102,11 +101,16 @@ void ts_velocity_close(ts_velocity **velocity) {
 
 static bool same_shape(const ts_velocity_batch *a, const ts_velocity_batch *b) {
     return a->n == b->n && a->frames == b->frames && a->height == b->height && a->width == b->width &&
-           a->levels == b->levels && a->contexts == b->contexts;
+           a->levels == b->levels && a->contexts == b->contexts && a->unguided == b->unguided;
+}
+
+static bool has_both(const ts_velocity *v, const ts_velocity_batch *b) {
+    return v->p.guided && (!b->unguided || ts_comm_size(v->p.cfg) > 1);
 }
 
 int ts_velocity_begin(ts_velocity *v, ts_velocity_batch *b) {
     const ts_device *device = v->kernels->device, *host = &ts_device_host;
+    v->own = ts_velocity_branches(has_both(v, b), ts_comm_size(v->p.cfg), ts_comm_rank(v->p.cfg));
     const size_t branches = (size_t)v->own.count, all = numbers(v, b) * sizeof(float);
     const size_t context = context_numbers(v, b), frames = (size_t)(b->n * b->frames);
     if (!same_shape(b, &v->last)) {  // memory may move
@@ -120,7 +124,7 @@ int ts_velocity_begin(ts_velocity *v, ts_velocity_batch *b) {
     TS_TRY(make_room(&v->last_guidance, frames * sizeof(float), host));
     TS_TRY(make_room(&v->last_context, (size_t)b->frames * sizeof(int32_t), host));
     TS_TRY(ts_comm_size(v->p.cfg) > 1 ? make_room(&v->branches, TS_BRANCHES * all, device) : TS_OK);
-    TS_TRY(v->p.guided ? make_room(&v->guided, all, device) : TS_OK);
+    TS_TRY(has_both(v, b) ? make_room(&v->guided, all, device) : TS_OK);
     b->latent = v->latent.data;
     b->timestep = v->timestep.data;
     b->guidance = v->guidance.data;
@@ -203,7 +207,7 @@ static int guided_velocity(ts_velocity *v, const ts_velocity_batch *b, const flo
         with = v->branches.data;
     }
     *out = with;
-    if (!v->p.guided) {
+    if (!has_both(v, b)) {
         return TS_OK;
     }
     const double guidance = (double)b->guidance[0];

@@ -3,7 +3,8 @@
 //
 //   v = v_without + guidance (v_with - v_without),  a guidance for each latent frame
 //
-// The branches of a rank go through the transformer as one batch; two ranks of the cfg axis take one each.
+// The branches of a rank go through the transformer as one batch; two ranks of the cfg axis take one each. Where both
+// are known to be equal, or all guidance is 1, a rank computes one.
 #ifndef TS_INFER_VELOCITY_H
 #define TS_INFER_VELOCITY_H
 
@@ -36,6 +37,7 @@ typedef struct ts_velocity_batch {
     int64_t n, frames, height, width;  // windows; latent
     int64_t levels;                    // of a window: 1, frames or tokens
     int64_t contexts;                  // of a window, each seen by the frames of a run
+    bool unguided;                     // guidance changes nothing: branch `with` is the velocity
     float *latent;                     // [n, T, H, W, C] device memory
     float *context[TS_BRANCHES];       // [n, contexts, text rows, text width] device memory; NULL: not computed here
     int32_t *frame_context;            // [T] which of them each frame sees, 0 .. contexts-1 and never falling, alike
@@ -50,7 +52,8 @@ typedef struct ts_velocity ts_velocity;
 int ts_velocity_open(ts_velocity **out, const ts_velocity_params *params);
 void ts_velocity_close(ts_velocity **velocity);
 
-// Room for a batch: memory is kept from one to the next, and grows only. Not collective.
+// Room for a batch. Ranks that share the branches compute both of an unguided one, too. Memory is kept from one to the
+// next, and grows only. Not collective.
 int ts_velocity_begin(ts_velocity *velocity, ts_velocity_batch *batch);
 // *out [n, T, H, W, C] f32 device memory, until the next pass; the device's work may not be done. Collective over the
 // cfg axis, which sends n T H W C numbers a rank, and over the mesh of the transformer's parameters.
