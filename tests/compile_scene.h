@@ -10,7 +10,7 @@
 #include "core/media/image.h"
 #include "core/media/video.h"
 #include "infer/timeline/compile.h"
-#include "infer/timeline/source.h"
+#include "tests/read_frames.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 64, PIXELS = SIDE * SIDE * 3, LATENT = 8 * 8 * 16, TOKENS = 4 * 4 };
@@ -53,7 +53,7 @@ static inline void scene_film(const char *name, int64_t frames, int64_t first, i
 static inline uint8_t *scene_pixels(const char *name, int64_t first, int64_t step, int64_t frames) {
     uint8_t *rgb = malloc((size_t)(frames * PIXELS));
     int64_t filled;
-    CHECK_OK(ts_source_read(in_scene(name), (double)first / 8, (double)step / 8, frames, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(read_frames(in_scene(name), (double)first / 8, (double)step / 8, frames, SIDE, SIDE, rgb, &filled));
     CHECK(filled == frames);
     return rgb;
 }

@@ -104,7 +104,7 @@ static void test_speed(void) {
     uint8_t *rgb = malloc(5 * PIXELS);
     int64_t filled;
     float latent[2 * LATENT];
-    CHECK_OK(ts_source_read(in_scene("red.mp4"), 0, 1.0 / 16, 5, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(read_frames(in_scene("red.mp4"), 0, 1.0 / 16, 5, SIDE, SIDE, rgb, &filled));
     CHECK_OK(ts_codec_encode(scene_model->codec, rgb, 5, SIDE, SIDE, latent));
     CHECK(memcmp(latent, c.canvas.source, sizeof latent) == 0);
     free(rgb);

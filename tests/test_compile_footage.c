@@ -26,7 +26,7 @@ static void check_held(const char *path, ts_size2 size, double fps, double from,
     const int64_t bytes = 17 * size.width * size.height * 3;
     uint8_t *rgb = malloc((size_t)bytes);
     int64_t filled;
-    CHECK_OK(ts_source_read(path, from, speed / fps, 17, size.height, size.width, rgb, &filled));
+    CHECK_OK(read_frames(path, from, speed / fps, 17, size.height, size.width, rgb, &filled));
     CHECK(filled == 17);
     float *latent = malloc((size_t)ts_canvas_numbers(&c.canvas) * sizeof *latent);
     CHECK_OK(ts_codec_encode(scene_model->codec, rgb, 17, size.height, size.width, latent));

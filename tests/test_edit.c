@@ -10,7 +10,7 @@
 #include "core/store/safetensors.h"
 #include "infer/edit/verbs.h"
 #include "infer/sampler/decode.h"
-#include "infer/timeline/source.h"
+#include "tests/read_frames.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 64, FRAMES = 33, H = SIDE / 8, C = 16, FRAME = H * H * C, PIXELS = SIDE * SIDE * 3, MAX_T = 20 };
@@ -168,8 +168,8 @@ int main(int argc, char **argv) {
         int64_t filled;
         write_source(source, 0, pixels[0]);
         write_source(other, 1, pixels[1]);
-        CHECK_OK(ts_source_read(source, 0, 1.0 / 8, FRAMES, SIDE, SIDE, pixels[0], &filled));
-        CHECK_OK(ts_source_read(other, 0, 1.0 / 8, FRAMES, SIDE, SIDE, pixels[1], &filled));
+        CHECK_OK(read_frames(source, 0, 1.0 / 8, FRAMES, SIDE, SIDE, pixels[0], &filled));
+        CHECK_OK(read_frames(other, 0, 1.0 / 8, FRAMES, SIDE, SIDE, pixels[1], &filled));
     }
     check_remix();
     check_extend();

@@ -10,7 +10,7 @@
 #include "core/media/image.h"
 #include "core/media/resize.h"
 #include "core/media/video.h"
-#include "infer/timeline/source.h"
+#include "tests/read_frames.h"
 #include "tests/ts_test.h"
 
 enum { SIDE = 32, FRAME = SIDE * SIDE * 3, COUNT = 12 };
@@ -47,7 +47,7 @@ static void write_steps(const char *name, int64_t frames, int fps_numerator, int
 static int64_t numbers(const char *name, double first, double step, int64_t frames, double *number) {
     uint8_t *rgb = malloc((size_t)(frames * FRAME));
     int64_t filled = -1;
-    CHECK_OK(ts_source_read(in_folder(name), first, step, frames, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(read_frames(in_folder(name), first, step, frames, SIDE, SIDE, rgb, &filled));
     for (int64_t i = 0; i < filled; i++) {
         number[i] = (rgb[i * FRAME + FRAME / 2] - 10) / 20.0;
     }
@@ -69,7 +69,7 @@ static void check_numbers(const char *name, double first, double step, int64_t f
 static void test_same_rate(void) {
     static uint8_t rgb[COUNT * FRAME], frame[FRAME];
     int64_t filled;
-    CHECK_OK(ts_source_read(in_folder("steps.mp4"), 0, 0.125, COUNT, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(read_frames(in_folder("steps.mp4"), 0, 0.125, COUNT, SIDE, SIDE, rgb, &filled));
     CHECK(filled == COUNT);
     ts_video_reader *reader;
     double time;
@@ -155,12 +155,12 @@ static void write_pictures(void) {
 static void test_picture(void) {
     static uint8_t rgb[3 * FRAME];
     int64_t filled;
-    CHECK_OK(ts_source_read(in_folder("wide.png"), 3, 0.125, 3, SIDE, SIDE, rgb, &filled));
+    CHECK_OK(read_frames(in_folder("wide.png"), 3, 0.125, 3, SIDE, SIDE, rgb, &filled));
     CHECK(filled == 3);
     for (int64_t i = 0; i < 3 * FRAME; i++) {
         CHECK(rgb[i] == (i % 3 == 1 ? 255 : 0));
     }
-    CHECK_FAILS(ts_source_read(in_folder("half.png"), 0, 0.1, 1, SIDE, SIDE, rgb, &filled), TS_EINPUT, "half.png: ");
+    CHECK_FAILS(read_frames(in_folder("half.png"), 0, 0.1, 1, SIDE, SIDE, rgb, &filled), TS_EINPUT, "half.png: ");
     ts_source *source;
     CHECK_OK(ts_source_open(&source, in_folder("wide.png"), 0, 0.125, SIDE, SIDE, 1));
     CHECK_OK(ts_source_next(source, rgb));
@@ -235,7 +235,7 @@ static void test_mutants(void) {
         CHECK_OK(ts_file_write_atomic(in_folder("mutant.mp4"), mutant, cut));
         int64_t filled;
         const double step = i % 2 ? -0.1 : 0.1;
-        const int status = ts_source_read(in_folder("mutant.mp4"), 0.9, step, COUNT, SIDE, SIDE, rgb, &filled);
+        const int status = read_frames(in_folder("mutant.mp4"), 0.9, step, COUNT, SIDE, SIDE, rgb, &filled);
         CHECK(status == TS_OK || status == TS_EINPUT);
         CHECK(status == TS_OK || !strchr(ts_error_text(), '\n'));
         refused += status == TS_EINPUT;

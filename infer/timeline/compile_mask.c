@@ -70,7 +70,7 @@ static int fill_mask(mask_job *job, int64_t first, int64_t frames) {
         }
         for (int64_t b = 0; b < entry->boxes.count; b++) {
             if (job->boxes[b].first <= first + i && first + i < job->boxes[b].end) {
-                ts_mask_add_box(mask, job->height, job->width, 0, 1, job->boxes[b].side);
+                ts_mask_add_box(mask, job->height, job->width, job->boxes[b].side);
             }
         }
     }
@@ -109,8 +109,8 @@ static int fill_shares(mask_job *job) {
         const int64_t first = ts_compile_pixel_frame(canvas, track->time_factor, t);
         const int64_t frames = ts_compile_pixel_frame(canvas, track->time_factor, t + 1) - first;
         TS_TRY(fill_mask(job, first, frames));
-        ts_mask_tokens(job->mask, frames, job->height, job->width, track->time_factor, frames > 1, job->token_height,
-                       job->token_width, track->share + (t - track->span.first) * canvas->rows * canvas->columns);
+        ts_mask_tokens(job->mask, frames, job->height, job->width, job->token_height, job->token_width,
+                       track->share + (t - track->span.first) * canvas->rows * canvas->columns);
     }
     return TS_OK;
 }

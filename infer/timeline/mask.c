@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/timeline/mask.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 static int64_t clamp(int64_t value, int64_t most) {
@@ -9,15 +10,12 @@ static int64_t clamp(int64_t value, int64_t most) {
 
 // ---- what is added
 
-void ts_mask_add_box(float *mask, int64_t height, int64_t width, int64_t first, int64_t end, const int64_t box[4]) {
+void ts_mask_add_box(float *mask, int64_t height, int64_t width, const int64_t box[4]) {
     const int64_t left = clamp(box[0], width), right = clamp(box[0] + box[2], width);
     const int64_t top = clamp(box[1], height), bottom = clamp(box[1] + box[3], height);
-    for (int64_t t = first; t < end; t++) {
-        for (int64_t y = top; y < bottom; y++) {
-            float *row = mask + (t * height + y) * width;
-            for (int64_t x = left; x < right; x++) {
-                row[x] = 1;
-            }
+    for (int64_t y = top; y < bottom; y++) {
+        for (int64_t x = left; x < right; x++) {
+            mask[y * width + x] = 1;
         }
     }
 }
@@ -84,23 +82,16 @@ void ts_mask_feather(float *mask, int64_t frames, int64_t height, int64_t width,
 
 // ---- tokens
 
-// Raises the shares of one latent frame's tokens by one pixel frame.
-static void raise_tokens(const float *frame, int64_t height, int64_t width, int64_t token_height, int64_t token_width,
-                         float *share) {
-    for (int64_t y = 0; y < height; y++) {
-        float *row = share + y / token_height * (width / token_width);
-        for (int64_t x = 0; x < width; x++) {
-            raise(row + x / token_width, frame + y * width + x, 0);
-        }
-    }
-}
-
-void ts_mask_tokens(const float *mask, int64_t frames, int64_t height, int64_t width, int64_t time_factor, bool loop,
-                    int64_t token_height, int64_t token_width, float *share) {
-    const int64_t tokens = height / token_height * (width / token_width), early = loop ? 0 : time_factor - 1;
-    memset(share, 0, (size_t)((frames + early + time_factor - 1) / time_factor * tokens) * sizeof *share);
+void ts_mask_tokens(const float *mask, int64_t frames, int64_t height, int64_t width, int64_t token_height,
+                    int64_t token_width, float *share) {
+    const int64_t columns = width / token_width;
+    memset(share, 0, (size_t)(height / token_height * columns) * sizeof *share);
     for (int64_t t = 0; t < frames; t++) {
-        raise_tokens(mask + t * height * width, height, width, token_height, token_width,
-                     share + (t + early) / time_factor * tokens);
+        for (int64_t y = 0; y < height; y++) {
+            const float *row = mask + (t * height + y) * width;
+            for (int64_t x = 0; x < width; x++) {
+                raise(share + y / token_height * columns + x / token_width, row + x, 0);
+            }
+        }
     }
 }

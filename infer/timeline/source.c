@@ -17,8 +17,6 @@
 // Shares of a frame of the file: nearer than this is the frame itself; files whose time stamps are milliseconds are off
 // by less. And how far before the end of the last frame it has ended.
 static const double SAME = 0.05, END = 1e-3;
-// Times before the beginning by no more than rounding.
-static const double EARLY = 1e-6;
 
 struct ts_source {
     ts_video_reader *reader;  // NULL: a picture
@@ -215,34 +213,4 @@ int ts_source_describe(ts_source_info *out, const char *path) {
     *out = (ts_source_info){
         .width = info.width, .height = info.height, .frames = info.frames, .fps = info.fps, .duration = info.duration};
     return TS_OK;
-}
-
-// Frames `wanted` of a file that is read forward, frame i to place i, or from the last place to the first.
-static int read_forward(ts_source *s, int64_t wanted, bool backward, int64_t frame_bytes, uint8_t *rgb, int64_t *had) {
-    int status = TS_OK;
-    for (*had = 0; *had < wanted && !status; *had += !status) {
-        status = ts_source_next(s, rgb + (backward ? wanted - 1 - *had : *had) * frame_bytes);
-    }
-    return status == TS_EOF ? TS_OK : status;
-}
-
-int ts_source_read(const char *path, double first_time, double step_time, int64_t frames, int64_t height, int64_t width,
-                   uint8_t *rgb, int64_t *filled) {
-    *filled = 0;
-    const bool backward = step_time < 0;
-    int64_t wanted = first_time < -EARLY ? 0 : frames;
-    while (backward && wanted && first_time + (double)(wanted - 1) * step_time < -EARLY) {
-        wanted--;
-    }
-    if (!wanted) {
-        return TS_OK;
-    }
-    const double earliest = fmax(first_time + (backward ? (double)(wanted - 1) * step_time : 0), 0);
-    ts_source *s;
-    int64_t had;
-    TS_TRY(ts_source_open(&s, path, earliest, fabs(step_time), height, width, 3));
-    const int status = read_forward(s, wanted, backward, height * width * 3, rgb, &had);
-    ts_source_close(&s);
-    *filled = status || (backward && had < wanted) ? 0 : had;
-    return status;
 }

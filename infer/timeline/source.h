@@ -20,7 +20,7 @@ typedef struct ts_source_info {
 // TS_EINPUT "path: ...".
 int ts_source_describe(ts_source_info *out, const char *path);
 
-// ---- one frame after the other: memory of three frames, whatever the length
+// One frame after the other: memory of three frames, whatever the length.
 typedef struct ts_source ts_source;
 
 // Frame i is that at first_time + i * step_time seconds; neither is negative. channels: 3 RGB; 1 brightness, where
@@ -30,11 +30,5 @@ int ts_source_open(ts_source **out, const char *path, double first_time, double 
 // The next frame: pixels [height, width, channels] u8. TS_EOF when the file has ended.
 int ts_source_next(ts_source *source, uint8_t *pixels);
 void ts_source_close(ts_source **source);
-
-// ---- all at once
-// rgb [frames, height, width, 3] u8 at the same times; step_time may be negative. *filled is how many frames the file
-// had, from the first one on: fewer when it ends early, or begins later.
-int ts_source_read(const char *path, double first_time, double step_time, int64_t frames, int64_t height, int64_t width,
-                   uint8_t *rgb, int64_t *filled);
 
 #endif
