@@ -276,12 +276,25 @@ static void test_killed(void) {
     CHECK(!ts_path_exists(in_folder("killed/objects/unfinished")));
 }
 
-// A store in a folder that has files already leaves them alone.
+// A folder that has other things is no store; files that come to a store later are left alone.
 static void test_neighbours(void) {
+    ts_state s = make(5, 0, 1, false);
     CHECK_OK(ts_folder_make(in_folder("home/tmp")));
     CHECK_OK(ts_file_write_atomic(in_folder("home/tmp/notes"), "mine", 4));
-    save(in_folder("home/a"), 5, 0, 1);
-    CHECK(ts_path_bytes(in_folder("home/tmp/notes")) == 4);
+    CHECK_FAILS(ts_state_save(&s, in_folder("home/a")), TS_EINPUT, "is no store of states");
+    CHECK(!ts_path_exists(in_folder("home/objects")) && !ts_path_exists(in_folder("home/states")));
+    CHECK_OK(ts_folder_make(in_folder("home/tmp/objects")));  // as a repository has
+    CHECK_FAILS(ts_state_save(&s, in_folder("home/tmp/a")), TS_EINPUT, "is no store of states");
+    CHECK_FAILS(ts_state_save(&s, in_folder("home/tmp/notes/a")), TS_EINPUT, "is a file");
+    CHECK_OK(ts_folder_make(in_folder("begun/objects")));  // by a process that was killed
+    CHECK_OK(ts_state_save(&s, in_folder("begun/a")));
+    CHECK_OK(ts_file_write_atomic(in_folder("begun/notes"), "mine", 4));
+    CHECK_OK(ts_state_save(&s, in_folder("begun/a")));
+    CHECK(ts_path_bytes(in_folder("begun/notes")) == 4);
+    CHECK_OK(ts_folder_make(in_folder("empty")));
+    CHECK_OK(ts_state_save(&s, in_folder("empty/a")));
+    CHECK_OK(ts_state_save(&s, in_folder("new/one/of/many/a")));
+    ts_canvas_close(&s.compiled.canvas);
 }
 
 static void test_names(void) {
@@ -290,6 +303,9 @@ static void test_names(void) {
         CHECK_FAILS(ts_state_check_path("--save-state", wrong[i]), TS_EUSAGE, "give STORE/NAME");
     }
     CHECK_OK(ts_state_check_path("--save-state", "/store/a-1.b_2"));
+    CHECK_FAILS(ts_state_check_name("seed-branch", "store/a"), TS_EUSAGE, "without a folder");
+    CHECK_FAILS(ts_state_check_name("seed-branch", ".."), TS_EUSAGE, "without a folder");
+    CHECK_OK(ts_state_check_name("seed-branch", "a-1.b_2"));
     uint64_t first = 0, second = 1;
     CHECK_OK(ts_state_fingerprint("configs/shapes-model", &first));
     CHECK_OK(ts_state_fingerprint("configs/shapes-model/", &second));

@@ -55,6 +55,7 @@ static int read_state(branch *b) {
     TS_TRY(ts_state_check_path("branch", o->state));
     TS_TRY(o->edit.out || o->save ? TS_OK : TS_FAIL(TS_EUSAGE, "give --out FILE.mp4, --save NAME, or both"));
     TS_TRY(o->edit.out ? ts_edit_check(&o->edit, 1) : TS_OK);
+    TS_TRY(o->save ? ts_state_check_place("--save", o->state) : TS_OK);
     TS_TRY(ts_state_load(&b->state, o->state, b->arena));
     const char *model = o->edit.session.model ? o->edit.session.model : b->state.model;
     if (!ts_path_is_folder(model)) {

@@ -28,17 +28,26 @@ int ts_state_json_path(char path[TS_PATH_BYTES], const char *store, const char *
     return ts_path_join(path, TS_PATH_BYTES, store, within);
 }
 
-int ts_state_check_path(const char *option, const char *path) {
+static bool is_name(const char *text) {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    const size_t length = strlen(text);
+    return length > 0 && length <= TS_STATE_NAME_BYTES && *text != '.' && strspn(text, allowed) == length;
+}
+
+int ts_state_check_name(const char *option, const char *name) {
+    return is_name(name)
+               ? TS_OK
+               : TS_FAIL(TS_EUSAGE, "%s %.80s: give a name without a folder, at most %d letters, digits and . _ -",
+                         option, name, TS_STATE_NAME_BYTES);
+}
+
+int ts_state_check_path(const char *option, const char *path) {
     const char *name = ts_path_base(path);
-    const size_t length = strlen(name);
-    if (name == path || length == 0 || length > TS_STATE_NAME_BYTES || *name == '.' ||
-        strspn(name, allowed) != length) {
-        return TS_FAIL(TS_EUSAGE,
-                       "%s %.80s: give STORE/NAME, a folder and a name of at most %d letters, digits and . _ -", option,
-                       path, TS_STATE_NAME_BYTES);
-    }
-    return TS_OK;
+    return name > path && is_name(name)
+               ? TS_OK
+               : TS_FAIL(TS_EUSAGE,
+                         "%s %.80s: give STORE/NAME, a folder and a name of at most %d letters, digits and . _ -",
+                         option, path, TS_STATE_NAME_BYTES);
 }
 
 // ---- the model

@@ -37,8 +37,16 @@ typedef struct ts_state {
 // XXH3 of the names and bytes of all that a model computes with: its transformer, text encoder, tokenizer and codec.
 int ts_state_fingerprint(const char *model, uint64_t *out);
 
-// TS_EUSAGE unless `path` is STORE/NAME, NAME of letters, digits and . _ - (`option` opens the message).
+// TS_EUSAGE unless `name` is letters, digits and . _ -, and does not begin with a dot (`option` opens the message).
+int ts_state_check_name(const char *option, const char *name);
+// The same unless `path` is STORE/NAME.
 int ts_state_check_path(const char *option, const char *path);
+
+// Whether states may be saved in a folder: it is a store, empty, or to be made where folders can be. TS_EINPUT or
+// TS_EUSAGE, "option: ...".
+int ts_state_check_store(const char *option, const char *store);
+// Both: whether a state may be saved at `path`.
+int ts_state_check_place(const char *option, const char *path);
 
 // `path` is STORE/NAME; the store is made, and a state of that name replaced. Several processes may write to one store;
 // what a killed one left half written is cleaned up. Not collective: rank 0 saves.
@@ -53,7 +61,7 @@ void ts_state_close(ts_state *state);  // of one that was loaded or shared; of z
 
 // tessera branch STORE/NAME --prompt TEXT [--from FRAME] [--extend FRAMES] --save NAME --out FILE.mp4
 int ts_command_branch(ts_comm *world, int argc, char **argv);
-// tessera tree STORE
+// tessera tree STORE [--check] [--prune]
 int ts_command_tree(ts_comm *world, int argc, char **argv);
 
 #endif

@@ -245,8 +245,7 @@ static int read_sampling(ts_state *s, const json_t *object, const char *name) {
     return read_choice(object, "solver", name, ts_solver_names, &s->solver);
 }
 
-int ts_state_from_json(ts_state *s, const json_t *object, const char *name, ts_arena *arena) {
-    const json_t *canvas;
+int ts_state_head_from_json(ts_state *s, const json_t *object, const char *name, ts_arena *arena) {
     int64_t version;
     TS_TRY(ts_json_int(object, "version", name, VERSION, VERSION, &version));
     TS_TRY(read_text(object, "parent", name, arena, &s->parent));
@@ -254,10 +253,12 @@ int ts_state_from_json(ts_state *s, const json_t *object, const char *name, ts_a
     TS_TRY(read_text(object, "timeline", name, arena, &s->timeline));
     TS_TRY(read_text(object, "negative", name, arena, &s->negative));
     TS_TRY(read_text(object, "model", name, arena, &s->model));
-    if (!s->model) {
-        return TS_FAIL(TS_EINPUT, "%s: \"model\" is missing", name);
-    }
-    TS_TRY(read_sampling(s, object, name));
+    return s->model ? read_sampling(s, object, name) : TS_FAIL(TS_EINPUT, "%s: \"model\" is missing", name);
+}
+
+int ts_state_from_json(ts_state *s, const json_t *object, const char *name, ts_arena *arena) {
+    const json_t *canvas;
+    TS_TRY(ts_state_head_from_json(s, object, name, arena));
     TS_TRY(ts_json_object(object, "canvas", name, &canvas));
     TS_TRY(read_canvas(&s->compiled.canvas, canvas, name, arena));
     return read_changes(s, object, name, arena);
@@ -265,17 +266,24 @@ int ts_state_from_json(ts_state *s, const json_t *object, const char *name, ts_a
 
 // ---- names of objects
 
+int ts_state_check_object_names(const json_t *list, const char *place, const char *key) {
+    const json_t *item;
+    size_t i;
+    json_array_foreach(list, i, item) {
+        const char *text = json_string_value(item);
+        if (!text || !ts_store_is_name(text)) {
+            return TS_FAIL(TS_EINPUT, "%s: \"%.20s\" names what is no object", place, key);
+        }
+    }
+    return TS_OK;
+}
+
 int ts_state_object_names(const json_t *object, const char *name, int i, int64_t frames, const json_t **out) {
     const json_t *objects;
     TS_TRY(ts_json_object(object, "objects", name, &objects));
     TS_TRY(ts_json_array(objects, ts_state_list_name(i), name, out));
-    for (int64_t t = 0; t < frames; t++) {
-        const char *item = json_string_value(json_array_get(*out, (size_t)t));
-        if (!item || strlen(item) != TS_OBJECT_NAME_BYTES - 1 ||
-            strspn(item, "0123456789abcdef") != TS_OBJECT_NAME_BYTES - 1 || (int64_t)json_array_size(*out) != frames) {
-            return TS_FAIL(TS_EINPUT, "%s: \"%s\" must name %lld objects", name, ts_state_list_name(i),
-                           (long long)frames);
-        }
+    if ((int64_t)json_array_size(*out) != frames) {
+        return TS_FAIL(TS_EINPUT, "%s: \"%s\" must name %lld objects", name, ts_state_list_name(i), (long long)frames);
     }
-    return TS_OK;
+    return ts_state_check_object_names(*out, name, ts_state_list_name(i));
 }

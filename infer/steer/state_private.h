@@ -13,19 +13,23 @@ enum { TS_OBJECT_NAME_BYTES = 33 };  // 32 hexadecimal digits and a terminator
 
 typedef struct ts_store {
     char path[TS_PATH_BYTES];
-    int lock;           // -1: it is only read
-    bool touched[256];  // folders of objects that were written to
+    int lock;  // -1: it is only read
 } ts_store;
 
 // Makes the folders, keeps other writers away and removes what a killed one left half written.
 int ts_store_open(ts_store *store, const char *path);
-// What was put is on the disk when this returns.
+// What was put, by whomever, is on the disk when this returns; of the rest of its file system as well.
 int ts_store_sync(ts_store *store);
 void ts_store_close(ts_store *store);
 
 int ts_store_object_path(char path[TS_PATH_BYTES], const char *store, const char *name);
 // The name of `bytes` bytes, which are written unless they are there already. A damaged object is written anew.
 int ts_store_put(ts_store *store, const void *data, size_t bytes, char name[TS_OBJECT_NAME_BYTES]);
+bool ts_store_is_name(const char *text);
+// Whether an object is there and is what its name says. TS_EINPUT.
+int ts_store_verify(const char *store, const char *name);
+// The objects that are there, by their names, unsorted: calls `visit` for each, until it fails.
+int ts_store_visit(const char *store, int (*visit)(void *user, const char *name), void *user);
 // Reads and verifies. TS_EINPUT when it is missing, of another size, or damaged.
 int ts_store_get(const char *store, const char *name, void *data, size_t bytes);
 
@@ -41,6 +45,9 @@ enum { TS_STATE_JSON_BYTES = 64 << 20, TS_STATE_NAME_BYTES = 100 };
 
 // All but the objects' names; a new reference.
 int ts_state_to_json(const ts_state *state, json_t **out);
+// All but the canvas, its changes and the arrays: what a list of states tells. Nothing of it is to be closed.
+// TS_EINPUT.
+int ts_state_head_from_json(ts_state *out, const json_t *object, const char *name, ts_arena *arena);
 // All but the arrays and strengths; for these there is room then. `name` opens messages. Whatever the status,
 // ts_state_close is to follow. TS_EINPUT.
 int ts_state_from_json(ts_state *out, const json_t *object, const char *name, ts_arena *arena);
@@ -53,6 +60,8 @@ const char *ts_state_list_name(int i);                        // its key in "obj
 float *ts_state_list_array(const ts_state *state, int i);     // borrowed
 int64_t ts_state_list_numbers(const ts_state *state, int i);  // of a frame
 
+// Whether a list under `key` holds nothing but names of objects. TS_EINPUT.
+int ts_state_check_object_names(const json_t *list, const char *place, const char *key);
 // The names of a list's objects: `frames` texts, checked.
 int ts_state_object_names(const json_t *object, const char *name, int i, int64_t frames, const json_t **out);
 
