@@ -83,11 +83,36 @@ printf ' ' >>"$scratch/model/transformer/config.json"
 expect_fail 3 'was made by another model' "$TESSERA" branch "$steps/root" --model "$scratch/model" --save new
 expect_fail 3 'is no store of states' "$TESSERA" tree "$scratch"
 expect_fail 2 'give STORE/NAME' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/a b"
+mkdir "$scratch/home"
+touch "$scratch/home/letter"
+expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/home/a"
+expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --store "$scratch/home"
+expect_fail 3 'is a file' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/home/letter/a"
+check 'nothing came to that folder' test "$(ls "$scratch/home")" = letter
+
+# ---- objects that no state names, and broken ones
+
+check 'the tree, checked' "$TESSERA" tree "$long" --check
+said 'the sum' '^11 states'
+before=$(bytes "$long")
+rm "$long/states/longest.json" "$long/states/orange.json"
+check 'the tree with objects left over' "$TESSERA" tree "$long"
+said 'it tells of them' '^[0-9]* objects that no state names, [0-9.]* KiB: --prune removes them'
+check 'they are removed' "$TESSERA" tree "$long" --prune
+said 'it tells that' '^[0-9]* objects that no state names, [0-9.]* KiB: removed'
+check 'nothing else is' "$TESSERA" tree "$long" --check
+check 'all that is left is named' grep -q '"unused":0,' <("$TESSERA" tree "$long" --json)
+check 'there is less' test "$(bytes "$long")" -lt "$before"
+expect_fail 3 'nothing was removed' "$TESSERA" tree --prune "$(cp -r "$long" "$scratch/torn" && printf '{' >"$scratch/torn/states/blue.json" && echo "$scratch/torn")"
+expect_fail 3 'of its states and objects are broken' "$TESSERA" tree "$scratch/torn" --check
+said 'it names the state' '^broken: .*states/blue.json.*not valid JSON'
 expect_fail 2 'give --save-state' "${generate[@]}" --out "$out.mp4" --save-at 40%
 expect_fail 2 'save-at' "${generate[@]}" --steps 4 --out "$out.mp4" --save-state "$steps/x" --save-at 7
 
 object=$(find "$steps/objects" -type f | sort | head -1)
 printf x | dd of="$object" bs=1 seek=9 conv=notrunc 2>/dev/null
+expect_fail 3 '1 of its states and objects are broken' "$TESSERA" tree "$steps" --check
+said 'it names the object' "^broken: $object: is damaged"
 expect_fail 3 "$object: is damaged" "$TESSERA" branch "$steps/root" --out "$out.mp4"
 rm "$object"
 expect_fail 3 'is missing' "$TESSERA" branch "$steps/root" --out "$out.mp4"

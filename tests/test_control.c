@@ -115,7 +115,7 @@ static void test_receipts(void) {
              "{\"event\": \"prompt\", \"step\": 1, \"frames\": [9, 17], \"id\": 7}\n");
     exchange(control, fd, 2, "{\"prompt\":\"x\",\"from_frame\":16}\n", "\"frames\": [13, 17]");
     exchange(control, fd, 3, "{\"prompt\":\"x\"}\n", "\"frames\": [0, 17]");
-    exchange(control, fd, 4, "{\"seed-branch\":\"store/a\"}\n",
+    exchange(control, fd, 4, "{\"seed-branch\":\"a\"}\n",
              "{\"event\": \"seed-branch\", \"step\": 4, \"frames\": []}\n");
     exchange(control, fd, 5, "{\"preview\":\"a.png\"}\n", "{\"error\": \"no preview here\"}\n");
     exchange(control, fd, 6, "{\"pause\":true}\n{\"resume\":true,\"id\":\"r\"}\n",
@@ -137,6 +137,11 @@ static void test_receipts(void) {
         {"{\"cancel\":false}\n", "can only be true"},
         {"{\"cancle\":true}\n", "do you mean \\\"cancel\\\"?"},
         {"{\"preview\":\"a.jpg\"}\n", ".png"},
+        {"{\"preview\":\"/tmp/a.png\"}\n", "without a folder"},
+        {"{\"preview\":\"../a.png\"}\n", "without a folder"},
+        {"{\"seed-branch\":\"store/a\"}\n", "without a folder"},
+        {"{\"seed-branch\":\"..\"}\n", "without a folder"},
+        {"{\"seed-branch\":\"\"}\n", "without a folder"},
         {"{\"prompt\":\"\xff\xfe\"}\n", "error"},
         {"\x01\x02\x03\n", "error"},
         {"{\"prompt\":\"a\\u0000b\"}\n", "error"},
@@ -145,6 +150,14 @@ static void test_receipts(void) {
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         exchange(control, fd, 7 + (int64_t)i, wrong[i].message, wrong[i].wanted);
     }
+    if (is_root) {
+        char message[1200];
+        memset(message, 'x', sizeof message);
+        memcpy(message, "{\"pause\":true,\"id\":\"", 20);
+        memcpy(message + sizeof message - 4, "\"}\n", 4);
+        tell(fd, message);
+    }
+    exchange(control, fd, 97, "", "at most 1000 are given back");
     exchange(control, fd, 98, "{\"cancel\":true}\n{\"pause\":true}\n", "too late");
     if (is_root) {
         tell(fd, "{\"pause\":true}\n");
@@ -166,7 +179,7 @@ static void test_lines(void) {
     int fd = is_root ? join() : -1;
     exchange(control, fd, 0, "{\"pro", "");
     exchange(control, fd, 1, "mpt\":\"x\"}\n{\"seed-br", "\"step\": 1");
-    exchange(control, fd, 2, "anch\":\"a/b\"}\n", "\"step\": 2");
+    exchange(control, fd, 2, "anch\":\"b\"}\n", "\"step\": 2");
     if (is_root) {
         memset(huge, 'x', sizeof huge);
         CHECK(send(fd, huge, sizeof huge, MSG_NOSIGNAL | MSG_DONTWAIT) > TS_CONTROL_LINE_BYTES);
@@ -190,7 +203,7 @@ static void test_lines(void) {
 
 static void test_crowd(void) {
     ts_control *control = open_control();
-    int fd[TS_CONTROL_CLIENTS + 2];
+    int fd[TS_CONTROL_CLIENTS + 1];
     uint64_t sum = 0;
     for (int i = 0; is_root && i < TS_CONTROL_CLIENTS + 1; i++) {
         fd[i] = join();
@@ -198,31 +211,101 @@ static void test_crowd(void) {
     }
     CHECK(obey(control, 0, &sum) == TS_CONTROL_CLIENTS);
     if (is_root) {
-        check_heard(fd[TS_CONTROL_CLIENTS], "too many clients");
         check_heard(fd[0], "\"step\": 0");
+        CHECK(*heard(fd[TS_CONTROL_CLIENTS]) == '\0');
+        tell(fd[0], "{\"prompt\":\"heard of again\"}\n");
+    }
+    CHECK(obey(control, 1, &sum) == 2);  // the last one has the place of who was silent longest
+    if (is_root) {
+        check_heard(fd[TS_CONTROL_CLIENTS], "\"step\": 1");
+        check_heard(fd[0], "\"step\": 1");
+        check_heard(fd[1], "\"step\": 0");
+        check_heard(fd[2], "\"step\": 0");
         close(fd[3]);
     }
-    obey(control, 1, &sum);
+    for (int i = 0; is_root && i < TS_CONTROL_CLIENTS + 1; i++) {
+        close(fd[i]);
+    }
+    ts_control_close(&control);
+}
+
+// Clients that stay for ever without a word, have shut one way and read nothing, or send without end.
+static void test_full_table(void) {
+    enum { ROUNDS = 3, MANY = ROUNDS * TS_CONTROL_CLIENTS };
+    ts_control *control = open_control();
+    int fd[MANY];
+    uint64_t sum = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; is_root && i < TS_CONTROL_CLIENTS; i++) {
+            int *one = &fd[round * TS_CONTROL_CLIENTS + i];
+            *one = join();
+            for (int k = 0; round == 1 && k < 3000; k++) {
+                (void)!send(*one, "[]\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT);
+            }
+            if (round == 1) {
+                CHECK(shutdown(*one, SHUT_WR) == 0);
+            }
+            if (round == 2) {
+                tell(*one, "{\"half\"");
+            }
+        }
+        for (int step = 0; step < 40; step++) {
+            CHECK(obey(control, 100 * round + step, &sum) == 0);
+        }
+        const int late = is_root ? join() : -1;
+        exchange(control, late, 100 * round + 50, "{\"preview\":\"a.png\"}\n", "no preview here");
+        close(late);
+    }
+    for (int i = 0; is_root && i < MANY; i++) {
+        close(fd[i]);
+    }
+    ts_control_close(&control);
+}
+
+static void test_flood(void) {
+    ts_control *control = open_control();
+    int flood = -1, other = -1;
+    uint64_t sum = 0;
     if (is_root) {
-        fd[TS_CONTROL_CLIENTS + 1] = join();
         static const char line[] = "{\"prompt\":\"many at once\"}\n";
         static char lines[1000 * sizeof line];
         for (int i = 0; i < 1000; i++) {
-            strcat(lines + (size_t)i * (sizeof line - 1), line);
+            strcpy(lines + (size_t)i * (sizeof line - 1), line);
         }
-        tell(fd[TS_CONTROL_CLIENTS + 1], lines);
+        flood = join();
+        tell(flood, lines);
+        other = join();
+        tell(other, "{\"prompt\":\"one\"}\n");
     }
-    int64_t step = 2, got = 0;
+    int64_t step = 1, got = obey(control, 0, &sum);
+    if (is_root) {
+        check_heard(other, "\"step\": 0");  // it did not wait for the thousand
+    }
     for (int events = 1; events; step++) {
         events = obey(control, step, &sum);
         CHECK(events <= 1000 && step < 20);
         got += events;
     }
-    CHECK(got == 1000 && step > 4);
+    CHECK(got == 1001 && step > 3);
     CHECK(alike(sum));
-    for (int i = 0; is_root && i < TS_CONTROL_CLIENTS + 2; i++) {
-        close(fd[i]);
+    close(flood);
+    close(other);
+    ts_control_close(&control);
+}
+
+// Some hundred that connect and go again hold nobody up.
+static void test_passers_by(void) {
+    ts_control *control = open_control();
+    uint64_t sum = 0;
+    for (int64_t step = 0; step < 40; step++) {
+        for (int i = 0; is_root && i < TS_CONTROL_CLIENTS; i++) {
+            close(join());
+        }
+        CHECK(obey(control, step, &sum) == 0);
     }
+    const int fd = is_root ? join() : -1;
+    exchange(control, fd, 40, "{\"resume\":true}\n", "\"step\": 40");
+    close(fd);
     ts_control_close(&control);
 }
 
@@ -235,8 +318,8 @@ static uint32_t draw(uint32_t n) {
 
 static size_t random_message(char *out, size_t room) {
     static const char *const good[] = {"{\"prompt\":\"a red circle\",\"from_frame\":5}\n", "{\"preview\":\"p.png\"}\n",
-                                       "{\"seed-branch\":\"s/b\",\"id\":[1]}\n",
-                                       "{\"pause\":true}\n{\"resume\":true}\n", "{\"resume\":true}\n"};
+                                       "{\"seed-branch\":\"b\",\"id\":[1]}\n", "{\"pause\":true}\n{\"resume\":true}\n",
+                                       "{\"resume\":true}\n"};
     const uint32_t kind = draw(8);
     if (kind < 3) {
         return (size_t)snprintf(out, room, "%s", good[draw(5)]);
@@ -402,6 +485,9 @@ int main(int argc, char **argv) {
     test_receipts();
     test_lines();
     test_crowd();
+    test_full_table();
+    test_flood();
+    test_passers_by();
     test_random();
     test_pause();
     test_path();

@@ -78,30 +78,33 @@ objects() { sed -n '/"objects"/,/^  }/p' "$store/states/$1.json"; }
 
 converse() {
     local count=$1 mesh=$2 paused
-    start "$count" "$mesh" --control "$socket" --preview-every 100
+    start "$count" "$mesh" --control "$socket" --preview-every 100 --store "$store"
     steer_first --pause || return
     check_receipt pause '\[\]'
     paused=$(step_of "$receipt")
-    steer --seed-branch "$store/before-$count"
+    steer --seed-branch "before-$count"
     check_receipt seed-branch '\[\]'
     steer --prompt "$blue" --from-frame 9
     check_receipt prompt '\[9, 17\]'
     check 'nothing is computed in a pause' test "$(step_of "$receipt")" = "$paused"
     [ "$count" != 2 ] || sleep 2.5 # longer than the watch waits
-    steer --seed-branch "$store/after-$count"
+    steer --seed-branch "after-$count"
     check_receipt seed-branch '\[\]'
-    steer --preview "$scratch/preview.png"
+    steer --preview sheet.png
     check_receipt preview '\[\]'
-    check 'the preview is there' test -s "$scratch/preview.png"
+    check 'the preview is beside the video' test -s "$scratch/made/sheet.png"
+    rm -f "$scratch/made/sheet.png"
     expect_fail 3 'must be 0 to 16' "$TESSERA" steer "$socket" --prompt "$blue" --from-frame 17
-    expect_fail 3 'cannot' "$TESSERA" steer "$socket" --preview "$scratch/none/preview.png"
+    expect_fail 3 'without a folder' "$TESSERA" steer "$socket" --preview "$scratch/preview.png"
+    expect_fail 3 'without a folder' "$TESSERA" steer "$socket" --seed-branch "$scratch/other/state"
+    expect_fail 3 'without a folder' "$TESSERA" steer "$socket" --seed-branch ..
     expect_fail 3 'asks for 0 things' "$TESSERA" steer "$socket" '{"id": 1}'
     steer --resume
     check_receipt resume '\[\]'
     steer '{"prompt": "a green square moves up on a black background", "id": "x"}'
     check 'the id is given back' grep -q '"id": "x"' <<<"$receipt"
     check 'it went on' test "$(step_of "$receipt")" -ge "$paused"
-    steer --seed-branch "$store/later-$count"
+    steer --seed-branch "later-$count"
     steer --cancel
     check_receipt cancel '\[0, 17\]'
     check 'the cancelled job is gone' gone_within 10
@@ -159,10 +162,26 @@ expect_fail 3 'no job listens there' "$TESSERA" steer "$socket" --pause
 start 1 '' --control "$socket"
 steer_first --pause
 expect_fail 3 'another job listens' "$TESSERA" "${job[@]}" --out "$scratch/b.mp4" --control "$socket"
+expect_fail 3 'the job knows no folder for states' "$TESSERA" steer "$socket" --seed-branch name
 steer --cancel
 ended 75
 
-expect_fail 2 'give one message' "$TESSERA" steer "$socket"
-expect_fail 2 'not two' "$TESSERA" steer "$socket" '{"pause": true}' --pause
+# ---- what the client refuses by itself
+
+expect_fail 2 'give one message, not 0' "$TESSERA" steer "$socket"
+expect_fail 2 'give one message, not 2' "$TESSERA" steer "$socket" '{"pause": true}' --pause
+expect_fail 2 'give one message, not 2' "$TESSERA" steer "$socket" --prompt "$blue" --cancel
+expect_fail 2 'give one message, not 0' "$TESSERA" steer "$socket" --wait 3
+expect_fail 2 '--from-frame 3 says from where on, and nothing what' "$TESSERA" steer "$socket" --from-frame 3
+expect_fail 2 '--from-frame 0 says from where on' "$TESSERA" steer "$socket" --from-frame 0
+expect_fail 2 '--from-frame 3 says from where on' "$TESSERA" steer "$socket" --from-frame 3 --pause
+expect_fail 2 'or "from_frame" inside the JSON' "$TESSERA" steer "$socket" '{"prompt": "x"}' --from-frame 3
+expect_fail 2 'the message is empty' "$TESSERA" steer "$socket" ''
+expect_fail 2 'the message is empty' "$TESSERA" steer "$socket" $' \n'
+expect_fail 2 'at most 65536 are read' "$TESSERA" steer "$socket" "$(printf '%070000d' 0)"
+expect_fail 3 'the prompt is empty' "$TESSERA" steer "$socket" --prompt ''
+expect_fail 3 'is not UTF-8' "$TESSERA" steer "$socket" --prompt $'\xff'
+expect_fail 3 'is not UTF-8' "$TESSERA" steer "$socket" --seed-branch $'\xff'
+expect_fail 3 'has 1 to 107 bytes' "$TESSERA" steer "/$(printf '%0200d' 0)" --pause
 expect_fail 3 'no job listens there' "$TESSERA" steer "$scratch/none" --pause
 end

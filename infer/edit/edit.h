@@ -13,7 +13,7 @@
 // What all these commands can be told.
 typedef struct ts_edit_options {
     ts_session_options session;
-    const char *out, *sheet, *save_latents, *save_state, *save_at, *control;
+    const char *out, *sheet, *save_latents, *save_state, *save_at, *control, *store;
     int64_t preview_every;
     bool print_timeline, check;
 } ts_edit_options;
@@ -25,6 +25,7 @@ typedef struct ts_edit_options {
     {"out", TS_OPTION_STRING, offsetof(type, field.out), NULL, "FILE.mp4 for one video, else a folder", 0, 0, NULL, false}, \
     {"sheet", TS_OPTION_STRING, offsetof(type, field.sheet), NULL, "also write a contact sheet, FILE.png", 0, 0, NULL, false}, \
     {"control", TS_OPTION_STRING, offsetof(type, field.control), NULL, "Unix socket to make, for steering while the video is made: tessera steer", 0, 0, NULL, false}, \
+    {"store", TS_OPTION_STRING, offsetof(type, field.store), NULL, "folder where tessera steer --seed-branch NAME saves states; absent: that of the state that is saved or gone on from", 0, 0, NULL, false}, \
     {"preview-every", TS_OPTION_INT, offsetof(type, field.preview_every), "0", "steps between previews, a contact sheet beside --out that is gone when the video is there; 0: none", 0, TS_MAX_STEPS, NULL, false}, \
     {"save-latents", TS_OPTION_STRING, offsetof(type, field.save_latents), NULL, "also write the latents, FILE.safetensors, for timelines with source: latent", 0, 0, NULL, false}, \
     {"save-at", TS_OPTION_STRING, offsetof(type, field.save_at), NULL, "when the state is saved: start, end, a share of the steps such as 40%, or before a step, counted from 0; absent: end, and of a branch of a video under work start", 0, 0, NULL, false}

@@ -42,6 +42,7 @@ typedef struct ts_edit_steer {
     int64_t save_step;           // the state is saved before this one; == steps: at the end; < 0: never
     char parent[TS_PATH_BYTES];  // STORE/NAME of the state before, or ""
     char *change;                // what was changed since, or NULL
+    uint64_t fingerprint;        // of the model, when a state was saved; rank 0's
 } ts_edit_steer;
 
 // Opens the socket and goes on from the list's state, where these were asked for. To be closed whatever the status.

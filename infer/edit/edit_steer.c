@@ -10,6 +10,7 @@
 #include "core/base/status.h"
 #include "core/comm/watch.h"
 #include "infer/edit/edit_private.h"
+#include "infer/edit/output.h"
 
 // ---- states
 
@@ -64,7 +65,8 @@ static int write_state(ts_edit_steer *s, const ts_edit_round *r, const char *pat
     } else if (step > ts_denoiser_first_step(r->denoiser)) {
         TS_TRY(ts_denoiser_save(r->denoiser, 0, state.array, &state.arrays));
     }
-    TS_TRY(ts_state_fingerprint(state.model, &state.fingerprint));
+    TS_TRY(s->fingerprint ? TS_OK : ts_state_fingerprint(state.model, &s->fingerprint));
+    state.fingerprint = s->fingerprint;
     TS_TRY(timeline_text(r, &timeline));
     state.timeline = timeline;
     const int status = ts_state_save(&state, path);
@@ -112,15 +114,42 @@ static int note_change(ts_edit_steer *s, const char *prompt) {
     return TS_OK;
 }
 
+// `name` in a folder: of a path all but its last part, or the whole of it.
+static int place(char out[TS_PATH_BYTES], const char *path, bool is_folder, const char *name) {
+    const size_t bytes = is_folder ? strlen(path) : (size_t)(ts_path_base(path) - path);
+    return snprintf(out, TS_PATH_BYTES, "%.*s%s%s", (int)bytes, path, is_folder ? "/" : "", name) < TS_PATH_BYTES
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT, "%.80s...: the path is longer than %d bytes", path, TS_PATH_BYTES);
+}
+
+static int save_branch(ts_edit_steer *s, const ts_edit_round *r, const char *name, int64_t step) {
+    char path[TS_PATH_BYTES];
+    const char *store = r->options->store;
+    const char *state = r->options->save_state ? r->options->save_state : r->list->from_path;
+    if (!store && !state) {
+        return TS_FAIL(TS_EUSAGE, "seed-branch: the job knows no folder for states; start it with --store FOLDER");
+    }
+    TS_TRY(place(path, store ? store : state, store != NULL, name));
+    return save_state(s, r, path, step);
+}
+
+// Rank 0's.
+static int write_preview(const ts_edit_round *r, const char *name) {
+    char path[TS_PATH_BYTES];
+    const char *out = r->options->out;
+    TS_TRY(place(path, out, !ts_ends_with(out, ".mp4"), name));
+    return ts_edit_write_preview(r, path);
+}
+
 static int obey_event(ts_edit_steer *s, const ts_edit_round *r, const ts_control_event *event, int64_t step) {
     switch (event->kind) {
     case TS_CONTROL_PROMPT:
         TS_TRY(ts_agree(r->session->mesh.world, note_change(s, event->text)));
         return ts_denoiser_set_prompt(r->denoiser, 0, event->first, event->text);
     case TS_CONTROL_PREVIEW:
-        return ts_comm_rank(r->session->mesh.world) == 0 ? ts_edit_write_preview(r, event->text) : TS_OK;
+        return ts_comm_rank(r->session->mesh.world) == 0 ? write_preview(r, event->text) : TS_OK;
     case TS_CONTROL_BRANCH:
-        return save_state(s, r, event->text, step);
+        return save_branch(s, r, event->text, step);
     case TS_CONTROL_CANCEL:
         break;
     }

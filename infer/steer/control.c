@@ -125,20 +125,30 @@ static void take_message(ts_control *c, ts_control_client *client, const ts_cont
     }
 }
 
-// Reads what came in; a video that was cancelled does not wait for being resumed.
+static void take_line(ts_control *c, ts_control_client *client, size_t bytes) {
+    ts_control_message m;
+    client->heard = c->server.looks;
+    if (ts_control_parse(&m, c->line, bytes, &c->video)) {
+        ts_control_send_error(client, m.id, ts_error_text());
+    } else {
+        take_message(c, client, &m);
+    }
+    json_decref(m.object);
+}
+
+// Reads what came in, a line of each client in turn, so that none keeps the others from being heard; a video that was
+// cancelled does not wait for being resumed.
 static void gather(ts_control *c) {
-    size_t bytes;
+    bool more = true;
     ts_control_receive(&c->server, c->paused ? NAP_MILLISECONDS : 0);
-    for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
-        ts_control_client *client = &c->server.client[i];
-        while (c->count < MAX_EVENTS && ts_control_next_line(client, c->line, &bytes)) {
-            ts_control_message m;
-            if (ts_control_parse(&m, c->line, bytes, &c->video)) {
-                ts_control_send_error(client, m.id, ts_error_text());
-            } else {
-                take_message(c, client, &m);
+    while (more) {
+        more = false;
+        for (int i = 0; i < TS_CONTROL_CLIENTS && c->count < MAX_EVENTS; i++) {
+            size_t bytes;
+            if (ts_control_next_line(&c->server.client[i], c->line, &bytes)) {
+                take_line(c, &c->server.client[i], bytes);
+                more = true;
             }
-            json_decref(m.object);
         }
     }
     c->paused = c->paused && !c->cancelled;

@@ -6,12 +6,14 @@
 //   {"pause": true}  {"resume": true}                 while paused nothing is computed; messages are still obeyed
 //   {"cancel": true}                                  ends the job within one step; nothing is left behind
 //   {"preview": "file.png"}                           a contact sheet of the clean video foretold so far
-//   {"seed-branch": "store/name"}                     saves the state there (infer/steer/state.h)
+//   {"seed-branch": "name"}                           saves the state of that name (infer/steer/state.h)
+// Names are letters, digits and . _ -: a client names files, and the job knows the folders they go to.
 // "step" is the step before which it was applied, "frames" the pixel frames [first, end) that it changes: from_frame is
 // moved to where a latent frame begins. An "id" is given back. Receipts of "pause" and "resume" come at once, the
 // others when all is done; one that could not be obeyed, or makes no sense, is answered {"error": "..."}. No message
 // ever stops or desynchronises the ranks. At most TS_CONTROL_LINE_BYTES a line and TS_CONTROL_CLIENTS connections; a
-// client that does not read its receipts is cut off.
+// client that does not read its receipts is cut off, and when all places are taken and another one comes, that which
+// was heard of longest ago. Of many that come at once those without a place wait for the next step.
 #ifndef TS_INFER_CONTROL_H
 #define TS_INFER_CONTROL_H
 
@@ -25,7 +27,7 @@ typedef enum { TS_CONTROL_PROMPT, TS_CONTROL_PREVIEW, TS_CONTROL_BRANCH, TS_CONT
 typedef struct ts_control_event {
     ts_control_kind kind;
     int64_t first;     // PROMPT: from this latent frame on
-    const char *text;  // prompt, or path; until the next ts_control_poll
+    const char *text;  // prompt, or name; until the next ts_control_poll
 } ts_control_event;
 
 // The video that is made, for what receipts say of frames.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera steer`: one message to a job that listens, and its receipt.
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include "core/base/status.h"
 #include "core/config/command.h"
 #include "infer/steer/control_private.h"
+#include "infer/timeline/prompts.h"
 
 typedef struct options {
     const char *socket, *message, *prompt, *preview, *seed_branch;
@@ -29,12 +31,12 @@ static const ts_option table[] = {
     {"socket", TS_OPTION_STRING, FIELD(socket), NULL, "where the job listens: its --control", 0, 0, NULL, true},
     {"message", TS_OPTION_STRING, FIELD(message), NULL, "the message as JSON, instead of the options below", 0, 0, NULL, false},
     {"prompt", TS_OPTION_STRING, FIELD(prompt), NULL, "what the video shows from now on", 0, 0, NULL, false},
-    {"from-frame", TS_OPTION_INT, FIELD(from_frame), "0", "pixel frame from which on the prompt counts", 0, 1e9, NULL, false},
+    {"from-frame", TS_OPTION_INT, FIELD(from_frame), "-1", "pixel frame from which on the prompt counts; -1: the first", -1, 1e9, NULL, false},
     {"pause", TS_OPTION_BOOL, FIELD(pause), "false", "compute nothing until it is resumed", 0, 0, NULL, false},
     {"resume", TS_OPTION_BOOL, FIELD(resume), "false", "go on", 0, 0, NULL, false},
     {"cancel", TS_OPTION_BOOL, FIELD(cancel), "false", "end the job; nothing is written", 0, 0, NULL, false},
-    {"preview", TS_OPTION_STRING, FIELD(preview), NULL, "FILE.png: write a contact sheet of what the video will be", 0, 0, NULL, false},
-    {"seed-branch", TS_OPTION_STRING, FIELD(seed_branch), NULL, "STORE/NAME: save the state, for tessera branch", 0, 0, NULL, false},
+    {"preview", TS_OPTION_STRING, FIELD(preview), NULL, "NAME.png: write a contact sheet of what the video will be, beside it", 0, 0, NULL, false},
+    {"seed-branch", TS_OPTION_STRING, FIELD(seed_branch), NULL, "NAME: save the state in the job's store, for tessera branch", 0, 0, NULL, false},
     {"wait", TS_OPTION_REAL, FIELD(wait), "0", "seconds to wait for the receipt, which comes before the next step; 0: until the job ends", 0, 1e6, NULL, false},
     {0},
 };
@@ -43,53 +45,67 @@ static const ts_option table[] = {
 
 // ---- the message
 
-// Paths are those of whoever asks, not of the job's folder.
-static json_t *absolute_path(const char *path) {
-    char folder[TS_PATH_BYTES], whole[2 * TS_PATH_BYTES];
-    if (*path == '/' || !getcwd(folder, sizeof folder)) {
-        return json_string(path);
+// One thing is asked for.
+static int check(const options *o) {
+    const int asked = (o->message != NULL) + (o->prompt != NULL) + (o->preview != NULL) + (o->seed_branch != NULL) +
+                      o->pause + o->resume + o->cancel;
+    if (o->from_frame >= 0 && !o->prompt) {
+        return TS_FAIL(TS_EUSAGE, "--from-frame %lld says from where on, and nothing what; give --prompt TEXT%s",
+                       (long long)o->from_frame, o->message ? ", or \"from_frame\" inside the JSON" : "");
     }
-    snprintf(whole, sizeof whole, "%s/%s", folder, path);
-    return json_string(whole);
+    if (asked != 1) {
+        return TS_FAIL(TS_EUSAGE,
+                       "give one message, not %d: JSON, --prompt, --pause, --resume, --cancel, --preview or "
+                       "--seed-branch",
+                       asked);
+    }
+    TS_TRY(o->prompt ? ts_prompt_check(o->prompt, "--prompt") : TS_OK);
+    return o->message && !o->message[strspn(o->message, " \t\r\n")]
+               ? TS_FAIL(TS_EUSAGE, "the message is empty; give JSON, such as '{\"pause\": true}'")
+               : TS_OK;
 }
 
-// Text that ends in one newline; the caller frees it.
-static int compose(const options *o, char **text) {
-    json_t *m = json_object();
-    if (o->prompt) {
-        json_object_set_new(m, "prompt", json_string(o->prompt));
+static void add(json_t *object, const char *key, const char *text) {
+    if (text) {
+        json_object_set_new(object, key, json_string(text));
     }
-    if (o->from_frame) {
+}
+
+// The options, whose texts are UTF-8, as JSON; NULL without memory.
+static char *as_json(const options *o) {
+    json_t *m = json_object();
+    add(m, "prompt", o->prompt);
+    add(m, "preview", o->preview);
+    add(m, "seed-branch", o->seed_branch);
+    const char *verb = o->pause ? "pause" : o->resume ? "resume" : o->cancel ? "cancel" : NULL;
+    if (verb) {
+        json_object_set_new(m, verb, json_true());
+    }
+    const bool whole = json_object_size(m) == 1;
+    if (o->from_frame >= 0) {
         json_object_set_new(m, "from_frame", json_integer(o->from_frame));
     }
-    if (o->preview) {
-        json_object_set_new(m, "preview", absolute_path(o->preview));
-    }
-    if (o->seed_branch) {
-        json_object_set_new(m, "seed-branch", absolute_path(o->seed_branch));
-    }
-    const char *const verbs[] = {o->pause ? "pause" : NULL, o->resume ? "resume" : NULL, o->cancel ? "cancel" : NULL};
-    for (int i = 0; i < 3; i++) {
-        if (verbs[i]) {
-            json_object_set_new(m, verbs[i], json_true());
-        }
-    }
-    const bool named = json_object_size(m) > 0;
-    char *body = o->message ? strdup(o->message) : json_dumps(m, 0);
+    char *text = whole ? json_dumps(m, JSON_COMPACT) : NULL;
     json_decref(m);
-    if (named == (o->message != NULL)) {
-        free(body);
-        return TS_FAIL(TS_EUSAGE, "give one message%s; see tessera steer --help", named ? ", not two" : "");
-    }
-    for (char *c = body; c && *c; c++) {
-        *c = *c == '\n' ? ' ' : *c;
-    }
-    if (!body || asprintf(text, "%s\n", body) < 0) {
-        free(body);
+    return text;
+}
+
+// A line, newline and all, that the caller frees.
+static int compose(const options *o, char **line) {
+    char *body = o->message ? strdup(o->message) : as_json(o);
+    if (!body) {
         return TS_FAIL(TS_ERESOURCE, "out of memory for the message");
     }
+    for (char *c = body; *c; c++) {
+        *c = *c == '\n' ? ' ' : *c;
+    }
+    const int bytes = asprintf(line, "%s\n", body);
     free(body);
-    return TS_OK;
+    if (bytes > TS_CONTROL_LINE_BYTES) {
+        free(*line);
+        return TS_FAIL(TS_EUSAGE, "a message of %d bytes; at most %d are read", bytes, TS_CONTROL_LINE_BYTES);
+    }
+    return bytes < 0 ? TS_FAIL(TS_ERESOURCE, "out of memory for the message") : TS_OK;
 }
 
 // ---- the exchange
@@ -130,13 +146,22 @@ static int receive_line(int fd, const options *o, char *answer, size_t room) {
     return TS_FAIL(TS_EPEER, "%s: the answer is no receipt; another program listens there", o->socket);
 }
 
+// Connecting waits, as sending does, while the job has others to let in.
+static int reach(int fd, const struct sockaddr_un *address, const options *o) {
+    const struct timeval wait = {.tv_sec = (time_t)ceil(o->wait)};
+    if (fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) &&
+        !connect(fd, (const struct sockaddr *)address, sizeof *address)) {
+        return TS_OK;
+    }
+    return errno == EAGAIN ? TS_FAIL(TS_EPEER, "%s: the job let nobody in within %g s", o->socket, o->wait)
+                           : TS_FAIL(TS_EINPUT, "%s: no job listens there: %s", o->socket, strerror(errno));
+}
+
 static int exchange(int fd, const struct sockaddr_un *address, const options *o, const char *text) {
     char answer[4096];
     json_t *receipt = NULL;
     const char *error;
-    if (fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address)) {
-        return TS_FAIL(TS_EINPUT, "%s: no job listens there: %s", o->socket, strerror(errno));
-    }
+    TS_TRY(reach(fd, address, o));
     TS_TRY(send_all(fd, o->socket, text));
     TS_TRY(receive_line(fd, o, answer, sizeof answer));
     TS_TRY(ts_json_parse(answer, strlen(answer), o->socket, &receipt));
@@ -153,6 +178,7 @@ static int steer(const options *o) {
     struct sockaddr_un address;
     char *text = NULL;
     TS_TRY(ts_control_address(&address, o->socket));
+    TS_TRY(check(o));
     TS_TRY(compose(o, &text));
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     const int status = exchange(fd, &address, o, text);
@@ -167,7 +193,7 @@ int ts_command_steer(ts_comm *world, int argc, char **argv) {
     static const char *const arguments[] = {"socket", "message", NULL};
     static const ts_command command = {
         .usage = "tessera steer SOCKET --prompt TEXT [--from-frame N] | --pause | --resume | --cancel | --preview "
-                 "FILE.png | --seed-branch STORE/NAME\n"
+                 "NAME.png | --seed-branch NAME\n"
                  "tessera steer SOCKET '{\"prompt\": ..}'\n"
                  "Tells a job that runs with --control SOCKET what to do before its next step, and prints its receipt.",
         .table = table,

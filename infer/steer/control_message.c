@@ -6,7 +6,10 @@
 #include "core/config/option.h"
 #include "infer/edit/output.h"
 #include "infer/steer/control_private.h"
+#include "infer/steer/state.h"
 #include "infer/timeline/prompts.h"
+
+enum { MAX_ID_BYTES = 1000 };
 
 const char *const ts_control_verb_names[] = {"prompt", "preview", "seed-branch", "cancel", "pause", "resume", NULL};
 static const char *const keys[] = {"prompt", "preview",    "seed-branch", "cancel", "pause",
@@ -60,13 +63,26 @@ static int read_values(ts_control_message *m, const ts_control_video *video) {
         return ts_prompt_check(m->text, "prompt");
     case TS_VERB_PREVIEW:
         TS_TRY(ts_json_string(m->object, name, "message", &m->text));
-        return ts_output_check_end("preview", m->text, ".png");
+        TS_TRY(ts_state_check_name(name, m->text));
+        return ts_output_check_end(name, m->text, ".png");
     case TS_VERB_BRANCH:
-        return ts_json_string(m->object, name, "message", &m->text);
+        TS_TRY(ts_json_string(m->object, name, "message", &m->text));
+        return ts_state_check_name(name, m->text);
     default:
         TS_TRY(ts_json_bool_or(m->object, name, "message", false, &on));
         return on ? TS_OK : TS_FAIL(TS_EINPUT, "message: \"%s\" can only be true", name);
     }
+}
+
+// It is given back, and a receipt is a short line.
+static int read_id(ts_control_message *m) {
+    const json_t *id = json_object_get(m->object, "id");
+    const size_t bytes = id ? json_dumpb(id, NULL, 0, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : 0;
+    if (bytes > MAX_ID_BYTES) {
+        return TS_FAIL(TS_EINPUT, "message: an \"id\" of %zu bytes; at most %d are given back", bytes, MAX_ID_BYTES);
+    }
+    m->id = id;
+    return TS_OK;
 }
 
 int ts_control_parse(ts_control_message *out, const char *line, size_t bytes, const ts_control_video *video) {
@@ -75,7 +91,7 @@ int ts_control_parse(ts_control_message *out, const char *line, size_t bytes, co
     if (!json_is_object(out->object)) {
         return TS_FAIL(TS_EINPUT, "message: must be a JSON object, such as {\"pause\": true}");
     }
-    out->id = json_object_get(out->object, "id");
+    TS_TRY(read_id(out));
     TS_TRY(check_keys(out->object));
     TS_TRY(find_verb(out));
     if (out->verb != TS_VERB_PROMPT && json_object_get(out->object, "from_frame")) {

@@ -14,6 +14,8 @@
 typedef struct ts_control_client {
     int fd;           // -1: the place is free
     uint64_t serial;  // tells it from others that had its place
+    uint64_t joined;  // the look at which it was let in,
+    uint64_t heard;   // and that at which something of it was last read or obeyed
     char *in;         // [TS_CONTROL_LINE_BYTES] what was not read yet
     size_t in_bytes;
     bool skipping;   // inside a line that was too long
@@ -28,7 +30,7 @@ typedef struct ts_control_server {
     int fd;  // -1: closed
     dev_t device;
     ino_t inode;  // of the socket that this process made
-    uint64_t serials;
+    uint64_t serials, looks;
     ts_control_client client[TS_CONTROL_CLIENTS];
 } ts_control_server;
 
@@ -37,8 +39,8 @@ int ts_control_address(struct sockaddr_un *out, const char *path);
 int ts_control_listen(ts_control_server *server, const char *path);
 void ts_control_shut(ts_control_server *server);  // of a server of zeros with fd -1: nothing
 
-// Lets clients in and reads what they sent, as much as there is room for; waits up to `milliseconds` for something to
-// come.
+// A look: reads what clients sent, as much as there is room for, and lets new ones in; with no place free for them the
+// one that was heard of longest ago is cut off. Waits up to `milliseconds` for something to come.
 void ts_control_receive(ts_control_server *server, int milliseconds);
 // The next line of a client, without its end, in `line` [TS_CONTROL_LINE_BYTES]; false when there is no whole one.
 bool ts_control_next_line(ts_control_client *client, char *line, size_t *bytes);
@@ -64,7 +66,7 @@ typedef struct ts_control_message {
     json_t *object;  // owns the strings; NULL when the line is no JSON
     const json_t *id;
     ts_control_verb verb;
-    const char *text;    // prompt, or path
+    const char *text;    // prompt, or name
     int64_t from_frame;  // pixel frame
 } ts_control_message;
 

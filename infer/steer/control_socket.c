@@ -14,7 +14,10 @@
 #include "core/base/status.h"
 #include "infer/steer/control_private.h"
 
-enum { OUT_BYTES = 256 * 1024 };  // of receipts that a client may leave unread, beyond what the system keeps
+enum {
+    OUT_BYTES = 256 * 1024,  // of receipts that a client may leave unread, beyond what the system keeps
+    MAX_CALLERS = 1000       // let in at one look, most of them gone already
+};
 
 // ---- the socket
 
@@ -163,34 +166,7 @@ void ts_control_send_error(ts_control_client *c, const json_t *id, const char *t
 
 // ---- what comes in
 
-static ts_control_client *free_place(ts_control_server *s) {
-    for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
-        if (s->client[i].fd < 0) {
-            return &s->client[i];
-        }
-    }
-    return NULL;
-}
-
-static void let_in(ts_control_server *s) {
-    for (int fd; (fd = accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0;) {
-        static const char full[] = "{\"error\": \"too many clients are connected already; try again later\"}\n";
-        ts_control_client *c = free_place(s);
-        if (!c) {
-            (void)!send(fd, full, sizeof full - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-            close(fd);
-            continue;
-        }
-        *c = (ts_control_client){.fd = fd, .serial = ++s->serials};
-        c->in = ts_malloc(TS_CONTROL_LINE_BYTES);
-        c->out = ts_malloc(OUT_BYTES);
-        if (!c->in || !c->out) {
-            hang_up(c);
-        }
-    }
-}
-
-static void read_from(ts_control_client *c) {
+static void read_from(ts_control_server *s, ts_control_client *c) {
     while (!c->ended && c->in_bytes < TS_CONTROL_LINE_BYTES) {
         const ssize_t got = recv(c->fd, c->in + c->in_bytes, TS_CONTROL_LINE_BYTES - c->in_bytes, MSG_DONTWAIT);
         if (got < 0 && errno == EINTR) {
@@ -201,6 +177,45 @@ static void read_from(ts_control_client *c) {
         }
         c->ended = got <= 0;
         c->in_bytes += got > 0 ? (size_t)got : 0;
+        c->heard = s->looks;
+    }
+}
+
+// A free place, or that of the client that was heard of longest ago; NULL when all have come at this very look.
+static ts_control_client *next_place(ts_control_server *s) {
+    ts_control_client *found = NULL;
+    for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
+        ts_control_client *c = &s->client[i];
+        if (c->fd < 0) {
+            return c;
+        }
+        const bool older = !found || c->heard < found->heard || (c->heard == found->heard && c->serial < found->serial);
+        found = c->joined < s->looks && older ? c : found;
+    }
+    return found;
+}
+
+// Whoever finds no place waits in the socket's queue for the next look.
+static void let_in(ts_control_server *s) {
+    for (int i = 0; i < MAX_CALLERS; i++) {
+        ts_control_client *c = next_place(s);
+        const int fd = c ? accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
+        if (fd < 0) {
+            return;
+        }
+        if (c->fd >= 0) {
+            ts_control_send_error(c, NULL, "cut off: another client needs the place; connect again");
+            hang_up(c);
+        }
+        *c = (ts_control_client){.fd = fd, .serial = ++s->serials, .joined = s->looks};
+        c->in = ts_malloc(TS_CONTROL_LINE_BYTES);
+        c->out = ts_malloc(OUT_BYTES);
+        if (c->in && c->out) {
+            read_from(s, c);
+        }
+        if (!c->in || !c->out || (c->ended && !c->in_bytes)) {
+            hang_up(c);
+        }
     }
 }
 
@@ -214,13 +229,15 @@ void ts_control_receive(ts_control_server *s, int milliseconds) {
     if (poll(polled, TS_CONTROL_CLIENTS + 1, milliseconds) < 0) {
         return;  // a signal: the caller looks for it
     }
-    let_in(s);
+    s->looks++;
     for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
         if (s->client[i].fd >= 0) {
             flush(&s->client[i]);
-            read_from(&s->client[i]);
+            read_from(s, &s->client[i]);
         }
     }
+    ts_control_tidy(s);
+    let_in(s);
 }
 
 static void drop_front(ts_control_client *c, size_t bytes) {
