@@ -80,21 +80,6 @@ static float *sample(const ts_mesh *mesh, ts_dtype precision) {
     return latents;
 }
 
-// ---- the parts
-
-// Each rank makes the videos in batches of its own; all are the same bits.
-static void test_noise(void) {
-    const int64_t batch = 1 + ts_comm_rank(world);
-    float *x = malloc((size_t)(VIDEOS * numbers) * sizeof *x);
-    for (int64_t i = 0; i < VIDEOS; i += batch) {
-        const int64_t n = VIDEOS - i < batch ? VIDEOS - i : batch;
-        CHECK_OK(ts_sample_noise(kernels, &params, numbers / (T * H * W), n, 5 + i, x + i * numbers));
-    }
-    CHECK(alike(x, (size_t)(VIDEOS * numbers) * sizeof *x));
-    CHECK(memcmp(x, x + numbers, (size_t)numbers * sizeof *x) != 0);
-    free(x);
-}
-
 // Where nothing is added up over ranks, the bits are those of one rank; elsewhere the last digits differ.
 static void compare_latents(const char *mesh, const float *latents, bool adds_up) {
     double worst = 0.0, largest = 0.0;
@@ -173,7 +158,6 @@ int main(int argc, char **argv) {
     CHECK_OK(ts_kernels_cpu(&kernels, "auto"));
     alone = sample(NULL, TS_F32);
     float *alone_bf16 = sample(NULL, TS_BF16);
-    test_noise();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (cases[i].ranks == ts_comm_size(world)) {
             ts_degrees degree;

@@ -12,7 +12,8 @@
 //
 // All ranks of the mesh call alike: the cfg axis shares out the two branches of guidance, the model group tokens and
 // layers, and the data axis, when it is given, the windows: each rank sends the velocities of its own to all, who add
-// them up in one order, with the same bits on any number of ranks. Canvases are alike on all ranks that share them.
+// them up in one order: the same bits on any number of ranks, where products do not depend on how many windows go
+// through the transformer together (ts_kernels_cpu_products_fixed). Canvases are alike on all ranks that share them.
 #ifndef TS_INFER_DENOISE_H
 #define TS_INFER_DENOISE_H
 

@@ -21,15 +21,6 @@ typedef struct sampler {
     ts_progress progress;
 } sampler;
 
-int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
-                    int64_t first_index, float *x) {
-    const int64_t numbers = params->frames * params->height * params->width * channels;
-    for (int64_t i = 0; i < n; i++) {
-        TS_TRY(kernels->noise(x + i * numbers, numbers, params->seed, TS_RNG_SAMPLE, (uint64_t)(first_index + i), 0));
-    }
-    return TS_OK;
-}
-
 int ts_sample_check_finite(const ts_sample_params *params, const float *latents, int64_t n, int64_t numbers,
                            int64_t first_index) {
     for (int64_t i = 0; i < n * numbers; i++) {

@@ -30,22 +30,17 @@ int ts_sample_check(const ts_degrees *degree, double guidance);
 // when the mesh gives a rank other sizes.
 int ts_sample_check_reproducible(const ts_kernels *kernels, ts_dtype operands);
 
-// Starting noise of videos [n, T, H, W, channels] of the given size and seed, the first of them `first_index`: the same
-// bits whatever the mesh, the batch and the number of threads. Memory of the kernels' device.
-int ts_sample_noise(const ts_kernels *kernels, const ts_sample_params *params, int64_t channels, int64_t n,
-                    int64_t first_index, float *x);
-
 // Refuses latents [n, numbers] with one that is not finite, those of videos first_index and on: numbers that ran away
 // must not be decoded into a black video. TS_EINPUT.
 int ts_sample_check_finite(const ts_sample_params *params, const float *latents, int64_t n, int64_t numbers,
                            int64_t first_index);
 
 // prompts [n] -> latents [n, T, H, W, C] f32, host memory, all on every rank of the model's mesh. `kernels` are those
-// that the model was loaded for. The data axis shares out the
-// videos, the cfg axis the two branches of guidance, the model group the tokens and layers; every rank of a cfg x model
-// group takes the solver's steps itself, on the same bits. On a reproducible mesh they are those of one rank; on others
-// latents may differ in the last digits, where tensor or ring ranks add up. Noise is keyed by (seed, TS_RNG_SAMPLE,
-// first_index + i). Collective over the mesh; a rank that fails inside a step ends the job.
+// that the model was loaded for. The data axis shares out the videos, the cfg axis the two branches of guidance, the
+// model group the tokens and layers; every rank of a cfg x model group takes the solver's steps itself, on the same
+// bits. On a reproducible mesh they are those of one rank; on others latents may differ in the last digits, where
+// tensor or ring ranks add up. Noise is keyed by (seed, TS_RNG_SAMPLE, first_index + i). Collective over the mesh; a
+// rank that fails inside a step ends the job. TS_EUSAGE, TS_ERESOURCE, and TS_EINPUT of latents that are not finite.
 int ts_sample(const ts_model *model, const ts_kernels *kernels, const ts_sample_params *params,
               const char *const *prompts, int64_t n, int64_t first_index, float *latents);
 

@@ -69,8 +69,6 @@ typedef struct ts_track_job {
 
 // Reads mask and boxes into job->share. TS_EUSAGE, TS_EINPUT.
 int ts_compile_mask(ts_track_job *job);
-// Weights over the span.
-int ts_compile_ramp(ts_track_job *job);
 
 // Latents of an entry, one frame at a time and in an order of its own. latent [H, W, C] is latent frame *t of the
 // canvas, or NULL where the source has nothing. TS_EOF when all of the span has come.

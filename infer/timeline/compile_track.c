@@ -74,7 +74,8 @@ static double place_in_span(const ts_track_job *job, int64_t t) {
     return frame[2] > frame[0] ? (middle[1] - middle[0]) / (middle[2] - middle[0]) : 0.5;
 }
 
-int ts_compile_ramp(ts_track_job *job) {
+// Weights over the span.
+static int compile_ramp(ts_track_job *job) {
     const ts_timeline_track *entry = job->entry;
     const double first = entry->weight, last = isnan(entry->weight_end) ? first : entry->weight_end;
     const bool linear = !entry->ramp || strcmp(entry->ramp, "linear") == 0;
@@ -153,7 +154,7 @@ done:
 
 static int add_entry(ts_mixture *mixture, ts_track_job *job) {
     TS_TRY(ts_compile_mask(job));
-    TS_TRY(ts_compile_ramp(job));
+    TS_TRY(compile_ramp(job));
     if (job->entry->source != TS_SOURCE_NONE) {
         return add_source(mixture, job);
     }
