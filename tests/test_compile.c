@@ -37,6 +37,17 @@ static void test_size(void) {
     CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "make the video smaller");
     t.size = (ts_size2){8192, 8192};
     CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "5x1024x1024 latent positions");
+    // A loop of one window is seen with its head: a frame more than positions go.
+    t.size = (ts_size2){16, 16};
+    t.loop = true;
+    t.frames = 4 * 1024;
+    t.window = 1 + 4 * 1024;
+    CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_EUSAGE, "1025x2x2 latent positions");
+    t.frames = 4 * 1023;
+    CHECK_OK(scene_compile(&c, &t, NULL, 0));
+    ts_compiled_close(&c);
+    t.loop = false;
+    t.window = 17;
     t.size = (ts_size2){2048, 2048};
     t.frames = 1 + 4 * 65535;
     CHECK_FAILS(scene_compile(&c, &t, NULL, 0), TS_ERESOURCE, "GB are free");

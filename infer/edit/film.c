@@ -9,12 +9,13 @@
 #include "core/base/status.h"
 #include "core/media/image.h"
 #include "infer/sampler/decode.h"
+#include "infer/timeline/timeline.h"
 
 enum { STRETCH_BYTES = 64 << 20, SHEET_COLUMNS = 9 };
 
 int64_t ts_film_pixel_frames(const ts_codec *codec, const ts_film *film) {
     const int64_t factor = ts_codec_get_info(codec).time_factor;
-    return film->loop ? film->frames * factor : 1 + (film->frames - 1) * factor;
+    return ts_pixel_frame(film->frames, factor, film->loop);
 }
 
 // ---- to a file

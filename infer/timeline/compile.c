@@ -74,7 +74,7 @@ void ts_note_tell(const ts_note *note, const ts_place *place, const char *path) 
 // ---- time
 
 int64_t ts_compile_pixel_frame(const ts_canvas *canvas, int64_t time_factor, int64_t t) {
-    return canvas->loop || t == 0 ? t * time_factor : 1 + (t - 1) * time_factor;
+    return ts_pixel_frame(t, time_factor, canvas->loop);
 }
 
 int ts_compile_span(ts_latent_span *out, const ts_timeline *timeline, const ts_canvas *canvas, int64_t time_factor,
@@ -96,7 +96,8 @@ int ts_compile_span(ts_latent_span *out, const ts_timeline *timeline, const ts_c
 
 // Refuses, before anything is allocated, canvases that the model cannot see or memory cannot hold.
 static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, const ts_canvas *c) {
-    const int64_t seen = c->window < c->frames ? c->window : c->frames;
+    const int64_t most = c->frames + timeline->loop;  // a window on a circle begins with a head
+    const int64_t seen = c->window < most ? c->window : most;
     const bool too_long = seen > dit->rope_max_positions * dit->patch[0] ||
                           c->height > dit->rope_max_positions * dit->patch[1] ||
                           c->width > dit->rope_max_positions * dit->patch[2];
@@ -129,12 +130,11 @@ static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_mod
     const ts_timeline_model m = ts_timeline_model_of(model);
     const int64_t overlap = groups_of(timeline->overlap, m.time_factor);
     const int64_t context = groups_of(timeline->context, m.time_factor);
-    const ts_canvas c = {.frames = groups_of(timeline->loop ? timeline->frames : timeline->frames - 1, m.time_factor) +
-                                   !timeline->loop,
+    const ts_canvas c = {.frames = ts_latent_frames(timeline->frames, m.time_factor, timeline->loop),
                          .height = timeline->size.height / m.space_factor,
                          .width = timeline->size.width / m.space_factor,
                          .channels = ts_codec_get_info(model->codec).channels,
-                         .window = groups_of(timeline->window - 1, m.time_factor) + 1};
+                         .window = ts_latent_frames(timeline->window, m.time_factor, false)};
     TS_TRY(check_size(timeline, ts_dit_get_config(model->dit), &c));
     TS_TRY(ts_canvas_open(out, c.frames, c.height, c.width, c.channels, m.patch_h, m.patch_w, "", m.guidance));
     out->loop = timeline->loop;

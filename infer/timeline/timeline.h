@@ -157,6 +157,11 @@ typedef struct ts_latent_span {
 } ts_latent_span;
 ts_latent_span ts_span_snap(ts_frame_span span, int64_t time_factor, int64_t latent_frames, bool loop, bool *moved);
 
+// The pixel frame at which latent frame t begins; of t = T how many pixel frames there are.
+int64_t ts_pixel_frame(int64_t t, int64_t time_factor, bool loop);
+// The least number of latent frames that stand for so many pixel frames; 1 at least.
+int64_t ts_latent_frames(int64_t frames, int64_t time_factor, bool loop);
+
 // A step before which something happens: "12", or "40%" of `steps`, rounded down; 0 <= *out < steps.
 int ts_step_parse(int64_t *out, const char *text, int64_t steps, const char *place);
 // "x,y,width,height" in pixels; x and y may be below 0, width and height are 1 at least.

@@ -44,18 +44,6 @@ static place place_of_key(const ts_timeline *timeline, const char *key) {
 
 // ---- length
 
-// Pixel frames of `latent` latent frames.
-static int64_t pixel_frames(int64_t latent, int64_t time_factor, bool loop) {
-    return loop ? latent * time_factor : 1 + (latent - 1) * time_factor;
-}
-
-// The least number of latent frames that stand for so many pixel frames; 1 at least.
-static int64_t latent_frames(int64_t frames, int64_t time_factor, bool loop) {
-    const int64_t groups = loop ? frames : frames - 1;
-    const int64_t latent = (groups + time_factor - 1) / time_factor + !loop;
-    return latent > 1 ? latent : 1;
-}
-
 // The last end of the spans, and whether one is open: then the video must end somewhere, too.
 typedef struct length {
     double end;
@@ -87,19 +75,19 @@ static int fill_frames(ts_timeline *timeline, const ts_timeline_model *model) {
         TS_TRY(add_span(&l, prompt->span ? prompt->span : "", timeline->fps, where.text));
     }
     const int64_t factor = model->time_factor;
-    int64_t latent = latent_frames((int64_t)ceil(l.end), factor, timeline->loop);
+    int64_t latent = ts_latent_frames((int64_t)ceil(l.end), factor, timeline->loop);
     if (l.open || l.end == 0) {
-        const int64_t own = timeline->loop ? model->frames / factor : latent_frames(model->frames, factor, false);
+        const int64_t own = timeline->loop ? model->frames / factor : ts_latent_frames(model->frames, factor, false);
         latent = latent > own ? latent : own;
     }
-    timeline->frames = pixel_frames(latent, factor, timeline->loop);
+    timeline->frames = ts_pixel_frame(latent, factor, timeline->loop);
     return TS_OK;
 }
 
 static int check_frames(const ts_timeline *timeline, const ts_timeline_model *model) {
     const int64_t factor = model->time_factor, frames = timeline->frames;
-    const int64_t latent = latent_frames(frames, factor, timeline->loop);
-    const int64_t above = pixel_frames(latent, factor, timeline->loop), below = above - factor;
+    const int64_t latent = ts_latent_frames(frames, factor, timeline->loop);
+    const int64_t above = ts_pixel_frame(latent, factor, timeline->loop), below = above - factor;
     const place where = place_of_key(timeline, "frames");
     if (frames != above) {
         return TS_FAIL(TS_EUSAGE, "%s is %lld; %s has %s%lldk: make it %lld or %lld", where.text, (long long)frames,
@@ -108,7 +96,7 @@ static int check_frames(const ts_timeline *timeline, const ts_timeline_model *mo
     }
     if (latent > model->max_frames) {
         return TS_FAIL(TS_EUSAGE, "%s is %lld; at most %lld can be made: shorten the video", where.text,
-                       (long long)frames, (long long)pixel_frames(model->max_frames, factor, timeline->loop));
+                       (long long)frames, (long long)ts_pixel_frame(model->max_frames, factor, timeline->loop));
     }
     return TS_OK;
 }
@@ -131,7 +119,7 @@ static int check_size(const ts_timeline *timeline, const ts_timeline_model *mode
 static int resolve_window(ts_timeline *timeline, const ts_timeline_model *model) {
     const int64_t factor = model->time_factor;
     if (timeline->window > 0 && (timeline->window - 1) % factor) {
-        const int64_t above = pixel_frames(latent_frames(timeline->window, factor, false), factor, false);
+        const int64_t above = ts_pixel_frame(ts_latent_frames(timeline->window, factor, false), factor, false);
         return TS_FAIL(TS_EUSAGE, "%s is %lld; a window has 1 + %lldk frames: make it %lld or %lld",
                        place_of_key(timeline, "window").text, (long long)timeline->window, (long long)factor,
                        (long long)(above - factor), (long long)above);
@@ -143,7 +131,7 @@ static int resolve_window(ts_timeline *timeline, const ts_timeline_model *model)
         return TS_FAIL(TS_EUSAGE,
                        "%s is %lld; the windows of a video of %lld frames must overlap: make it %lld at least",
                        place_of_key(timeline, "window").text, (long long)timeline->window, (long long)timeline->frames,
-                       (long long)pixel_frames(3, factor, false));
+                       (long long)ts_pixel_frame(3, factor, false));
     }
     timeline->overlap = timeline->overlap >= 0 ? timeline->overlap : groups / 2 * factor;
     timeline->context = timeline->context >= 0 ? timeline->context : (groups + 2) / 2 * factor;
@@ -304,7 +292,7 @@ static int check_prompt(const ts_timeline *timeline, int64_t i) {
 }
 
 static int check_counts(const ts_timeline *timeline, const ts_timeline_model *model) {
-    const int64_t latent = latent_frames(timeline->frames, model->time_factor, timeline->loop);
+    const int64_t latent = ts_latent_frames(timeline->frames, model->time_factor, timeline->loop);
     const int64_t prompts = timeline->prompts.count, events = timeline->events.count;
     if (events > MAX_EVENTS) {
         return TS_FAIL(TS_EUSAGE, "%s is a list of %lld; at most %d are possible: use fewer",

@@ -120,9 +120,14 @@ int ts_span_parse(ts_frame_span *out, const char *text, double fps, int64_t fram
     return TS_OK;
 }
 
-// First pixel frame of latent frame t.
-static int64_t first_pixel(int64_t t, int64_t time_factor, bool loop) {
-    return loop || t == 0 ? t * time_factor : (t - 1) * time_factor + 1;
+int64_t ts_pixel_frame(int64_t t, int64_t time_factor, bool loop) {
+    return loop || t == 0 ? t * time_factor : 1 + (t - 1) * time_factor;
+}
+
+int64_t ts_latent_frames(int64_t frames, int64_t time_factor, bool loop) {
+    const int64_t groups = loop ? frames : frames - 1;
+    const int64_t latent = (groups + time_factor - 1) / time_factor + !loop;
+    return latent > 1 ? latent : 1;
 }
 
 // How many latent frames have their middle before pixel position x.
@@ -141,11 +146,11 @@ ts_latent_span ts_span_snap(ts_frame_span span, int64_t time_factor, int64_t lat
     if (out.first >= out.end) {  // a part of one frame, on one side of its middle
         const double middle = (span.first + span.end) / 2;
         out.first = out.first < latent_frames ? out.first : latent_frames - 1;
-        out.first -= out.first > 0 && (double)first_pixel(out.first, time_factor, loop) > middle;
+        out.first -= out.first > 0 && (double)ts_pixel_frame(out.first, time_factor, loop) > middle;
         out.end = out.first + 1;
     }
-    *moved = (double)first_pixel(out.first, time_factor, loop) != span.first ||
-             (double)first_pixel(out.end, time_factor, loop) != span.end;
+    *moved = (double)ts_pixel_frame(out.first, time_factor, loop) != span.first ||
+             (double)ts_pixel_frame(out.end, time_factor, loop) != span.end;
     return out;
 }
 
