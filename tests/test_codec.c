@@ -167,26 +167,65 @@ static void test_first_of(const ts_codec *codec) {
     free(one);
 }
 
+// Squares of got - want over `count` numbers, beside those of want.
+static double distance(const float *got, const float *want, int64_t count) {
+    double error = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        error += pow((double)got[i] - (double)want[i], 2);
+        size += pow((double)want[i], 2);
+    }
+    return error / size;
+}
+
 // Of a real clip: beside what the codec makes of the frame as it decodes it, rounding apart.
 static void test_first_of_clip(const ts_codec *codec) {
     static uint8_t pixels[CLIP_BYTES], back[CLIP_BYTES];
     const int64_t frame = (HEIGHT / 8) * (WIDTH / 8) * codec->channels;
     float *latent = malloc((size_t)(3 * frame) * sizeof *latent), *want = malloc((size_t)frame * sizeof *want);
     float *got = malloc((size_t)frame * sizeof *got);
-    double error = 0, size = 0;
     make_clip(5, pixels);
     CHECK_OK(ts_codec_encode(codec, pixels, FRAMES, HEIGHT, WIDTH, latent));
     CHECK_OK(ts_codec_decode(codec, latent, 3, HEIGHT / 8, WIDTH / 8, back));
     CHECK_OK(ts_codec_encode(codec, back + (FRAMES - 1) * HEIGHT * WIDTH * 3, 1, HEIGHT, WIDTH, want));
     CHECK_OK(ts_codec_first_of(codec, latent + 2 * frame, 1, HEIGHT / 8, WIDTH / 8, got));
-    for (int64_t i = 0; i < frame; i++) {
-        error += pow((double)got[i] - (double)want[i], 2);
-        size += pow((double)want[i], 2);
-    }
-    CHECK(error < 0.02 * size);
+    CHECK(distance(got, want, frame) < 0.02);
     free(latent);
     free(want);
     free(got);
+}
+
+// A clip that goes over into another pixel frame by pixel frame: crossed latents are much nearer to those of such
+// pixels than latents mixed by one share a group. Shares that are alike give that mixture, and 1 the other clip.
+static void test_cross(const ts_codec *codec) {
+    static uint8_t a[CLIP_BYTES], b[CLIP_BYTES], mixed[CLIP_BYTES];
+    const int64_t channels = codec->channels, count = (HEIGHT / 8) * (WIDTH / 8), frame = count * channels;
+    const int64_t pixels = HEIGHT * WIDTH * 3;
+    const float share[] = {0, 0.33f, 0.67f, 1}, half[] = {0.5f, 0.5f, 0.5f, 0.5f}, ones[] = {1, 1, 1, 1};
+    float *z = malloc((size_t)(4 * 3 * frame) * sizeof *z), *za = z + frame, *zb = z + 4 * frame, *want = z + 7 * frame;
+    float *got = z + 9 * frame;
+    make_clip(5, a);
+    make_clip(6, b);
+    for (int64_t i = 0; i < CLIP_BYTES; i++) {
+        a[i] = (uint8_t)(a[i] / 2), b[i] = (uint8_t)(b[i] / 2 + 100);  // another light, too
+        const float s = share[(i / pixels + 3) % 4];                   // frame 0 is no group
+        mixed[i] = (uint8_t)lrintf((float)a[i] + s * (float)(b[i] - a[i]));
+    }
+    CHECK_OK(ts_codec_encode(codec, a, FRAMES, HEIGHT, WIDTH, za - frame));
+    CHECK_OK(ts_codec_encode(codec, b, FRAMES, HEIGHT, WIDTH, zb - frame));
+    CHECK_OK(ts_codec_encode(codec, mixed, FRAMES, HEIGHT, WIDTH, want - frame));
+    memcpy(got, za, (size_t)frame * sizeof *got);
+    ts_codec_cross(codec, half, zb, count, got);
+    for (int64_t i = 0; i < frame; i++) {
+        CHECK_NEAR(got[i], ((double)za[i] + (double)zb[i]) / 2, 1e-4);
+    }
+    const double mean = distance(got, want, frame);
+    memcpy(got, za, (size_t)frame * sizeof *got);
+    ts_codec_cross(codec, share, zb, count, got);
+    CHECK(distance(got, want, frame) < 0.5 * mean);
+    memcpy(got, za, (size_t)frame * sizeof *got);
+    ts_codec_cross(codec, ones, zb, count, got);
+    CHECK(distance(got, zb, frame) < 1e-9);
+    free(z);
 }
 
 // ---- properties
@@ -514,6 +553,7 @@ int main(int argc, char **argv) {
         test_first_of(odd);
         ts_codec_close(&odd);
         test_first_of_clip(codec);
+        test_cross(codec);
         test_low_rank();
         test_alignment();
         test_refusals(codec);

@@ -5,8 +5,8 @@
 
 // ---- mixing
 
-// From red to green: the first frame is red's, the last green's, to the last bit, and between them what is mixed half
-// and half is freest.
+// From red to green, share [17] by pixel frame: the first latent frame is red's, the last one green's, to the last bit,
+// and between them what is mixed half and half is freest.
 static void check_blend(const char *ramp, const double *share) {
     ts_timeline t = scene_timeline(17);
     ts_timeline_track e[2] = {scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4")),
@@ -24,10 +24,17 @@ static void check_blend(const char *ramp, const double *share) {
     CHECK_OK(scene_compile(&b, &t, &e[1], 1));
     CHECK(memcmp(c.canvas.source + 4 * LATENT, b.canvas.source + 4 * LATENT, LATENT * sizeof(float)) == 0);
     for (int64_t f = 1; f < 4; f++) {
-        const double w = share[f], least = 0.8 * 2 * (1 - fmax(w, 1 - w));
+        float *wanted = a.canvas.source + f * LATENT, among[4];
+        double w = 0;
+        for (int k = 0; k < 4; k++) {
+            among[k] = (float)share[4 * f - 3 + k];
+            w += (double)among[k] / 4;
+        }
+        const double least = 0.8 * 2 * (1 - fmax(w, 1 - w));
         CHECK(scene_strength(&c.canvas, f, 1, fmax(0.25 * w, least)));
-        for (int64_t i = f * LATENT; i < (f + 1) * LATENT; i++) {
-            CHECK_NEAR(c.canvas.source[i], (1 - w) * (double)a.canvas.source[i] + w * (double)b.canvas.source[i], 1e-5);
+        ts_codec_cross(scene_model->codec, among, b.canvas.source + f * LATENT, 8 * 8, wanted);
+        for (int64_t i = 0; i < LATENT; i++) {
+            CHECK_NEAR(c.canvas.source[f * LATENT + i], wanted[i], 1e-5);
         }
     }
     ts_compiled_close(&a);
@@ -36,24 +43,37 @@ static void check_blend(const char *ramp, const double *share) {
 }
 
 static double sigmoid(double x) {
-    return 1 / (1 + exp(-10 * (x - 0.5)));
+    return 1 / (1 + exp(-6 * (x - 0.5)));
 }
 
 static void test_blend(void) {
-    // Middles of the latent frames' pixel frames: 0, 2.5, 6.5, 10.5, 14.5.
-    double share[5];
-    const double at[5] = {0, 2.5 / 14.5, 6.5 / 14.5, 10.5 / 14.5, 1};
+    // Frame 0 is the first latent frame's last one, 13 the last latent frame's first.
+    double share[17], at[17];
+    for (int p = 0; p < 17; p++) {
+        at[p] = fmin(p / 13.0, 1);
+    }
     check_blend("linear", at);
     check_blend(NULL, at);
-    for (int i = 0; i < 5; i++) {
-        share[i] = (sigmoid(at[i]) - sigmoid(0)) / (sigmoid(1) - sigmoid(0));
+    for (int p = 0; p < 17; p++) {
+        share[p] = (sigmoid(at[p]) - sigmoid(0)) / (sigmoid(1) - sigmoid(0));
     }
     check_blend("sigmoid", share);
     CHECK_OK(ts_file_write_atomic(in_scene("ramp.txt"), "0\n0.2\r\n\n1.0", 11));
-    for (int i = 0; i < 5; i++) {
-        share[i] = at[i] < 0.5 ? 0.4 * at[i] : 0.2 + 1.6 * (at[i] - 0.5);
+    for (int p = 0; p < 17; p++) {
+        share[p] = at[p] < 0.5 ? 0.4 * at[p] : 0.2 + 1.6 * (at[p] - 0.5);
     }
     check_blend(in_scene("ramp.txt"), share);
+}
+
+// A single source has its own bits, whatever its weights.
+static void test_ramp_alone(void) {
+    ts_timeline t = scene_timeline(17);
+    ts_timeline_track e = scene_entry("all", TS_SOURCE_VIDEO, in_scene("red.mp4"));
+    e.weight_end = 0.5;
+    ts_compiled c;
+    CHECK_OK(scene_compile(&c, &t, &e, 1));
+    CHECK(scene_stands(&c.canvas, 0, 5, "red.mp4", 0, 1) && scene_strength(&c.canvas, 0, 5, 0));
+    ts_compiled_close(&c);
 }
 
 static void test_ramp_files(void) {
@@ -199,6 +219,7 @@ int main(void) {
     scene_film("green.mp4", 33, 40, 1);
     write_mask();
     test_blend();
+    test_ramp_alone();
     test_ramp_files();
     test_mask();
     test_boxes();

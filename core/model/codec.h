@@ -71,6 +71,12 @@ int ts_codec_decode_groups(const ts_codec *codec, const float *latent, int64_t g
 // what is around it. first may not be group.
 int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first);
 
+// One video goes over into another within groups: of pixel frame k of to's groups, share[k] becomes from's and the rest
+// stays. from, to [count, C] positions, to in place; share [time_factor]. Computed between latents:
+//   to[j] += scale[j] axes[j] . (share x sum_c (from[c] - to[c]) / scale[c] axes[c])
+// which for shares that are alike is to + share (from - to), but for rounding.
+void ts_codec_cross(const ts_codec *codec, const float *share, const float *from, int64_t count, float *to);
+
 // Fitting: add clips on every rank, then finish, collectively: sums are reduced over `comm` in f64.
 typedef struct ts_codec_fit ts_codec_fit;
 int ts_codec_fit_open(ts_codec_fit **out, int64_t channels, double scale_power);

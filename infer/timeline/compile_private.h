@@ -36,17 +36,22 @@ int ts_compile_span(ts_latent_span *out, const ts_timeline *timeline, const ts_c
 
 typedef struct ts_mixture {
     ts_canvas *canvas;  // source and strength are means of what was added so far
-    float *total;       // [T, rows, columns] sum of the weights of the entries in a token; 0: none
-    float *largest;     // the largest of them
-    float *loose;       // strength that entries without a source ask for at least
-    bool *black;        // whether only masked entries stand there, with the black of their masks
+    const ts_codec *codec;
+    int64_t time_factor;
+    float *total;     // [T, rows, columns] sum of the weights of the entries in a token, means over time; 0: none
+    float *by_frame;  // [T, rows, columns, time_factor] the same by pixel frame
+    float *among;     // [time_factor] what the entry at hand is of them
+    float *largest;   // [T, rows, columns] the largest of the weights
+    float *loose;     // strength that entries without a source ask for at least
+    bool *black;      // whether only masked entries stand there, with the black of their masks
 } ts_mixture;
 
-int ts_mixture_open(ts_mixture *out, ts_canvas *canvas);  // TS_ERESOURCE
+int ts_mixture_open(ts_mixture *out, ts_canvas *canvas, const ts_codec *codec);  // TS_ERESOURCE
 void ts_mixture_close(ts_mixture *mixture);
-// An entry in latent frame t: latent [H, W, C], share [rows, columns] of its mask. Where nothing but black stands, the
-// entry holds; else its share is a matter of weight, too: black gives way to the others.
-void ts_mixture_add(ts_mixture *mixture, int64_t t, const float *latent, double weight, double strength,
+// An entry in latent frame t: latent [H, W, C], weight [time_factor] of its pixel frames (of a first frame one number
+// throughout), share [rows, columns] of its mask. Where nothing but black stands, the entry holds; else its share is a
+// matter of weight, too: black gives way to the others.
+void ts_mixture_add(ts_mixture *mixture, int64_t t, const float *latent, const float *weight, double strength,
                     const float *share);
 // An entry without a source: what stands there may change at least so far.
 void ts_mixture_loosen(ts_mixture *mixture, int64_t t, double strength, const float *share);
@@ -64,7 +69,7 @@ typedef struct ts_track_job {
     ts_latent_span span;
     ts_note note;
     float *share;   // [span, rows, columns] of the mask; 1 without
-    float *weight;  // [span]
+    float *weight;  // [span, time_factor] of pixel frames
 } ts_track_job;
 
 // Reads mask and boxes into job->share. TS_EUSAGE, TS_EINPUT.

@@ -12,7 +12,8 @@
 // ---- ramps
 
 enum { MAX_CURVE_BYTES = 1 << 20 };
-static const double STEEPNESS = 10;  // of the sigmoid ramp over its whole length
+static const double STEEPNESS =
+    6;  // of the sigmoid ramp over its whole length: 1.7 times the linear one's in the middle
 
 // From 0 at 0 to 1 at 1, smoothly.
 static double sigmoid_ramp(double at) {
@@ -62,19 +63,20 @@ static double curve_ramp(const double *value, int64_t count, double at) {
     return value[below] + (place - (double)below) * (value[above] - value[below]);
 }
 
-// Where latent frame t lies between the first frame of the span, 0, and the last, 1, by the middles of its pixel
-// frames.
-static double place_in_span(const ts_track_job *job, int64_t t) {
-    double middle[3];
-    const int64_t frame[3] = {job->span.first, t, job->span.end - 1};
-    for (int i = 0; i < 3; i++) {
-        middle[i] = (double)(ts_compile_pixel_frame(job->canvas, job->time_factor, frame[i]) +
-                             ts_compile_pixel_frame(job->canvas, job->time_factor, frame[i] + 1));
-    }
-    return frame[2] > frame[0] ? (middle[1] - middle[0]) / (middle[2] - middle[0]) : 0.5;
+// Where pixel frame p lies between the last one of the span's first latent frame, 0, and the first one of its last
+// latent frame, 1. So those two are of one weight each, and the steps between all frames are alike.
+static double place_in_span(const ts_track_job *job, int64_t p) {
+    const ts_latent_span span = job->span;
+    const int64_t first = ts_compile_pixel_frame(job->canvas, job->time_factor, span.first + 1) - 1;
+    const int64_t last = ts_compile_pixel_frame(job->canvas, job->time_factor, span.end - 1);
+    return last <= first ? 0.5 : fmin(fmax((double)(p - first) / (double)(last - first), 0), 1);
 }
 
-// Weights over the span.
+static float *weight_of(const ts_track_job *job, int64_t t) {
+    return job->weight + (t - job->span.first) * job->time_factor;
+}
+
+// Weights over the span, from pixel frame to pixel frame.
 static int compile_ramp(ts_track_job *job) {
     const ts_timeline_track *entry = job->entry;
     const double first = entry->weight, last = isnan(entry->weight_end) ? first : entry->weight_end;
@@ -84,9 +86,14 @@ static int compile_ramp(ts_track_job *job) {
     int64_t count = 0;
     const int status = linear || sigmoid ? TS_OK : read_curve(entry->ramp, &curve, &count);
     for (int64_t t = job->span.first; t < job->span.end && !status; t++) {
-        const double at = place_in_span(job, t);
-        const double ramp = linear ? at : sigmoid ? sigmoid_ramp(at) : curve_ramp(curve, count, at);
-        job->weight[t - job->span.first] = (float)(first + (last - first) * ramp);
+        const int64_t begin = ts_compile_pixel_frame(job->canvas, job->time_factor, t);
+        const int64_t end = ts_compile_pixel_frame(job->canvas, job->time_factor, t + 1);
+        float *weight = weight_of(job, t);
+        for (int64_t k = 0; k < job->time_factor; k++) {
+            const double at = place_in_span(job, begin + k < end ? begin + k : end - 1);
+            const double ramp = linear ? at : sigmoid ? sigmoid_ramp(at) : curve_ramp(curve, count, at);
+            weight[k] = (float)(first + (last - first) * ramp);
+        }
     }
     free(curve);
     return status;
@@ -96,6 +103,17 @@ static int compile_ramp(ts_track_job *job) {
 
 static const float *share_of(const ts_track_job *job, int64_t t) {
     return job->share + (t - job->span.first) * job->canvas->rows * job->canvas->columns;
+}
+
+// Whether the entry has a weight in any pixel frame of latent frame t.
+static bool weighs(const ts_track_job *job, int64_t t) {
+    const float *weight = weight_of(job, t);
+    for (int64_t k = 0; k < job->time_factor; k++) {
+        if (weight[k] > 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 // Whether the entry would hold any token of latent frame t, as ts_canvas_strength counts.
@@ -127,8 +145,8 @@ static int add_source(ts_mixture *mixture, ts_track_job *job) {
     const float *latent;
     int status;
     while (!(status = ts_track_source_next(source, &t, &latent))) {
-        const float weight = job->weight[t - job->span.first];
-        if (weight <= 0) {
+        const float *weight = weight_of(job, t);
+        if (!weighs(job, t)) {
             continue;
         }
         if (!latent) {
@@ -159,7 +177,7 @@ static int add_entry(ts_mixture *mixture, ts_track_job *job) {
         return add_source(mixture, job);
     }
     for (int64_t t = job->span.first; t < job->span.end; t++) {
-        if (job->weight[t - job->span.first] > 0) {
+        if (weighs(job, t)) {
             ts_mixture_loosen(mixture, t, job->entry->strength, share_of(job, t));
         }
     }
@@ -181,7 +199,7 @@ static int compile_entry(ts_mixture *mixture, const ts_timeline *timeline, const
     }
     const int64_t frames = job.span.end - job.span.first;
     job.share = ts_malloc((size_t)(frames * job.canvas->rows * job.canvas->columns) * sizeof *job.share);
-    job.weight = ts_malloc((size_t)frames * sizeof *job.weight);
+    job.weight = ts_malloc((size_t)(frames * job.time_factor) * sizeof *job.weight);
     status = job.share && job.weight ? add_entry(mixture, &job) : TS_ERESOURCE;
     free(job.share);
     free(job.weight);
@@ -198,7 +216,7 @@ int ts_compile_track(ts_canvas *canvas, const ts_timeline *timeline, const ts_co
     }
     TS_TRY(ts_canvas_add_source(canvas));
     ts_mixture mixture;
-    TS_TRY(ts_mixture_open(&mixture, canvas));
+    TS_TRY(ts_mixture_open(&mixture, canvas, codec));
     int status = TS_OK;
     for (int64_t i = 0; i < timeline->track.count && !status; i++) {
         status = compile_entry(&mixture, timeline, codec, i);

@@ -393,6 +393,37 @@ static int check_group_latent(int64_t groups, int64_t h, int64_t w) {
     return check_groups(groups, h * TS_CODEC_SPACE, w * TS_CODEC_SPACE);
 }
 
+// One position: pixels of the difference, frame by frame as they are shared, and back. Dots in double, in one order.
+static void cross_position(const ts_codec *codec, const float *share, const float *from, float *to) {
+    const ts_codec_transform *t = &codec->later;
+    const int64_t channels = codec->channels, frame = t->dims / t->frames;
+    float x[TS_CODEC_LATER_DIMS] = {0};
+    for (int64_t c = 0; c < channels; c++) {
+        const float z = (from[c] - to[c]) / t->scale[c];
+        for (int64_t d = 0; d < t->dims; d++) {
+            x[d] += z * t->axes[c * t->dims + d];
+        }
+    }
+    for (int64_t j = 0; j < channels; j++) {
+        double sum = 0;
+        for (int64_t k = 0; k < t->frames; k++) {
+            double dot = 0;
+            for (int64_t d = k * frame; d < (k + 1) * frame; d++) {
+                dot += (double)t->axes[j * t->dims + d] * (double)x[d];
+            }
+            sum += (double)share[k] * dot;
+        }
+        to[j] += t->scale[j] * (float)sum;
+    }
+}
+
+void ts_codec_cross(const ts_codec *codec, const float *share, const float *from, int64_t count, float *to) {
+#pragma omp parallel for schedule(static) if (count * codec->channels * codec->later.dims > MANY)
+    for (int64_t i = 0; i < count; i++) {
+        cross_position(codec, share, from + i * codec->channels, to + i * codec->channels);
+    }
+}
+
 int ts_codec_first_of(const ts_codec *codec, const float *group, int64_t count, int64_t h, int64_t w, float *first) {
     TS_TRY(count == 0 ? TS_OK : check_group_latent(count, h, w));
     const int64_t positions = count * h * w, channels = codec->channels;
