@@ -89,6 +89,8 @@ static void test_ramp_files(void) {
         CHECK_OK(ts_file_write_atomic(e.ramp, bad[i][0], strlen(bad[i][0])));
         CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, bad[i][1]);
     }
+    CHECK_OK(ts_file_write_atomic(e.ramp, "0\n1\0\n2\n", 7));
+    CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "ramp.txt: holds zero bytes");
     e.ramp = in_scene("no-ramp.txt");
     CHECK_FAILS(scene_compile(&c, &t, &e, 1), TS_EINPUT, "no-ramp.txt");
 }

@@ -40,7 +40,7 @@ ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, cons
 //
 // TS_EUSAGE for what the timeline asks wrongly, TS_EINPUT for sources that cannot be read or are too short, both
 // "file:line: track[n]: ..."; TS_ERESOURCE, before anything is allocated, for canvases that memory cannot hold.
-// Memory beside the canvas: four numbers a token, and a few frames. Not collective: one rank compiles, and
+// Memory beside the canvas: nine numbers a token, and a few frames. Not collective: one rank compiles, and
 // ts_compiled_share gives it to the others.
 int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps);
 // From rank `root`, where it was compiled, to all others, whose *compiled is written. Collective over comm, the same

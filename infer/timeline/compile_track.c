@@ -12,8 +12,8 @@
 // ---- ramps
 
 enum { MAX_CURVE_BYTES = 1 << 20 };
-static const double STEEPNESS =
-    6;  // of the sigmoid ramp over its whole length: 1.7 times the linear one's in the middle
+// Of the sigmoid ramp over its whole length: 1.7 times the linear one's in the middle.
+static const double STEEPNESS = 6;
 
 // From 0 at 0 to 1 at 1, smoothly.
 static double sigmoid_ramp(double at) {
@@ -50,6 +50,10 @@ static int read_curve(const char *path, double **value, int64_t *count) {
     char *text;
     size_t bytes;
     TS_TRY(ts_file_read(path, MAX_CURVE_BYTES, &text, &bytes));
+    if (memchr(text, '\0', bytes)) {
+        free(text);
+        return TS_FAIL(TS_EINPUT, "%s: holds zero bytes; give a text file with one number a line", path);
+    }
     *value = ts_malloc((bytes / 2 + 1) * sizeof **value);  // a digit and the end of a line, at least
     const int status = *value ? parse_curve(text, path, *value, count) : TS_ERESOURCE;
     free(text);
