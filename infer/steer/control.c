@@ -15,6 +15,7 @@
 
 enum {
     MAX_EVENTS = 256,      // at once; what came beyond stays for the next time
+    MAX_LOOKS = 256,       // before one step, when many clients come at once
     NAP_MILLISECONDS = 50  // between looks while a video is paused
 };
 
@@ -22,8 +23,7 @@ enum {
 typedef struct parcel {
     int64_t kind, first, bytes;
 } parcel;
-// A client sends no more than a line at once, and JSON is never shorter than what it says.
-enum { PARCELS_BYTES = TS_CONTROL_CLIENTS * TS_CONTROL_LINE_BYTES + MAX_EVENTS * (int)(sizeof(parcel) + 1) };
+enum { PARCELS_BYTES = 1 << 20 };
 
 // Who waits for the receipt of an event; rank 0's.
 typedef struct debt {
@@ -136,14 +136,17 @@ static void take_line(ts_control *c, ts_control_client *client, size_t bytes) {
     json_decref(m.object);
 }
 
-// Reads what came in, a line of each client in turn, so that none keeps the others from being heard; a video that was
-// cancelled does not wait for being resumed.
-static void gather(ts_control *c) {
+static bool has_room(const ts_control *c) {
+    return c->count < MAX_EVENTS &&
+           c->parcels_bytes + (int64_t)sizeof(parcel) + TS_CONTROL_LINE_BYTES <= (int64_t)PARCELS_BYTES;
+}
+
+// What came in, a line of each client in turn, so that none keeps the others from being heard.
+static void take_lines(ts_control *c) {
     bool more = true;
-    ts_control_receive(&c->server, c->paused ? NAP_MILLISECONDS : 0);
     while (more) {
         more = false;
-        for (int i = 0; i < TS_CONTROL_CLIENTS && c->count < MAX_EVENTS; i++) {
+        for (int i = 0; i < TS_CONTROL_CLIENTS && has_room(c); i++) {
             size_t bytes;
             if (ts_control_next_line(&c->server.client[i], c->line, &bytes)) {
                 take_line(c, &c->server.client[i], bytes);
@@ -151,8 +154,18 @@ static void gather(ts_control *c) {
             }
         }
     }
-    c->paused = c->paused && !c->cancelled;
     ts_control_tidy(&c->server);
+}
+
+// A video that was cancelled does not wait for being resumed.
+static void gather(ts_control *c) {
+    bool more = ts_control_receive(&c->server, c->paused ? NAP_MILLISECONDS : 0);
+    take_lines(c);
+    for (int i = 1; more && i < MAX_LOOKS && has_room(c); i++) {
+        more = ts_control_receive(&c->server, 0);
+        take_lines(c);
+    }
+    c->paused = c->paused && !c->cancelled;
 }
 
 // ---- events to all ranks

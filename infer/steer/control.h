@@ -13,7 +13,7 @@
 // others when all is done; one that could not be obeyed, or makes no sense, is answered {"error": "..."}. No message
 // ever stops or desynchronises the ranks. At most TS_CONTROL_LINE_BYTES a line and TS_CONTROL_CLIENTS connections; a
 // client that does not read its receipts is cut off, and when all places are taken and another one comes, that which
-// was heard of longest ago. Of many that come at once those without a place wait for the next step.
+// never said anything or was heard of longest ago.
 #ifndef TS_INFER_CONTROL_H
 #define TS_INFER_CONTROL_H
 

@@ -40,8 +40,9 @@ int ts_control_listen(ts_control_server *server, const char *path);
 void ts_control_shut(ts_control_server *server);  // of a server of zeros with fd -1: nothing
 
 // A look: reads what clients sent, as much as there is room for, and lets new ones in; with no place free for them the
-// one that was heard of longest ago is cut off. Waits up to `milliseconds` for something to come.
-void ts_control_receive(ts_control_server *server, int milliseconds);
+// one that was heard of longest ago is cut off. Waits up to `milliseconds` for something to come. Returns whether new
+// ones came, and more may wait.
+bool ts_control_receive(ts_control_server *server, int milliseconds);
 // The next line of a client, without its end, in `line` [TS_CONTROL_LINE_BYTES]; false when there is no whole one.
 bool ts_control_next_line(ts_control_client *client, char *line, size_t *bytes);
 // Sends a JSON object and drops the reference.

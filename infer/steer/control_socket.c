@@ -16,7 +16,7 @@
 
 enum {
     OUT_BYTES = 256 * 1024,  // of receipts that a client may leave unread, beyond what the system keeps
-    MAX_CALLERS = 1000       // let in at one look, most of them gone already
+    MAX_CALLERS = 1000       // let in at one look: of many at once most are gone already, or say nothing
 };
 
 // ---- the socket
@@ -60,7 +60,7 @@ static int open_at(ts_control_server *s, const struct sockaddr_un *address) {
     }
     memcpy(s->path, address->sun_path, sizeof s->path);
     TS_TRY(ts_signal_guard(s->path));
-    if (lstat(s->path, &about) || listen(s->fd, TS_CONTROL_CLIENTS)) {
+    if (lstat(s->path, &about) || listen(s->fd, SOMAXCONN)) {
         return TS_FILE_FAIL(s->path, "listen");
     }
     s->device = about.st_dev;
@@ -181,7 +181,12 @@ static void read_from(ts_control_server *s, ts_control_client *c) {
     }
 }
 
-// A free place, or that of the client that was heard of longest ago; NULL when all have come at this very look.
+// Whether a client may lose its place: what it has said so far was listened to, and it waits for no receipt.
+static bool may_go(const ts_control_server *s, const ts_control_client *c) {
+    return !c->unanswered && (c->joined < s->looks || !c->in_bytes);
+}
+
+// A free place, or that of the client that never said anything or was heard of longest ago.
 static ts_control_client *next_place(ts_control_server *s) {
     ts_control_client *found = NULL;
     for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
@@ -190,18 +195,18 @@ static ts_control_client *next_place(ts_control_server *s) {
             return c;
         }
         const bool older = !found || c->heard < found->heard || (c->heard == found->heard && c->serial < found->serial);
-        found = c->joined < s->looks && older ? c : found;
+        found = may_go(s, c) && older ? c : found;
     }
     return found;
 }
 
-// Whoever finds no place waits in the socket's queue for the next look.
-static void let_in(ts_control_server *s) {
+// Whoever finds no place waits in the socket's queue for the next look. Returns whether anyone came.
+static bool let_in(ts_control_server *s) {
     for (int i = 0; i < MAX_CALLERS; i++) {
         ts_control_client *c = next_place(s);
         const int fd = c ? accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
         if (fd < 0) {
-            return;
+            return i > 0;
         }
         if (c->fd >= 0) {
             ts_control_send_error(c, NULL, "cut off: another client needs the place; connect again");
@@ -217,9 +222,10 @@ static void let_in(ts_control_server *s) {
             hang_up(c);
         }
     }
+    return true;
 }
 
-void ts_control_receive(ts_control_server *s, int milliseconds) {
+bool ts_control_receive(ts_control_server *s, int milliseconds) {
     struct pollfd polled[TS_CONTROL_CLIENTS + 1] = {{.fd = s->fd, .events = POLLIN}};
     for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
         const ts_control_client *c = &s->client[i];
@@ -227,7 +233,7 @@ void ts_control_receive(ts_control_server *s, int milliseconds) {
         polled[1 + i] = (struct pollfd){.fd = c->ended ? -1 : c->fd, .events = (short)(POLLIN | out)};
     }
     if (poll(polled, TS_CONTROL_CLIENTS + 1, milliseconds) < 0) {
-        return;  // a signal: the caller looks for it
+        return false;  // a signal: the caller looks for it
     }
     s->looks++;
     for (int i = 0; i < TS_CONTROL_CLIENTS; i++) {
@@ -237,7 +243,7 @@ void ts_control_receive(ts_control_server *s, int milliseconds) {
         }
     }
     ts_control_tidy(s);
-    let_in(s);
+    return let_in(s);
 }
 
 static void drop_front(ts_control_client *c, size_t bytes) {
