@@ -60,6 +60,15 @@ said 'its branch' '─ longer  *done  *169 .* 8 frames longer'
 said 'and that one'"'"'s' '─ longest  *done  *177 .* a red circle .*(8 frames longer)'
 said 'the sum' '^11 states, [0-9.]* KiB'
 
+# ---- one that is done as a source: the same video, and its latents for a timeline
+
+check 'written again' branch "$long/root" --out "$scratch/again.mp4" --save-latents "$scratch/again.safetensors"
+check 'the same video' cmp "$scratch/again.mp4" "$scratch/a.mp4"
+printf 'frames: 17\ntrack:\n  - {file: %s, source: latent, span: all, strength: 0}\n' "$scratch/again.safetensors" >"$scratch/cut.yaml"
+check 'a timeline of its beginning' "$TESSERA" edit "$scratch/cut.yaml" "${common[@]}" --model configs/shapes-model --out "$scratch/cut.mp4" --save-latents "$scratch/cut.safetensors"
+frame=$((8 * 8 * 16 * 4))
+check 'shows its beginning' cmp <(tail -c $((5 * frame)) "$scratch/cut.safetensors") <(tail -c $((41 * frame)) "$scratch/again.safetensors" | head -c $((5 * frame)))
+
 # ---- what is wrong
 
 expect_fail 3 'there is no such state' "$TESSERA" branch "$steps/none" --out "$out"
@@ -89,6 +98,13 @@ expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --save-s
 expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --store "$scratch/home"
 expect_fail 3 'is a file' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/home/letter/a"
 check 'nothing came to that folder' test "$(ls "$scratch/home")" = letter
+
+# ---- a state that cannot be saved does not take the video with it
+
+mkdir -p "$scratch/stuck/states/x.json" "$scratch/stuck/objects"
+expect_fail 3 'the state was not saved' "${generate[@]}" --steps 3 --out "$scratch/kept.mp4" --save-state "$scratch/stuck/x"
+check 'the video is there' test -s "$scratch/kept.mp4"
+check 'nothing of the state is' test -z "$(ls "$scratch/stuck/objects")"
 
 # ---- objects that no state names, and broken ones
 

@@ -295,9 +295,10 @@ int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_l
     };
     const double start = ts_clock_seconds();
     TS_TRY(ts_agree(world, ts_signal_catch()));
-    const int status = make_all(&w);
+    int status = make_all(&w);
     if (!status) {
         tell(&w.round, ts_clock_seconds() - start);
+        status = ts_agree(world, w.is_root ? ts_edit_steer_end(&w.steer) : TS_OK);
     }
     remove_preview(&w);
     free(w.sheet.latents);

@@ -38,6 +38,7 @@ int ts_edit_check(const ts_edit_options *o, int64_t count) {
     }
     TS_TRY(o->save_state ? ts_state_check_place("--save-state", o->save_state) : TS_OK);
     TS_TRY(o->store ? ts_state_check_store("--store", o->store) : TS_OK);
+    TS_TRY(o->control ? ts_control_check_path(o->control) : TS_OK);
     TS_TRY(ts_output_check_end("--sheet", o->sheet, ".png"));
     TS_TRY(ts_output_check_end("--save-latents", o->save_latents, ".safetensors"));
     TS_TRY(o->save_latents ? ts_output_check_file("--save-latents", o->save_latents) : TS_OK);

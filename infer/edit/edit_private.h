@@ -43,6 +43,8 @@ typedef struct ts_edit_steer {
     char parent[TS_PATH_BYTES];  // STORE/NAME of the state before, or ""
     char *change;                // what was changed since, or NULL
     uint64_t fingerprint;        // of the model, when a state was saved; rank 0's
+    int failed;                  // why the state of the command line was not saved,
+    char problem[512];           // and in words
 } ts_edit_steer;
 
 // Opens the socket and goes on from the list's state, where these were asked for. To be closed whatever the status.
@@ -51,7 +53,10 @@ int ts_edit_steer_open(ts_edit_steer *steer, const ts_edit_round *round, int64_t
 void ts_edit_steer_close(ts_edit_steer *steer);  // of zeros: nothing
 // Before step `step`, and at the end, where it is the number of steps: obeys the clients and saves the state.
 // TS_ESTOPPED when one cancels. Collective over the world.
+// A state of the command line that cannot be saved is told of at the end: the video is made all the same.
 int ts_edit_steer_before(ts_edit_steer *steer, const ts_edit_round *round, int64_t step);
+// What there was to tell.
+int ts_edit_steer_end(const ts_edit_steer *steer);
 
 ts_film ts_edit_film(const ts_edit_round *round, const float *latents, const char *title);
 

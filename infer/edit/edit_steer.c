@@ -208,5 +208,13 @@ void ts_edit_steer_close(ts_edit_steer *s) {
 
 int ts_edit_steer_before(ts_edit_steer *s, const ts_edit_round *r, int64_t step) {
     TS_TRY(s->control && step < r->session->sample.steps ? obey(s, r, step) : TS_OK);
-    return s->save_step == step ? save_state(s, r, r->options->save_state, step) : TS_OK;
+    if (s->save_step == step) {
+        s->failed = save_state(s, r, r->options->save_state, step);
+        snprintf(s->problem, sizeof s->problem, "%s", s->failed ? ts_error_text() : "");
+    }
+    return TS_OK;
+}
+
+int ts_edit_steer_end(const ts_edit_steer *s) {
+    return s->failed ? TS_FAIL(s->failed, "the state was not saved: %s", s->problem) : TS_OK;
 }

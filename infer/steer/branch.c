@@ -103,7 +103,9 @@ static int check_places(const branch *b) {
         return TS_FAIL(TS_EUSAGE, "%s is at step %lld of %lld: --%s is for one that is done", name,
                        (long long)b->state.step, (long long)b->state.steps, b->added ? "extend" : "seed");
     }
-    if (b->done && !b->added && b->first == c->frames) {
+    const ts_session_options *session = &b->o->edit.session;
+    const bool changed = b->o->prompt || b->o->save || session->seed >= 0 || session->guidance >= 0;
+    if (b->done && !b->added && b->first == c->frames && changed) {
         return TS_FAIL(TS_EUSAGE,
                        "%s is done: say from which frame on it is to be made anew, --from, or by how much longer, "
                        "--extend",
@@ -299,7 +301,8 @@ int ts_command_branch(ts_comm *world, int argc, char **argv) {
             "tessera branch STORE/NAME [--prompt TEXT] [--from TIME] [--extend TIME] [--save NAME] "
             "[--out FILE.mp4] [options]\n"
             "Goes on from a saved state with another prompt, on any mesh; with --save and without --out only notes "
-            "the branch.",
+            "the branch. One that is done and not changed is written as it is: with --save-latents FILE as a source of "
+            "timelines.",
         .table = table,
         .arguments = arguments,
     };

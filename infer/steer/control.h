@@ -39,6 +39,8 @@ typedef struct ts_control_video {
 
 typedef struct ts_control ts_control;
 
+// TS_EINPUT for a path that is longer than a socket's may be.
+int ts_control_check_path(const char *path);
 // Rank 0 makes the socket, which only its user may open; the others follow. TS_EINPUT when there is something at `path`
 // already (but for the socket of a job that is gone, which is replaced), and when no socket can be made there.
 // Collective over world, the same status on all ranks.

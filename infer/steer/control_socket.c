@@ -32,6 +32,11 @@ int ts_control_address(struct sockaddr_un *out, const char *path) {
     return TS_OK;
 }
 
+int ts_control_check_path(const char *path) {
+    struct sockaddr_un address;
+    return ts_control_address(&address, path);
+}
+
 // Removes the socket of a job that is gone, on which nobody listens.
 static int remove_stale(const struct sockaddr_un *address) {
     struct stat about;

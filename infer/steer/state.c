@@ -144,6 +144,9 @@ static int save(ts_store *store, const ts_state *s, const char *folder, const ch
     status = status ? status : put_all(store, s, object);
     status = status ? status : ts_store_sync(store);
     status = status ? status : ts_json_write_atomic(path, object);
+    if (status) {
+        ts_store_take_back(store);
+    }
     json_decref(object);
     return status;
 }

@@ -49,7 +49,8 @@ int ts_state_check_store(const char *option, const char *store);
 int ts_state_check_place(const char *option, const char *path);
 
 // `path` is STORE/NAME; the store is made, and a state of that name replaced. Several processes may write to one store;
-// what a killed one left half written is cleaned up. Not collective: rank 0 saves.
+// what a killed one left half written is cleaned up, and so is what was written when it fails. Not collective: rank 0
+// saves.
 int ts_state_save(const ts_state *state, const char *path);
 // Every object is verified against its name before anything is made of it. Strings and arrays live in `arena`, the
 // canvas is the state's own. Strengths and source are kept while it is under work. TS_EINPUT "path: ...". Not

@@ -13,13 +13,16 @@ enum { TS_OBJECT_NAME_BYTES = 33 };  // 32 hexadecimal digits and a terminator
 
 typedef struct ts_store {
     char path[TS_PATH_BYTES];
-    int lock;  // -1: it is only read
+    int lock;      // -1: it is only read
+    json_t *made;  // names of the objects that were put and not there before
 } ts_store;
 
 // Makes the folders, keeps other writers away and removes what a killed one left half written.
 int ts_store_open(ts_store *store, const char *path);
 // What was put, by whomever, is on the disk when this returns; of the rest of its file system as well.
 int ts_store_sync(ts_store *store);
+// After a failure: removes what was put and is of no use now, so that a full disk is no fuller.
+void ts_store_take_back(ts_store *store);
 void ts_store_close(ts_store *store);
 
 int ts_store_object_path(char path[TS_PATH_BYTES], const char *store, const char *name);

@@ -103,6 +103,7 @@ int ts_store_open(ts_store *s, const char *path) {
     TS_TRY(store_path(folder, path, "states"));
     TS_TRY(ts_folder_make(folder));
     TS_TRY(ts_folder_lock(path, patience, &s->lock));
+    s->made = json_array();
     TS_TRY(store_path(folder, path, unfinished));
     return unlink(folder) && errno != ENOENT ? TS_FILE_FAIL(folder, "remove") : TS_OK;  // nobody else writes it now
 }
@@ -113,7 +114,22 @@ int ts_store_sync(ts_store *s) {
     return syncfs(s->lock) ? TS_FILE_FAIL(s->path, "sync") : TS_OK;
 }
 
+void ts_store_take_back(ts_store *s) {
+    char path[TS_PATH_BYTES];
+    size_t i;
+    json_t *name;
+    json_array_foreach(s->made, i, name) {
+        if (!ts_store_object_path(path, s->path, json_string_value(name))) {
+            unlink(path);
+            path[ts_path_base(path) - path - 1] = '\0';
+            rmdir(path);  // if it was the only one there
+        }
+    }
+}
+
 void ts_store_close(ts_store *s) {
+    json_decref(s->made);
+    s->made = NULL;
     if (s->lock >= 0) {
         close(s->lock);
     }
@@ -149,6 +165,7 @@ int ts_store_put(ts_store *s, const void *data, size_t bytes, char name[TS_OBJEC
     if (is_there(path, data, bytes)) {
         return TS_OK;
     }
+    const bool is_new = !ts_path_exists(path);
     snprintf(folder, sizeof folder, "%.*s", (int)(ts_path_base(path) - path - 1), path);
     if (mkdir(folder, 0777) && errno != EEXIST) {
         return TS_FILE_FAIL(folder, "make the folder");
@@ -160,6 +177,9 @@ int ts_store_put(ts_store *s, const void *data, size_t bytes, char name[TS_OBJEC
     }
     if (status) {
         unlink(temporary);
+        rmdir(folder);  // if it was made for nothing
+    } else if (is_new && json_array_append_new(s->made, json_string(name))) {
+        return TS_FAIL(TS_ERESOURCE, "out of memory for the names of objects");
     }
     return status;
 }
