@@ -138,8 +138,8 @@ static int run_views(ts_denoiser *d, const denoise_view *v, ts_part own, bool on
     return TS_OK;
 }
 
-// The ranks of the data axis take some views each and give their velocities to all of them, who put them onto the
-// canvas in the order of the views: sums have the same bits on any number of ranks.
+// The ranks of the data axis take some of views [count] each and give their velocities to all of them, who put them
+// onto the canvas in the order of the views: sums have the same bits on any number of ranks.
 static int share_views(ts_denoiser *d, const denoise_view *v, int64_t count, bool one_level, ts_comm *data) {
     const int size = ts_comm_size(data);
     const ts_part own = ts_split(count, size, ts_comm_rank(data));
@@ -156,6 +156,20 @@ static int share_views(ts_denoiser *d, const denoise_view *v, int64_t count, boo
     }
     free(counts);
     return status ? status : fuse_all(d, v, count, d->gathered);
+}
+
+// All views, a batch of each rank at a time: memory does not grow with the length of a video.
+static int run_all(ts_denoiser *d, const denoise_view *v, int64_t count, bool one_level) {
+    ts_comm *data = d->p.share_windows ? ts_mesh_axis(d->model->params->mesh, TS_AXIS_DATA) : NULL;
+    const int size = ts_comm_size(data);
+    if (size == 1) {
+        return run_views(d, v, (ts_part){0, count}, one_level, NULL);
+    }
+    const int64_t round = d->p.batch * size;
+    for (int64_t i = 0; i < count; i += round) {
+        TS_TRY(share_views(d, v + i, count - i < round ? count - i : round, one_level, data));
+    }
+    return TS_OK;
 }
 
 static int velocity_at(ts_denoiser *d, int64_t step, bool one_level) {
@@ -177,11 +191,7 @@ static int velocity_at(ts_denoiser *d, int64_t step, bool one_level) {
         }
     }
     status = status ? status : d->kernels->device->zero(d->fused, (size_t)denoise_all_numbers(d) * sizeof *d->fused);
-    if (!status && count) {
-        ts_comm *data = d->p.share_windows ? ts_mesh_axis(d->model->params->mesh, TS_AXIS_DATA) : NULL;
-        status = ts_comm_size(data) > 1 ? share_views(d, v, count, one_level, data)
-                                        : run_views(d, v, (ts_part){0, count}, one_level, NULL);
-    }
+    status = status ? status : run_all(d, v, count, one_level);
     for (int64_t i = 0; windows && i < d->n; i++) {
         ts_windows_close(&windows[i]);
     }

@@ -108,8 +108,8 @@ static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, con
                        timeline->path, (long long)seen, (long long)c->height, (long long)c->width, MAX_WINDOW,
                        (long long)dit->rope_max_positions);
     }
-    // The source, the latents, their velocity, what a solver remembers, and the velocities of windows, which overlap.
-    enum { ARRAYS = 9 };
+    // The source, the latents, their velocity, what a solver remembers, and the latents once more when they are done.
+    enum { ARRAYS = 8 };
     const double bytes = (double)c->frames * (double)(c->height * c->width * c->channels) * sizeof(float) * ARRAYS;
     const int64_t available = ts_memory_available();
     if (available >= 0 && bytes > (double)available) {
