@@ -4,7 +4,6 @@
 # measured beside what is wanted; it ends with 1 when something was missed. `cluster/up shows` runs them all.
 #
 #   MODEL    the model folder (configs/shapes-model)      JOBS   videos made at a time (the cores)
-#   SHEETS   a folder that gets contact sheets of what was made; absent: none
 #   CASES    cases of each kind; absent: as many as the promise names
 . tests/lib.sh
 MODEL=${MODEL:-configs/shapes-model} JOBS=${JOBS:-$(nproc)} TOOLS=${TOOLS:-$(dirname "$TESSERA")/shows-tools}
@@ -27,7 +26,8 @@ wanted() {
 # measured 'what' VALUE: a row without a limit
 measured() { printf '  %-66s %10s\n' "$1" "$2"; }
 
-# each COUNT FUNCTION argument..: FUNCTION argument.. I for I from 0, JOBS at a time; what they print, in order
+# each COUNT FUNCTION argument..: FUNCTION argument.. I for I from 0, JOBS at a time; what they print, in order. One that
+# prints nothing was not measured, which is a failure: shares are then of the others.
 each() {
     local count=$1 i
     shift
@@ -37,6 +37,7 @@ each() {
     done
     wait
     for ((i = 0; i < count; i++)); do
+        [ -s "$scratch/each.$i" ] || fail "$* $i: nothing was measured"
         cat "$scratch/each.$i"
     done
 }
@@ -75,8 +76,17 @@ other_colour() {
 # compare A FRAME B FRAME COUNT [BOX]: largest difference, RMS difference, numbers of other bits
 compare() { "$TOOLS" compare "$@"; }
 
-# share LINES-ON-STDIN EXPRESSION: per cent of lines for which the awk expression holds
-share() { awk "{ n++; k += ($1) ? 1 : 0 } END { if (n) printf \"%.1f\", 100 * k / n; else print \"-\" }"; }
+# share EXPRESSION: per cent of the lines on standard input for which the awk expression holds; it does not where a field
+# that it names is missing or no number ("-", nan, inf)
+share() {
+    awk -v named="$(grep -o '\$[0-9]*' <<<"$1" | tr -d '$' | tr '\n' ' ')" "{
+        known = 1
+        fields = split(named, field, \" \")
+        for (i = 1; i <= fields; i++) if (\$(field[i]) ~ /^-?(nan|inf)?\$/) known = 0
+        n++
+        k += known && ($1) ? 1 : 0
+    } END { if (n) printf \"%.1f\", 100 * k / n; else print \"-\" }"
+}
 mean() { awk "{ s += $1 } END { if (NR) printf \"%.4g\", s / NR; else print \"-\" }"; }
 median() { awk "{ print $1 }" | sort -g | awk '{ x[NR] = $1 } END { if (NR) printf "%.4g", x[int((NR + 1) / 2)]; else print "-" }'; }
 largest() { awk "{ print $1 }" | sort -g | tail -1; }
@@ -85,7 +95,8 @@ largest() { awk "{ print $1 }" | sort -g | tail -1; }
 same_on_ranks() {
     local what=$1 n
     shift
-    tessera "$@" --out "$scratch/rank1.mp4" --save-latents "$scratch/rank1.safetensors" || return
+    rm -f "$scratch"/rank?.safetensors
+    tessera "$@" --out "$scratch/rank1.mp4" --save-latents "$scratch/rank1.safetensors" || { fail "$what: not made"; return; }
     for n in 2 4; do
         ranks $n "$TESSERA" "$1" --model "$MODEL" "${@:2}" --out "$scratch/rank$n.mp4" \
             --save-latents "$scratch/rank$n.safetensors" >"$scratch/rank.log" 2>&1 || cat "$scratch/rank.log" >&2
@@ -93,6 +104,3 @@ same_on_ranks() {
             "$(compare "$scratch/rank1.safetensors" 0 "$scratch/rank$n.safetensors" 0 0 | cut -d' ' -f1)" '<=' 1e-3
     done
 }
-
-# keep_sheet NAME FILE..: the videos' contact sheets, where they are asked for
-sheet_option() { [ -n "${SHEETS-}" ] && mkdir -p "$SHEETS" && printf -- '--sheet %s/%s.png' "$SHEETS" "$1"; }

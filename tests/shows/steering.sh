@@ -45,7 +45,7 @@ for n in 1 2 4; do
     job=$!
     timeout 60 "$TOOLS" steer "$scratch/socket" <"$scratch/messages" >"$scratch/answers" 2>/dev/null
     wait $job || cat "$scratch/hostile.log" >&2
-    measured "answers on $n ranks; errors among them" "$(wc -l <"$scratch/answers") $(grep -c error "$scratch/answers")"
+    wanted "messages that $n ranks refused" "$(grep -c '^{"error"' "$scratch/answers")" = 100
     wanted "the video of $n ranks after them: largest difference of latents" \
         "$(compare "$scratch/hostile.safetensors" 0 "$scratch/plain.safetensors" 0 0 2>&1 | cut -d' ' -f1)" '<=' 1e-3
     wanted "sockets left by $n ranks" "$(find "$scratch" -name socket | wc -l)" = 0
