@@ -24,6 +24,7 @@ cards:
 END
 printf 'cards:\n  - {at: 1s, text: a}\n  - {at: 0s, text: b}\n' >"$scratch/late.yaml"
 printf 'cards:\n  - {at: 1s}\n' >"$scratch/empty.yaml"
+printf 'duration: 17f\ncards:\n  - {at: 0s, text: a}\n  - {at: 16f, text: b}\n' >"$scratch/end.yaml"
 cat >"$scratch/concept.yaml" <<END
 frames: 9
 prompts:
@@ -122,6 +123,7 @@ wrong 2 '"b" is missing' blend "$a"
 wrong 2 'give one of them' blend "$a" "$b" --style --mask configs/timelines/mask.png
 wrong 3 'none.png' blend "$a" "$b" --mask none.png
 wrong 2 'in the order of their times' storyboard "$scratch/late.yaml"
+wrong 2 'end.yaml:4: no latent frame begins' storyboard "$scratch/end.yaml"
 wrong 2 'a card has a text' storyboard "$scratch/empty.yaml"
 wrong 3 'none.txt' blend "$a" "$b" --ramp none.txt
 wrong 3 'none.yaml' edit none.yaml

@@ -68,11 +68,10 @@ static int card_frame(const storyboard *s, const card *c, int64_t *frame) {
     double at;
     snprintf(place, sizeof place, "%s:%lld: at", s->path, (long long)c->line);
     TS_TRY(ts_draft_time(&s->draft, &at, place, c->at, s->draft.timeline->frames));
-    if (at >= (double)s->draft.timeline->frames) {
-        return card_fail(s, c, "at lies behind the end; give a longer duration");
-    }
     *frame = at < 0.5 ? 0 : ts_draft_whole(&s->draft, 0, at);
-    return TS_OK;
+    return *frame < s->draft.timeline->frames
+               ? TS_OK
+               : card_fail(s, c, "no latent frame begins between this time and the end; give a longer duration");
 }
 
 // The frame at which the next card with a text (`texts`), or any card, has its turn.
