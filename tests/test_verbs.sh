@@ -110,6 +110,7 @@ wrong 3 'the prompt is empty' remix "$a" --prompt ''
 wrong 2 'no frame of it lies from 9s' loop "$a" --from 9s
 wrong 2 'is for a loop from a prompt' loop "$a" --frames 8
 wrong 2 '4k frames' loop --prompt x --frames 10
+wrong 2 'are of a video' loop --prompt x --ends 0.3
 wrong 2 'give --before' extend "$a"
 wrong 2 'none' extend "$a" --after none
 wrong 2 '"keep" is missing' recut "$a"
@@ -121,6 +122,7 @@ wrong 2 'no frame of it lies from 2s' recut "$a" --keep 2s-1s
 wrong 2 'keep more' recut "$a" --keep 0s-1s --keep 16f-17f
 wrong 2 '"b" is missing' blend "$a"
 wrong 2 'give one of them' blend "$a" "$b" --style --mask configs/timelines/mask.png
+wrong 2 'show both throughout' blend "$a" "$b" --mask configs/timelines/mask.png --ramp sigmoid
 wrong 3 'none.png' blend "$a" "$b" --mask none.png
 wrong 2 'in the order of their times' storyboard "$scratch/late.yaml"
 wrong 2 'end.yaml:4: no latent frame begins' storyboard "$scratch/end.yaml"

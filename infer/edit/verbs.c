@@ -2,6 +2,7 @@
 #include "infer/edit/verbs.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "core/base/log.h"
 #include "core/base/status.h"
@@ -130,6 +131,10 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
         return TS_FAIL(TS_EUSAGE, "--frames %lld: a loop has %lldk frames; give %lld", (long long)d.o->frames,
                        (long long)d.group, (long long)ts_draft_whole(&d, 0, (double)d.o->frames));
     }
+    if (!d.o->video && (d.o->strength > 0 || strcmp(d.o->seam, "3s") != 0 || strcmp(d.o->from, "start") != 0 ||
+                        strcmp(d.o->to, "end") != 0)) {
+        return TS_FAIL(TS_EUSAGE, "loop: --seam, --ends, --from and --to are of a video, and none is given");
+    }
     if (!d.o->video) {
         d.timeline->frames = ts_draft_most(&d, 0, d.o->frames ? d.o->frames : model->frames);
         return prompt_all(&d);
@@ -244,6 +249,10 @@ static int fill_blend(const void *options, const ts_timeline_model *model, ts_ar
     TS_TRY(ts_draft_clip(&d, &clip[1], d.o->b, d.o->from, d.o->to));
     if (d.o->style && d.o->mask) {
         return TS_FAIL(TS_EUSAGE, "blend: --style is of whole pictures and --mask of parts; give one of them");
+    }
+    if ((d.o->style || d.o->mask) && strcmp(d.o->ramp, "linear") != 0) {
+        return TS_FAIL(TS_EUSAGE, "blend: --ramp goes from A over to B, and --style and --mask show both throughout; "
+                                  "give one of them");
     }
     d.timeline->frames = ts_draft_most(&d, 0, clip[0].frames < clip[1].frames ? clip[0].frames : clip[1].frames);
     d.timeline->mix = !isnan(d.o->strength) ? d.o->strength : d.o->style ? 0.4 : d.o->mask ? 0.8 : 0.35;
