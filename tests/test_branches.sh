@@ -124,6 +124,8 @@ expect_fail 3 'of its states and objects are broken' "$TESSERA" tree "$scratch/t
 said 'it names the state' '^broken: .*states/blue.json.*not valid JSON'
 expect_fail 2 'give --save-state' "${generate[@]}" --out "$out.mp4" --save-at 40%
 expect_fail 2 'save-at' "${generate[@]}" --steps 4 --out "$out.mp4" --save-state "$steps/x" --save-at 7
+expect_fail 2 'are over with the last one' "${generate[@]}" --out "$out" --save-state "$scratch/new/x" --save-at 100%
+check 'and no store is made for it' test ! -e "$scratch/new"
 
 object=$(find "$steps/objects" -type f | sort | head -1)
 printf x | dd of="$object" bs=1 seek=9 conv=notrunc 2>/dev/null

@@ -73,10 +73,16 @@ static int resolve_list(const ts_edit_list *list, const ts_timeline_model *model
     return TS_OK;
 }
 
+// How many steps there are may be the model's to say, and is then not known yet.
 static int check_save(const ts_edit_options *o) {
-    return o->save_at && !o->save_state
-               ? TS_FAIL(TS_EUSAGE, "--save-at %s says when and nothing what; give --save-state STORE/NAME", o->save_at)
-               : TS_OK;
+    const int64_t most = o->session.steps ? o->session.steps : TS_MAX_STEPS;
+    const char *at = o->save_at;
+    int64_t step;
+    if (at && !o->save_state) {
+        return TS_FAIL(TS_EUSAGE, "--save-at %s says when and nothing what; give --save-state STORE/NAME", at);
+    }
+    return !at || strcmp(at, "start") == 0 || strcmp(at, "end") == 0 ? TS_OK
+                                                                     : ts_step_parse(&step, at, most, "--save-at");
 }
 
 // Fills and checks; what is only to be printed is printed. Rank 0 alone.
