@@ -30,7 +30,8 @@ static int stop_when_asked(const work *w, int64_t step) {
     if (!ts_agree_any(w->world, ts_signal_pending() != NULL)) {
         return TS_OK;
     }
-    TS_INFO("stopped by a signal before step %lld; nothing was written", (long long)step);
+    TS_INFO("stopped by a signal before step %lld; nothing was written%s", (long long)step,
+            w->round.first ? " but the videos before" : "");
     return TS_FAIL(TS_ESTOPPED, "stopped by a signal before step %lld", (long long)step);
 }
 

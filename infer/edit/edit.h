@@ -66,7 +66,7 @@ int ts_edit_run(const ts_edit_command *command, ts_comm *world, int argc, char *
 
 // Compiles resolved timelines on rank 0, samples them, decodes and writes. Several videos are shared out over the data
 // axis; of one, the windows are. A signal to stop, or a client's cancel, ends it within a step with TS_ESTOPPED and
-// nothing written. Collective over the session's world, the same status on all ranks.
+// nothing written but rounds of videos that were done. Collective over the session's world, the same status on all ranks.
 int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_list *list);
 
 #endif
