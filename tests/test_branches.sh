@@ -95,7 +95,8 @@ expect_fail 2 'give STORE/NAME' "${generate[@]}" --out "$out.mp4" --save-state "
 mkdir "$scratch/home"
 touch "$scratch/home/letter"
 expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/home/a"
-expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --store "$scratch/home"
+expect_fail 3 'is no store of states' "${generate[@]}" --out "$out.mp4" --control "$out" --store "$scratch/home"
+expect_fail 2 'give --control' "${generate[@]}" --out "$out.mp4" --store "$scratch/new"
 expect_fail 3 'is a file' "${generate[@]}" --out "$out.mp4" --save-state "$scratch/home/letter/a"
 check 'nothing came to that folder' test "$(ls "$scratch/home")" = letter
 

@@ -13,6 +13,17 @@
 
 // ---- what can be refused before anything is read
 
+// The places of states and of the socket.
+static int check_steering(const ts_edit_options *o) {
+    TS_TRY(o->save_state ? ts_state_check_place("--save-state", o->save_state) : TS_OK);
+    if (o->store && !o->control) {
+        return TS_FAIL(TS_EUSAGE, "--store %s is for states that clients ask for; give --control SOCKET for these",
+                       o->store);
+    }
+    TS_TRY(o->store ? ts_state_check_store("--store", o->store) : TS_OK);
+    return o->control ? ts_control_check_path(o->control) : TS_OK;
+}
+
 int ts_edit_check(const ts_edit_options *o, int64_t count) {
     const char *several = o->control         ? "--control"
                           : o->save_latents  ? "--save-latents"
@@ -36,9 +47,7 @@ int ts_edit_check(const ts_edit_options *o, int64_t count) {
     if (o->session.negative && *o->session.negative) {
         TS_TRY(ts_prompt_check(o->session.negative, "--negative"));
     }
-    TS_TRY(o->save_state ? ts_state_check_place("--save-state", o->save_state) : TS_OK);
-    TS_TRY(o->store ? ts_state_check_store("--store", o->store) : TS_OK);
-    TS_TRY(o->control ? ts_control_check_path(o->control) : TS_OK);
+    TS_TRY(check_steering(o));
     TS_TRY(ts_output_check_end("--sheet", o->sheet, ".png"));
     TS_TRY(ts_output_check_end("--save-latents", o->save_latents, ".safetensors"));
     TS_TRY(o->save_latents ? ts_output_check_file("--save-latents", o->save_latents) : TS_OK);

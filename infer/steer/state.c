@@ -135,6 +135,14 @@ static int put_all(ts_store *store, const ts_state *s, json_t *object) {
     return TS_OK;
 }
 
+// Whether a write that failed, at the last moment then, has put it there all the same.
+static bool is_written(const char *path, const json_t *object) {
+    json_t *there = json_load_file(path, 0, NULL);
+    const bool same = json_equal(there, object);
+    json_decref(there);
+    return same;
+}
+
 static int save(ts_store *store, const ts_state *s, const char *folder, const char *name) {
     char path[TS_PATH_BYTES];
     json_t *object = NULL;
@@ -144,7 +152,7 @@ static int save(ts_store *store, const ts_state *s, const char *folder, const ch
     status = status ? status : put_all(store, s, object);
     status = status ? status : ts_store_sync(store);
     status = status ? status : ts_json_write_atomic(path, object);
-    if (status) {
+    if (status && !is_written(path, object)) {
         ts_store_take_back(store);
     }
     json_decref(object);
