@@ -37,7 +37,7 @@ extern const char *const ts_precision_names[], *const ts_report_names[];
     {"instruction-set", TS_OPTION_STRING, offsetof(type, field.instruction_set), "auto", "cap of the CPU's instruction set: auto, amx, avx512bf16, avx512, avx2, generic", 0, 0, NULL, false}
 #define TS_SESSION_OPTIONS(type, field) \
     {"steps", TS_OPTION_INT, offsetof(type, field.steps), "0", "denoising steps; 0: the model's default, twice that for loops and for videos longer than a window", 0, TS_MAX_STEPS, NULL, false}, \
-    {"guidance", TS_OPTION_REAL, offsetof(type, field.guidance), "-1", "classifier-free guidance, 1 is none; -1: the model's default", -1, 100, NULL, false}, \
+    {"guidance", TS_OPTION_REAL, offsetof(type, field.guidance), "-1", "classifier-free guidance, 1 is none; -1: the model's default, in remix, recut and loop less where less is open", -1, 100, NULL, false}, \
     {"negative", TS_OPTION_STRING, offsetof(type, field.negative), NULL, "what the video should not show; guidance moves away from it", 0, 0, NULL, false}, \
     {"seed", TS_OPTION_INT, offsetof(type, field.seed), "0", "same seed, same video, on any number of ranks", 0, 9.0e15, NULL, false}, \
     {"shift", TS_OPTION_REAL, offsetof(type, field.shift), "0", "shift of the noise levels; 0: the model's default", 0, 1000, NULL, false}, \

@@ -8,12 +8,6 @@
 #include "core/base/status.h"
 #include "infer/edit/verbs_private.h"
 
-// What is open in a video is filled in without a prompt, too: by what is held beside it.
-static int prompt_all(ts_draft *draft) {
-    const char *prompt = draft->o->prompt;
-    return !prompt || ts_draft_prompt(draft, 0, draft->timeline->frames, prompt) ? TS_OK : TS_ERESOURCE;
-}
-
 static int too_short(const ts_clip *clip, int64_t group) {
     return TS_FAIL(TS_EINPUT, "%s: %lld frames of it are used and a latent frame takes %lld; give a longer part",
                    clip->path, (long long)clip->frames, (long long)group);
@@ -66,7 +60,7 @@ static int fill_remix(const void *options, const ts_timeline_model *model, ts_ar
         track->boxes.count = 1;
         track->boxes.item = box;
     }
-    return prompt_all(&d);
+    return ts_draft_say(&d, 0, d.timeline->frames, d.o->strength);
 }
 
 static const ts_edit_command remix_command = {
@@ -97,8 +91,8 @@ static const ts_option loop_table[] = {
 };
 // clang-format on
 
-// Between two ends that are held guidance has less to say: more of it makes seams that do not fit them.
-static const double SEAM_GUIDANCE = 1.5;
+// How much is open between two ends that are held: more guidance than this makes seams that do not fit them.
+static const double SEAM_OPEN = 0.25;
 
 // The video on the circle, its two ends as free as they may be.
 static int add_ring(ts_draft *d, const ts_clip *clip, int64_t held) {
@@ -137,7 +131,7 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     }
     if (!d.o->video) {
         d.timeline->frames = ts_draft_most(&d, 0, d.o->frames ? d.o->frames : model->frames);
-        return prompt_all(&d);
+        return ts_draft_say(&d, 0, d.timeline->frames, 1);
     }
     ts_clip clip;
     double seam;
@@ -150,11 +144,7 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     tell_part(&d, &clip, held);
     d.timeline->frames = held + (seam > 0 ? ts_draft_whole(&d, held, seam) : 0);
     TS_TRY(add_ring(&d, &clip, held));
-    TS_TRY(prompt_all(&d));
-    if (d.timeline->prompts.count && d.o->edit.session.guidance < 0) {
-        d.timeline->prompts.item[0].guidance = fmin(model->guidance, SEAM_GUIDANCE);
-    }
-    return TS_OK;
+    return ts_draft_say(&d, 0, d.timeline->frames, SEAM_OPEN);
 }
 
 static const ts_edit_command loop_command = {
@@ -204,7 +194,7 @@ static int fill_extend(const void *options, const ts_timeline_model *model, ts_a
     const int64_t end = first + held;
     d.timeline->frames = end + (after > 0 ? ts_draft_whole(&d, end, after) : 0);
     TS_TRY(ts_draft_video(&d, first, end, &clip, 0) ? TS_OK : TS_ERESOURCE);
-    return prompt_all(&d);
+    return ts_draft_say(&d, 0, d.timeline->frames, 1);
 }
 
 static const ts_edit_command extend_command = {
@@ -274,7 +264,7 @@ static int fill_blend(const void *options, const ts_timeline_model *model, ts_ar
             track->ramp = d.o->ramp;
         }
     }
-    return prompt_all(&d);
+    return ts_draft_say(&d, 0, d.timeline->frames, 1);
 }
 
 static const ts_edit_command blend_command = {

@@ -18,7 +18,8 @@ int ts_draft_open(ts_draft *draft, const char *verb, const void *options, const 
     t->size = o->size.width ? o->size : (ts_size2){model->width, model->height};
     t->fps = o->fps > 0 ? o->fps : model->fps;
     *list = (ts_edit_list){.count = 1, .item = t};
-    *draft = (ts_draft){.o = o, .arena = arena, .timeline = t, .fps = t->fps, .group = model->time_factor};
+    *draft = (ts_draft){
+        .o = o, .arena = arena, .timeline = t, .fps = t->fps, .guidance = model->guidance, .group = model->time_factor};
     return TS_OK;
 }
 
@@ -67,6 +68,17 @@ ts_timeline_prompt *ts_draft_prompt(ts_draft *draft, int64_t first, int64_t end,
     prompt->span = span;
     prompt->text = text;
     return prompt;
+}
+
+int ts_draft_say(ts_draft *draft, int64_t first, int64_t end, double open) {
+    if (!draft->o->prompt || first == end) {
+        return TS_OK;
+    }
+    ts_timeline_prompt *prompt = ts_draft_prompt(draft, first, end, draft->o->prompt);
+    if (prompt && draft->o->edit.session.guidance < 0) {
+        prompt->guidance = 1 + (draft->guidance - 1) * open;
+    }
+    return prompt ? TS_OK : TS_ERESOURCE;
 }
 
 int ts_draft_time(const ts_draft *draft, double *out, const char *option, const char *text, int64_t frames) {

@@ -42,8 +42,8 @@ typedef struct ts_draft {
     const ts_verb_options *o;
     ts_arena *arena;
     ts_timeline *timeline;
-    double fps;
-    int64_t group;  // pixel frames of a latent frame
+    double fps, guidance;  // guidance: the model's, or as it was asked for
+    int64_t group;         // pixel frames of a latent frame
 } ts_draft;
 
 // The list of one timeline, named `verb` in messages.
@@ -52,6 +52,11 @@ int ts_draft_open(ts_draft *draft, const char *verb, const void *options, const 
 // An entry of frames [first, end) of the result. NULL without memory.
 ts_timeline_track *ts_draft_track(ts_draft *draft, int64_t first, int64_t end, ts_source_kind source);
 ts_timeline_prompt *ts_draft_prompt(ts_draft *draft, int64_t first, int64_t end, const char *text);
+// The command's --prompt over frames [first, end), if it has one: what is open in a video is filled in without, too, by
+// what is held beside it. `open` is how much that is, a source's strength, or 1. Where little is open guidance has
+// little to say, 1 + (guidance - 1) open, unless --guidance was given: more of it pulls what is nearly settled away
+// from where the source has it. TS_ERESOURCE.
+int ts_draft_say(ts_draft *draft, int64_t first, int64_t end, double open);
 const char *ts_draft_span(ts_draft *draft, int64_t first, int64_t end);
 const char *ts_draft_seconds(ts_draft *draft, double frames);
 

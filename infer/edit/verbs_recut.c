@@ -81,7 +81,14 @@ static int add_range(ts_draft *d, const range *r, int64_t *at) {
     track->speed = r->speed;
     track->strength = is_shown(r) ? 0 : d->o->strength;
     *at += frames;
-    return TS_OK;
+    return ts_draft_say(d, *at - frames, *at, track->strength);
+}
+
+// Leaves time open at frame *at and moves *at behind it.
+static int add_open(ts_draft *d, double frames, int64_t *at) {
+    const int64_t first = *at;
+    *at += frames > 0 ? ts_draft_whole(d, first, frames) : 0;
+    return ts_draft_say(d, first, *at, 1);
 }
 
 static int fill(const void *options, const ts_timeline_model *model, ts_arena *arena, ts_edit_list *list) {
@@ -91,15 +98,17 @@ static int fill(const void *options, const ts_timeline_model *model, ts_arena *a
     TS_TRY(ts_draft_time(&d, &before, "--extend-before", d.o->before, 0));
     TS_TRY(ts_draft_time(&d, &after, "--extend-after", d.o->after, 0));
     TS_TRY(ts_draft_time(&d, &gaps, "--fill-gaps", d.o->gaps, 0));
-    int64_t at = before > 0 ? ts_draft_whole(&d, 0, before) : 0;
+    int64_t at = 0;
+    TS_TRY(add_open(&d, before, &at));
     for (int64_t i = 0; i < d.o->keep.count; i++) {
         range r;
         TS_TRY(read_range(&d, &r, d.o->keep.items[i]));
-        at += i > 0 && gaps > 0 ? ts_draft_whole(&d, at, gaps) : 0;
+        TS_TRY(add_open(&d, i > 0 ? gaps : 0, &at));
         TS_TRY(add_range(&d, &r, &at));
     }
-    d.timeline->frames = at + (after > 0 ? ts_draft_whole(&d, at, after) : 0);
-    return !d.o->prompt || ts_draft_prompt(&d, 0, d.timeline->frames, d.o->prompt) ? TS_OK : TS_ERESOURCE;
+    TS_TRY(add_open(&d, after, &at));
+    d.timeline->frames = at;
+    return TS_OK;
 }
 
 static const ts_edit_command recut_command = {
