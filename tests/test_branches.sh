@@ -69,6 +69,25 @@ check 'a timeline of its beginning' "$TESSERA" edit "$scratch/cut.yaml" "${commo
 frame=$((8 * 8 * 16 * 4))
 check 'shows its beginning' cmp <(tail -c $((5 * frame)) "$scratch/cut.safetensors") <(tail -c $((41 * frame)) "$scratch/again.safetensors" | head -c $((5 * frame)))
 
+# ---- a long chain, each the parent of the next
+
+chain=$scratch/chain
+mkdir -p "$chain/states"
+cp -r "$steps/objects" "$chain"
+awk -v folder="$chain/states" '{ text = text $0 "\n" } END {
+    for (i = 1; i <= 3000; i++) {
+        sub(/"parent": [^,]*/, "\"parent\": \"s" i - 1 "\"", text)
+        file = folder "/s" i ".json"
+        printf "%s", text >file
+        close(file)
+    } }' "$steps/states/root.json"
+cp "$steps/states/root.json" "$chain/states/s0.json"
+cp "$steps/states/root.json" "$chain/states/"$'\033'"]0;x.json"
+check 'the tree of a chain' timeout 5 "$TESSERA" tree "$chain"
+said 'its end' '^  *s3000  *3/6'
+said 'a name that is none' '^?]0;x  *cannot be used'
+check 'and does nothing to a terminal' bash -c "! grep -q $'\033' '$scratch/check.log'"
+
 # ---- what is wrong
 
 expect_fail 3 'there is no such state' "$TESSERA" branch "$steps/none" --out "$out"

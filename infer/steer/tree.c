@@ -112,6 +112,14 @@ static int read_entry(tree *t, entry *e) {
     return status;
 }
 
+// A name that no state has may do to a terminal what it likes; with this one it is found to be none.
+static const char *printable(char *name) {
+    for (char *c = name; c && *c; c++) {
+        *c = (signed char)*c < ' ' || *c == 0x7f ? '?' : *c;
+    }
+    return name;
+}
+
 // A state that cannot be read is listed with the reason.
 static int read_entries(tree *t, char *const *names, int64_t count) {
     t->item = ts_arena_zalloc(t->arena, (size_t)(count + 1) * sizeof *t->item);
@@ -123,7 +131,7 @@ static int read_entries(tree *t, char *const *names, int64_t count) {
             continue;
         }
         entry *e = &t->item[t->count++];
-        e->name = ts_arena_printf(t->arena, "%.*s", (int)(length - 5), names[i]);
+        e->name = printable(ts_arena_printf(t->arena, "%.*s", (int)(length - 5), names[i]));
         e->objects = json_object();
         TS_TRY(e->name && e->objects ? TS_OK : TS_ERESOURCE);
         const int status = read_entry(t, e);
@@ -258,22 +266,33 @@ static bool is_child(const tree *t, int64_t i, const char *parent) {
     return !e->told && e->parent && strcmp(e->parent, parent) == 0;
 }
 
-// An entry and below it what was made of it. States that go round in a circle are told once.
-static void print_below(tree *t, int64_t i, const char *indent, const char *below, int depth) {
-    char next_indent[INDENT_BYTES], next_below[INDENT_BYTES];
+// Of the children of `parent`, whether one comes behind item i.
+static bool is_last_child(const tree *t, int64_t i, const char *parent) {
+    for (int64_t k = i + 1; k < t->count; k++) {
+        if (is_child(t, k, parent)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// What was made of an entry, and of that. `lines` [INDENT_BYTES] stand in front, and are given back as they were; what
+// lies deeper than they have room for is indented no further. States that go round in a circle are told once.
+static void print_below(tree *t, int64_t i, char *lines, int depth) {
+    const size_t length = strlen(lines);
+    const bool fits = length + sizeof "├─ " <= INDENT_BYTES;
     const char *name = t->item[i].name;
-    t->item[i].told = true;
-    print_entry(&t->item[i], indent, depth);
     for (int64_t k = 0; k < t->count; k++) {
-        bool last = true;
-        for (int64_t other = k + 1; other < t->count; other++) {
-            last = last && !is_child(t, other, name);
+        if (!is_child(t, k, name)) {
+            continue;
         }
-        if (is_child(t, k, name)) {
-            snprintf(next_indent, sizeof next_indent, "%.500s%s", below, last ? "└─ " : "├─ ");
-            snprintf(next_below, sizeof next_below, "%.500s%s", below, last ? "   " : "│  ");
-            print_below(t, k, next_indent, next_below, depth + 1);
-        }
+        const bool last = is_last_child(t, k, name);
+        t->item[k].told = true;
+        strcpy(lines + length, !fits ? "" : last ? "└─ " : "├─ ");
+        print_entry(&t->item[k], lines, depth + 1);
+        strcpy(lines + length, !fits ? "" : last ? "   " : "│  ");
+        print_below(t, k, lines, depth + 1);
+        lines[length] = '\0';
     }
 }
 
@@ -287,12 +306,14 @@ static bool has_parent_here(const tree *t, const entry *e) {
 }
 
 static void print_tree(tree *t) {
-    char size[16];
+    char size[16], lines[INDENT_BYTES] = "";
     printf("%-*s%8s %6s  %10s %10s  %s\n", NAME_COLUMNS, "state", "step", "frames", "own", "shared", "change");
     for (int pass = 0; pass < 2; pass++) {  // then what goes round in a circle
         for (int64_t i = 0; i < t->count; i++) {
             if (!t->item[i].told && (pass || !has_parent_here(t, &t->item[i]))) {
-                print_below(t, i, "", "", 0);
+                t->item[i].told = true;
+                print_entry(&t->item[i], "", 0);
+                print_below(t, i, lines, 0);
             }
         }
     }
