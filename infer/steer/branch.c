@@ -173,8 +173,7 @@ static int describe(branch *b) {
     const bool loop = b->state.compiled.canvas.loop;
     const int64_t group = b->model.time_factor;
     if (b->o->from) {
-        snprintf(from, sizeof from, "from frame %lld",
-                 (long long)(loop || !b->first ? b->first * group : 1 + (b->first - 1) * group));
+        snprintf(from, sizeof from, "from frame %lld", (long long)ts_pixel_frame(b->first, group, loop));
     }
     if (b->added) {
         snprintf(longer, sizeof longer, "%s%lld frames longer", *from ? ", " : "", (long long)(b->added * group));

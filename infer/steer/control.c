@@ -96,11 +96,6 @@ static int64_t latent_frame(const ts_control_video *v, int64_t frame) {
     return ts_span_snap(span, v->time_factor, frames, v->loop, &moved).first;
 }
 
-static int64_t pixel_frame(const ts_control_video *v, int64_t latent) {
-    const int64_t single = v->loop ? 0 : 1;
-    return latent < single ? latent : single + (latent - single) * v->time_factor;
-}
-
 static void queue(ts_control *c, ts_control_client *client, const ts_control_message *m) {
     const int64_t first = m->verb == TS_VERB_PROMPT ? latent_frame(&c->video, m->from_frame) : 0;
     const parcel p = {m->verb, first, (int64_t)strlen(m->text)};
@@ -108,8 +103,8 @@ static void queue(ts_control *c, ts_control_client *client, const ts_control_mes
     memcpy(c->parcels + c->parcels_bytes, &p, sizeof p);
     memcpy(c->parcels + c->parcels_bytes + sizeof p, m->text, (size_t)p.bytes + 1);
     c->parcels_bytes += (int64_t)sizeof p + p.bytes + 1;
-    c->debt[c->count++] =
-        (debt){client->serial, client, json_incref((json_t *)m->id), m->verb, pixel_frame(&c->video, first)};
+    c->debt[c->count++] = (debt){client->serial, client, json_incref((json_t *)m->id), m->verb,
+                                 ts_pixel_frame(first, c->video.time_factor, c->video.loop)};
     client->unanswered++;
     c->cancelled = c->cancelled || m->verb == TS_VERB_CANCEL;
 }

@@ -64,13 +64,13 @@ static int open_at(ts_control_server *s, const struct sockaddr_un *address) {
         return TS_FILE_FAIL(address->sun_path, "make a socket");
     }
     memcpy(s->path, address->sun_path, sizeof s->path);
-    TS_TRY(ts_signal_guard(s->path));
-    if (lstat(s->path, &about) || listen(s->fd, SOMAXCONN)) {
-        return TS_FILE_FAIL(s->path, "listen");
+    if (lstat(s->path, &about)) {
+        return TS_FILE_FAIL(s->path, "look at");
     }
-    s->device = about.st_dev;
+    s->device = about.st_dev;  // from here on it is removed whatever fails
     s->inode = about.st_ino;
-    return TS_OK;
+    TS_TRY(ts_signal_guard(s->path));
+    return listen(s->fd, SOMAXCONN) ? TS_FILE_FAIL(s->path, "listen") : TS_OK;
 }
 
 int ts_control_listen(ts_control_server *s, const char *path) {
