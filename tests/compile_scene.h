@@ -118,7 +118,7 @@ static inline int scene_compile(ts_compiled *out, ts_timeline *timeline, ts_time
     timeline->track.count = count;
     const ts_timeline_model model = ts_timeline_model_of(scene_model);
     TS_TRY(ts_timeline_resolve(timeline, &model));
-    return ts_timeline_compile(out, timeline, scene_model, 20);
+    return ts_timeline_compile(out, timeline, scene_model, 20, 1);
 }
 
 #endif

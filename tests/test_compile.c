@@ -434,7 +434,7 @@ static bool holds_some(const char *path, ts_arena *arena) {
     const ts_timeline_model model = ts_timeline_model_of(scene_model);
     CHECK_OK(ts_timeline_read(&t, path, arena));
     CHECK_OK(ts_timeline_resolve(&t, &model));
-    CHECK_OK(ts_timeline_compile(&c, &t, scene_model, 25));
+    CHECK_OK(ts_timeline_compile(&c, &t, scene_model, 25, 1));
     CHECK_OK(ts_canvas_check(&c.canvas));
     int64_t held = 0;
     for (int64_t f = 0; f < c.canvas.frames; f++) {

@@ -141,7 +141,7 @@ static int run_case(void) {
     const ts_timeline_model model = ts_timeline_model_of(scene_model);
     TS_TRY(ts_timeline_resolve(&t, &model));
     ts_compiled c;
-    TS_TRY(ts_timeline_compile(&c, &t, scene_model, 1 + below(20)));
+    TS_TRY(ts_timeline_compile(&c, &t, scene_model, 1 + below(20), 1));
     for (int64_t i = 0; c.canvas.source && i < ts_canvas_numbers(&c.canvas); i++) {
         CHECK(isfinite(c.canvas.source[i]));
     }

@@ -11,6 +11,7 @@
 #include "core/base/log.h"
 #include "core/base/signal.h"
 #include "core/base/status.h"
+#include "core/comm/threads.h"
 #include "infer/edit/edit_private.h"
 
 typedef struct work {
@@ -19,6 +20,7 @@ typedef struct work {
     ts_comm *world;
     bool is_root;
     int64_t first, steps;  // of the video's; first: that of the state it goes on from
+    int64_t neighbours;    // ranks of this machine
     ts_edit_steer steer;
     ts_progress progress;
 } work;
@@ -144,7 +146,7 @@ static int take_state(ts_edit_round *r) {
 static int compile_video(const work *w, int64_t i, ts_compiled *out) {
     const ts_edit_round *r = &w->round;
     const ts_timeline *timeline = &r->list->item[i];
-    TS_TRY(ts_timeline_compile(out, timeline, r->session->model, w->steps));
+    TS_TRY(ts_timeline_compile(out, timeline, r->session->model, w->steps, w->neighbours));
     for (int64_t t = 0; t < out->canvas.frames && !timeline->prompts.count; t++) {
         out->canvas.guidance[t] = (float)r->session->sample.guidance;
     }
@@ -295,6 +297,7 @@ int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_l
         .steer = {.save_step = -1},
     };
     const double start = ts_clock_seconds();
+    TS_TRY(ts_ranks_on_host(world, &w.neighbours));
     TS_TRY(ts_agree(world, ts_signal_catch()));
     int status = make_all(&w);
     if (!status) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/arena.h"
+#include "core/base/memory.h"
 #include "core/base/status.h"
 
 enum { LATE_GUIDANCE = 4 };  // at most so many times what was asked for
@@ -122,6 +123,21 @@ int ts_canvas_check(const ts_canvas *c) {
 
 int64_t ts_canvas_frame_numbers(const ts_canvas *c) {
     return c->height * c->width * c->channels;
+}
+
+int ts_canvas_check_memory(const ts_canvas *sides, int64_t holders, const char *name) {
+    // The source, the latents, their velocity, what a solver remembers, and the latents once more when they are done.
+    enum { ARRAYS = 8 };
+    const double numbers = (double)sides->frames * (double)(sides->height * sides->width * sides->channels);
+    const double bytes = numbers * sizeof(float) * ARRAYS * (double)holders;
+    const int64_t available = ts_memory_available();
+    return available < 0 || bytes <= (double)available
+               ? TS_OK
+               : TS_FAIL(TS_ERESOURCE,
+                         "%s: %lld latent frames of %lldx%lld on %lld ranks of this machine need %.1f GB, and %.1f GB "
+                         "are free; make the video shorter or smaller",
+                         name, (long long)sides->frames, (long long)sides->width, (long long)sides->height,
+                         (long long)holders, bytes / 1e9, (double)available / 1e9);
 }
 
 int64_t ts_canvas_numbers(const ts_canvas *c) {

@@ -40,6 +40,10 @@ void ts_canvas_close(ts_canvas *canvas);  // of a canvas of zeros: nothing
 // guidance that is not finite, a window of which neighbours share all or nothing. TS_EUSAGE.
 int ts_canvas_check(const ts_canvas *canvas);
 
+// Refuses, before anything is allocated, a canvas of these sides (frames, height, width, channels) that `holders`
+// processes of this machine, which each hold it, have no memory for. TS_ERESOURCE "name: ...".
+int ts_canvas_check_memory(const ts_canvas *sides, int64_t holders, const char *name);
+
 int64_t ts_canvas_numbers(const ts_canvas *canvas);        // T H W C
 int64_t ts_canvas_frame_numbers(const ts_canvas *canvas);  // H W C
 // Strength of a token as it counts, a whole number of hundredths.

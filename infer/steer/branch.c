@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera branch`: a state, something else said of it, and on. One that is under work goes on from its step; one that
 // is done is held up to some frame and made anew from there on, or made longer.
+#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 
 #include "core/base/log.h"
 #include "core/base/status.h"
+#include "core/comm/threads.h"
 #include "infer/edit/edit.h"
 #include "infer/steer/state_private.h"
 #include "infer/timeline/prompts.h"
@@ -90,15 +92,17 @@ static int read_places(branch *b) {
     }
     if (b->o->extend) {
         TS_TRY(read_time(b, "--extend", b->o->extend, &frames));
-        b->added = (int64_t)(frames / (double)b->model.time_factor + 0.5);
+        b->added = (int64_t)fmin(frames / (double)b->model.time_factor + 0.5, (double)b->model.max_frames + 1);
         b->added = b->added < 1 ? 1 : b->added;
     }
     return TS_OK;
 }
 
-static int check_places(const branch *b) {
+static int check_places(const branch *b, int64_t neighbours) {
     const char *name = b->o->state;
     const ts_canvas *c = &b->state.compiled.canvas;
+    ts_canvas longer = *c;
+    longer.frames += b->added;
     if (!b->done && (b->added || b->o->edit.session.seed >= 0)) {
         return TS_FAIL(TS_EUSAGE, "%s is at step %lld of %lld: --%s is for one that is done", name,
                        (long long)b->state.step, (long long)b->state.steps, b->added ? "extend" : "seed");
@@ -114,10 +118,10 @@ static int check_places(const branch *b) {
     if (b->added && c->loop) {
         return TS_FAIL(TS_EUSAGE, "%s is a loop, which has no end to go on from", name);
     }
-    return c->frames + b->added > b->model.max_frames
+    return longer.frames > b->model.max_frames
                ? TS_FAIL(TS_EUSAGE, "%s would have %lld latent frames; at most %lld are made", name,
-                         (long long)(c->frames + b->added), (long long)b->model.max_frames)
-               : TS_OK;
+                         (long long)longer.frames, (long long)b->model.max_frames)
+               : ts_canvas_check_memory(&longer, neighbours, name);
 }
 
 // ---- the state that it is to be
@@ -275,20 +279,22 @@ static int make_video(branch *b, ts_comm *world) {
     return ts_session_close(&session, status);
 }
 
-static int think(branch *b) {
+static int think(branch *b, int64_t neighbours) {
     b->o->edit.session.model = b->o->edit.session.model ? b->o->edit.session.model : b->state.model;
     TS_TRY(ts_session_describe(&b->model, &b->o->edit.session));
     TS_TRY(read_places(b));
-    TS_TRY(check_places(b));
+    TS_TRY(check_places(b, neighbours));
     TS_TRY(prepare_save(b));
     return change_state(b);
 }
 
 static int run(branch *b, ts_comm *world) {
     const bool is_root = ts_comm_rank(world) == 0;
+    int64_t neighbours;  // ranks of this machine
     TS_TRY(ts_agree(world, is_root ? read_state(b) : TS_OK));
     TS_TRY(ts_state_share(&b->state, b->arena, world, 0));
-    TS_TRY(ts_agree(world, think(b)));
+    TS_TRY(ts_ranks_on_host(world, &neighbours));
+    TS_TRY(ts_agree(world, think(b, neighbours)));
     TS_TRY(ts_agree(world, is_root ? save_start(b) : TS_OK));
     return b->o->edit.out ? make_video(b, world) : TS_OK;
 }

@@ -95,7 +95,7 @@ int ts_compile_span(ts_latent_span *out, const ts_timeline *timeline, const ts_c
 // ---- size
 
 // Refuses, before anything is allocated, canvases that the model cannot see or memory cannot hold.
-static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, const ts_canvas *c) {
+static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, const ts_canvas *c, int64_t holders) {
     const int64_t most = c->frames + timeline->loop;  // a window on a circle begins with a head
     const int64_t seen = c->window < most ? c->window : most;
     const bool too_long = seen > dit->rope_max_positions * dit->patch[0] ||
@@ -108,25 +108,14 @@ static int check_size(const ts_timeline *timeline, const ts_dit_config *dit, con
                        timeline->path, (long long)seen, (long long)c->height, (long long)c->width, MAX_WINDOW,
                        (long long)dit->rope_max_positions);
     }
-    // The source, the latents, their velocity, what a solver remembers, and the latents once more when they are done.
-    enum { ARRAYS = 8 };
-    const double bytes = (double)c->frames * (double)(c->height * c->width * c->channels) * sizeof(float) * ARRAYS;
-    const int64_t available = ts_memory_available();
-    if (available >= 0 && bytes > (double)available) {
-        return TS_FAIL(TS_ERESOURCE,
-                       "%s: %lld frames of %lldx%lld need %.1f GB, and %.1f GB are free; make the video shorter or "
-                       "smaller",
-                       timeline->path, (long long)timeline->frames, (long long)timeline->size.width,
-                       (long long)timeline->size.height, bytes / 1e9, (double)available / 1e9);
-    }
-    return TS_OK;
+    return ts_canvas_check_memory(c, holders, timeline->path);
 }
 
 static int64_t groups_of(int64_t frames, int64_t time_factor) {
     return (frames + time_factor - 1) / time_factor;
 }
 
-static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_model *model) {
+static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_model *model, int64_t holders) {
     const ts_timeline_model m = ts_timeline_model_of(model);
     const int64_t overlap = groups_of(timeline->overlap, m.time_factor);
     const int64_t context = groups_of(timeline->context, m.time_factor);
@@ -135,7 +124,7 @@ static int open_canvas(ts_canvas *out, const ts_timeline *timeline, const ts_mod
                          .width = timeline->size.width / m.space_factor,
                          .channels = ts_codec_get_info(model->codec).channels,
                          .window = ts_latent_frames(timeline->window, m.time_factor, false)};
-    TS_TRY(check_size(timeline, ts_dit_get_config(model->dit), &c));
+    TS_TRY(check_size(timeline, ts_dit_get_config(model->dit), &c, holders));
     TS_TRY(ts_canvas_open(out, c.frames, c.height, c.width, c.channels, m.patch_h, m.patch_w, "", m.guidance));
     out->loop = timeline->loop;
     out->window = c.window;
@@ -194,17 +183,19 @@ static int compile_events(ts_compiled *out, const ts_timeline *timeline, int64_t
 
 // ---- the whole
 
-static int compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps) {
+static int compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps,
+                   int64_t holders) {
     const int64_t time_factor = ts_codec_get_info(model->codec).time_factor;
-    TS_TRY(open_canvas(&out->canvas, timeline, model));
+    TS_TRY(open_canvas(&out->canvas, timeline, model, holders));
     TS_TRY(ts_compile_prompts(&out->canvas, timeline, time_factor, model->defaults.guidance));
     TS_TRY(compile_events(out, timeline, time_factor, steps));
     return ts_compile_track(&out->canvas, timeline, model->codec);  // last: it reads files
 }
 
-int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps) {
+int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps,
+                        int64_t holders) {
     *out = (ts_compiled){0};
-    const int status = compile(out, timeline, model, steps);
+    const int status = compile(out, timeline, model, steps, holders);
     if (status) {
         ts_compiled_close(out);
     }

@@ -27,7 +27,8 @@ ts_timeline_model ts_timeline_model_of(const ts_model *model);
 ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, const ts_codec_info *codec,
                                          const ts_dit_config *dit);
 
-// `timeline` is resolved and must outlive the result; `steps` is what percentages are of. The canvas has a source when
+// `timeline` is resolved and must outlive the result; `steps` is what percentages are of; `holders` are
+// the processes of this machine that will hold the canvas. The canvas has a source when
 // the track has entries.
 //
 // Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent frame of them is asked
@@ -42,7 +43,8 @@ ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, cons
 // "file:line: track[n]: ..."; TS_ERESOURCE, before anything is allocated, for canvases that memory cannot hold.
 // Memory beside the canvas: nine numbers a token, and a few frames. Not collective: one rank compiles, and
 // ts_compiled_share gives it to the others.
-int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps);
+int ts_timeline_compile(ts_compiled *out, const ts_timeline *timeline, const ts_model *model, int64_t steps,
+                        int64_t holders);
 // From rank `root`, where it was compiled, to all others, whose *compiled is written. Collective over comm, the same
 // status on all ranks. On failure it is closed on all of them, `root` too.
 int ts_compiled_share(ts_compiled *compiled, ts_comm *comm, int root);
