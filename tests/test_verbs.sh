@@ -93,6 +93,11 @@ check 'held, they come out as they went in' cmp "$scratch/a.safetensors" "$scrat
 
 check 'frames that fill no latent frame' verb extend "$a" --to 8f --after 4f --check
 said 'are told of' 'the first 5 of 8 frames are used'
+check 'time that is no whole latent frame' verb extend "$a" --after 2f --check
+said 'is told of' '--after: 4 frames instead of 2'
+printf 'frames: 17\nprompts:\n  - {span: 6f..end, text: x}\n' >"$scratch/moved.yaml"
+check 'a span that moves' verb edit "$scratch/moved.yaml" --check
+said 'is told of when checked' 'moved.yaml:3: prompts.0.: span 6f..end moved to frames 5'
 
 # ---- what is wrong
 
@@ -110,6 +115,7 @@ wrong 3 'the prompt is empty' remix "$a" --prompt ''
 wrong 2 'no frame of it lies from 9s' loop "$a" --from 9s
 wrong 2 'is for a loop from a prompt' loop "$a" --frames 8
 wrong 2 '4k frames' loop --prompt x --frames 10
+wrong 2 'give a video, or --prompt' loop
 wrong 2 'are of a video' loop --prompt x --ends 0.3
 wrong 2 'give --before' extend "$a"
 wrong 2 'none' extend "$a" --after none
@@ -122,6 +128,7 @@ wrong 2 'no frame of it lies from 2s' recut "$a" --keep 2s-1s
 wrong 2 'keep more' recut "$a" --keep 0s-1s --keep 16f-17f
 wrong 2 '"b" is missing' blend "$a"
 wrong 2 'give one of them' blend "$a" "$b" --style --mask configs/timelines/mask.png
+wrong 2 'is of a --mask' blend "$a" "$b" --feather 3
 wrong 2 'show both throughout' blend "$a" "$b" --mask configs/timelines/mask.png --ramp sigmoid
 wrong 3 'none.png' blend "$a" "$b" --mask none.png
 wrong 2 'in the order of their times' storyboard "$scratch/late.yaml"
@@ -134,6 +141,8 @@ wrong 2 'unknown' storyboard "$scratch/concept.yaml"
 wrong 2 'give --prompt TEXT or a timeline' vary --words a=b
 wrong 2 'write them there' vary "$scratch/concept.yaml" --words colour=red --words way=up --fps 4
 wrong 2 'write NAME=CHOICE' vary --prompt x --words a
+wrong 2 'write NAME=CHOICE' vary --prompt '{a}' --words =b
+wrong 2 'no text has {b}' vary --prompt '{a}' --words a=1 --words b=1
 wrong 2 'has its choices already' vary --prompt x --words a=b --words a=c
 wrong 2 'no --words for the brace' vary --prompt 'a {thing}' --words a=b
 wrong 3 'more than 8192 bytes with its words' vary --prompt "$(head -c 90000 /dev/zero | sed 's/\x0/{a}/g' | head -c 90000)" \

@@ -104,6 +104,9 @@ static int make_list(const ts_edit_command *command, const ts_edit_options *o, t
     int status = o->print_timeline || o->check ? TS_OK : ts_edit_check(o, list->count);
     status = status || !o->print_timeline ? status : write_list(list, &text);
     status = status ? status : resolve_list(list, &model);
+    for (int64_t i = 0; i < list->count && !status && o->check; i++) {
+        status = ts_timeline_tell_spans(&list->item[i], &model);
+    }
     if (!status && text) {
         fputs(text, stdout);
     }

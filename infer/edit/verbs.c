@@ -13,11 +13,10 @@ static int too_short(const ts_clip *clip, int64_t group) {
                    clip->path, (long long)clip->frames, (long long)group);
 }
 
-// Frames that fill no latent frame are not dropped in silence.
-static void tell_part(const ts_draft *draft, const ts_clip *clip, int64_t frames) {
+// Frames that fill no latent frame, or have no partner, are not dropped in silence.
+static void tell_part(const ts_clip *clip, int64_t frames) {
     if (frames != clip->frames) {
-        TS_INFO("%s: the first %lld of %lld frames are used, since latent frames hold %lld", clip->path,
-                (long long)frames, (long long)clip->frames, (long long)draft->group);
+        TS_INFO("%s: the first %lld of %lld frames are used", clip->path, (long long)frames, (long long)clip->frames);
     }
 }
 
@@ -43,7 +42,7 @@ static int fill_remix(const void *options, const ts_timeline_model *model, ts_ar
     TS_TRY(ts_draft_open(&d, "remix", options, model, arena, list));
     TS_TRY(ts_draft_clip(&d, &clip, d.o->video, d.o->from, d.o->to));
     d.timeline->frames = ts_draft_most(&d, 0, clip.frames);
-    tell_part(&d, &clip, d.timeline->frames);
+    tell_part(&clip, d.timeline->frames);
     ts_timeline_track *track = ts_draft_video(&d, 0, d.timeline->frames, &clip, 0);
     if (!track) {
         return TS_ERESOURCE;
@@ -115,6 +114,9 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     ts_draft d;
     TS_TRY(ts_draft_open(&d, "loop", options, model, arena, list));
     d.timeline->loop = true;
+    if (!d.o->video && !d.o->prompt) {
+        return TS_FAIL(TS_EUSAGE, "loop: give a video, or --prompt TEXT");
+    }
     if (d.o->video && d.o->frames) {
         return TS_FAIL(TS_EUSAGE,
                        "--frames %lld is for a loop from a prompt; a loop of a video lasts as long as the "
@@ -141,8 +143,8 @@ static int fill_loop(const void *options, const ts_timeline_model *model, ts_are
     if (!held) {
         return too_short(&clip, d.group);
     }
-    tell_part(&d, &clip, held);
-    d.timeline->frames = held + (seam > 0 ? ts_draft_whole(&d, held, seam) : 0);
+    tell_part(&clip, held);
+    d.timeline->frames = held + ts_draft_whole_of(&d, held, seam, "--seam");
     TS_TRY(add_ring(&d, &clip, held));
     return ts_draft_say(&d, 0, d.timeline->frames, SEAM_OPEN);
 }
@@ -185,14 +187,14 @@ static int fill_extend(const void *options, const ts_timeline_model *model, ts_a
     if (before == 0 && after == 0) {
         return TS_FAIL(TS_EUSAGE, "extend: give --before TIME, --after TIME or both");
     }
-    const int64_t first = before > 0 ? ts_draft_whole(&d, 0, before) : 0;
+    const int64_t first = ts_draft_whole_of(&d, 0, before, "--before");
     const int64_t held = ts_draft_most(&d, first, clip.frames);
     if (!held) {
         return too_short(&clip, d.group);
     }
-    tell_part(&d, &clip, held);
+    tell_part(&clip, held);
     const int64_t end = first + held;
-    d.timeline->frames = end + (after > 0 ? ts_draft_whole(&d, end, after) : 0);
+    d.timeline->frames = end + ts_draft_whole_of(&d, end, after, "--after");
     TS_TRY(ts_draft_video(&d, first, end, &clip, 0) ? TS_OK : TS_ERESOURCE);
     return ts_draft_say(&d, 0, d.timeline->frames, 1);
 }
@@ -220,7 +222,7 @@ static const ts_option blend_table[] = {
     {"ramp", TS_OPTION_STRING, TS_VERB_FIELD(ramp), "linear", "how one goes over to the other: linear, sigmoid, or a text file with one number from 0 to 1 a line", 0, 0, NULL, false},
     {"style", TS_OPTION_BOOL, TS_VERB_FIELD(style), "false", "the structure of A throughout, with the look of B, of which --prompt should tell", 0, 0, NULL, false},
     {"mask", TS_OPTION_STRING, TS_VERB_FIELD(mask), NULL, "PNG or video: B stands where it is white, A elsewhere, throughout", 0, 0, NULL, false},
-    {"feather", TS_OPTION_REAL, TS_VERB_FIELD(feather), "8", "pixels over which the edge of the mask is softened, and made to fit", 0, 4096, NULL, false},
+    {"feather", TS_OPTION_REAL_OR_NAN, TS_VERB_FIELD(feather), NULL, "pixels over which the edge of the mask is softened, and made to fit; absent: 8", 0, 4096, NULL, false},
     {"strength", TS_OPTION_REAL_OR_NAN, TS_VERB_FIELD(strength), NULL, "how far what is mixed may go from the mixture: little goes over evenly, much makes one clear picture of two; absent: 0.35, with --style 0.4, with --mask 0.8", 0, 1, NULL, false},
     TS_VERB_PROMPT("what the result shows"),
     TS_VERB_RESULT,
@@ -230,6 +232,7 @@ static const ts_option blend_table[] = {
 
 // How much of B there is in the start of a --style: its colours come through, its objects do not.
 static const double STYLE_WEIGHT = 0.2;
+static const double MASK_FEATHER = 8;  // pixels
 
 static int fill_blend(const void *options, const ts_timeline_model *model, ts_arena *arena, ts_edit_list *list) {
     ts_draft d;
@@ -240,11 +243,16 @@ static int fill_blend(const void *options, const ts_timeline_model *model, ts_ar
     if (d.o->style && d.o->mask) {
         return TS_FAIL(TS_EUSAGE, "blend: --style is of whole pictures and --mask of parts; give one of them");
     }
+    if (!d.o->mask && !isnan(d.o->feather)) {
+        return TS_FAIL(TS_EUSAGE, "blend: --feather is of a --mask, and none is given");
+    }
     if ((d.o->style || d.o->mask) && strcmp(d.o->ramp, "linear") != 0) {
         return TS_FAIL(TS_EUSAGE, "blend: --ramp goes from A over to B, and --style and --mask show both throughout; "
                                   "give one of them");
     }
     d.timeline->frames = ts_draft_most(&d, 0, clip[0].frames < clip[1].frames ? clip[0].frames : clip[1].frames);
+    tell_part(&clip[0], d.timeline->frames);
+    tell_part(&clip[1], d.timeline->frames);
     d.timeline->mix = !isnan(d.o->strength) ? d.o->strength : d.o->style ? 0.4 : d.o->mask ? 0.8 : 0.35;
     for (int i = 0; i < 2; i++) {
         ts_timeline_track *track = ts_draft_video(&d, 0, d.timeline->frames, &clip[i], 0);
@@ -257,7 +265,7 @@ static int fill_blend(const void *options, const ts_timeline_model *model, ts_ar
         } else if (d.o->mask) {
             track->mask = d.o->mask;
             track->invert = !i;
-            track->feather = d.o->feather;
+            track->feather = isnan(d.o->feather) ? MASK_FEATHER : d.o->feather;
         } else {
             track->weight = 1 - i;
             track->weight_end = i;

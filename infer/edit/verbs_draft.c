@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/base/status.h"
 #include "infer/edit/verbs_private.h"
 
@@ -126,6 +127,18 @@ int64_t ts_draft_whole(const ts_draft *draft, int64_t at, double frames) {
     const int64_t lone = lone_frame(draft, at);
     const int64_t groups = (int64_t)floor((frames - (double)lone) / (double)draft->group + 0.5);
     return lone + draft->group * (groups > 1 ? groups : lone ? groups > 0 : 1);
+}
+
+int64_t ts_draft_whole_of(const ts_draft *draft, int64_t at, double frames, const char *option) {
+    if (frames <= 0) {
+        return 0;
+    }
+    const int64_t whole = ts_draft_whole(draft, at, frames);
+    if (fabs((double)whole - frames) >= 0.5) {
+        TS_INFO("%s: %lld frames instead of %.6g, since latent frames hold %lld", option, (long long)whole, frames,
+                (long long)draft->group);
+    }
+    return whole;
 }
 
 int64_t ts_draft_most(const ts_draft *draft, int64_t at, int64_t frames) {

@@ -77,6 +77,8 @@ ts_timeline_track *ts_draft_video(ts_draft *draft, int64_t first, int64_t end, c
 
 // Lengths that fit latent frames. A stretch that begins the video has 1 + 4k frames, any other 4k, k from 1 on.
 int64_t ts_draft_whole(const ts_draft *draft, int64_t at, double frames);  // the nearest
+// The same of the time that an option asks for, 0 for none, with a note where it is another.
+int64_t ts_draft_whole_of(const ts_draft *draft, int64_t at, double frames, const char *option);
 int64_t ts_draft_most(const ts_draft *draft, int64_t at, int64_t frames);  // the most that is in so many frames; or 0
 
 #endif

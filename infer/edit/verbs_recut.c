@@ -85,9 +85,9 @@ static int add_range(ts_draft *d, const range *r, int64_t *at) {
 }
 
 // Leaves time open at frame *at and moves *at behind it.
-static int add_open(ts_draft *d, double frames, int64_t *at) {
+static int add_open(ts_draft *d, double frames, const char *option, int64_t *at) {
     const int64_t first = *at;
-    *at += frames > 0 ? ts_draft_whole(d, first, frames) : 0;
+    *at += ts_draft_whole_of(d, first, frames, option);
     return ts_draft_say(d, first, *at, 1);
 }
 
@@ -99,14 +99,14 @@ static int fill(const void *options, const ts_timeline_model *model, ts_arena *a
     TS_TRY(ts_draft_time(&d, &after, "--extend-after", d.o->after, 0));
     TS_TRY(ts_draft_time(&d, &gaps, "--fill-gaps", d.o->gaps, 0));
     int64_t at = 0;
-    TS_TRY(add_open(&d, before, &at));
+    TS_TRY(add_open(&d, before, "--extend-before", &at));
     for (int64_t i = 0; i < d.o->keep.count; i++) {
         range r;
         TS_TRY(read_range(&d, &r, d.o->keep.items[i]));
-        TS_TRY(add_open(&d, i > 0 ? gaps : 0, &at));
+        TS_TRY(add_open(&d, i > 0 ? gaps : 0, "--fill-gaps", &at));
         TS_TRY(add_range(&d, &r, &at));
     }
-    TS_TRY(add_open(&d, after, &at));
+    TS_TRY(add_open(&d, after, "--extend-after", &at));
     d.timeline->frames = at;
     return TS_OK;
 }

@@ -56,7 +56,7 @@ static int read_slots(slots *out, const ts_string_list *words, ts_arena *arena) 
         if (equals && out->count == MAX_SLOTS) {
             return TS_FAIL(TS_EUSAGE, "--words %.80s: at most %d words in braces", word, MAX_SLOTS);
         }
-        if (!out->count && !equals) {
+        if (equals == word || (!out->count && !equals)) {
             return TS_FAIL(TS_EUSAGE, "--words %.80s: write NAME=CHOICE,CHOICE, as colour=red,blue", word);
         }
         if (equals) {
@@ -135,6 +135,35 @@ static int make_version(ts_timeline *out, const ts_timeline *concept, const slot
     return TS_OK;
 }
 
+// Whether a text has the slot's word in braces.
+static bool stands_in(const slot *s, const char *text) {
+    const size_t length = strlen(s->name);
+    for (const char *brace = text ? strchr(text, '{') : NULL; brace; brace = strchr(brace + 1, '{')) {
+        if (strncmp(brace + 1, s->name, length) == 0 && brace[1 + length] == '}') {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Words that stand nowhere would make copies of one video.
+static int check_slots(const slots *s, const ts_timeline *concept) {
+    for (int64_t i = 0; i < s->count; i++) {
+        bool used = false;
+        for (int64_t k = 0; k < concept->prompts.count; k++) {
+            used = used || stands_in(&s->item[i], concept->prompts.item[k].text);
+        }
+        for (int64_t k = 0; k < concept->events.count; k++) {
+            used = used || stands_in(&s->item[i], concept->events.item[k].text);
+        }
+        if (!used) {
+            return TS_FAIL(TS_EUSAGE, "--words %.40s=..: no text has {%.40s}; put it where its choices are to stand",
+                           s->item[i].name, s->item[i].name);
+        }
+    }
+    return TS_OK;
+}
+
 static int describe(json_t *about, const slots *s, int64_t version) {
     json_t *words = json_object();
     for (int64_t i = 0; i < s->count; i++) {
@@ -179,7 +208,7 @@ static int fill(const void *options, const ts_timeline_model *model, ts_arena *a
         TS_TRY(make_version(&list->item[list->count], &concept, &s, list->count % s.combinations, arena));
         TS_TRY(describe(list->about, &s, list->count % s.combinations));
     }
-    return TS_OK;
+    return check_slots(&s, &concept);
 }
 
 static const ts_edit_command vary_command = {

@@ -92,6 +92,9 @@ static int read_places(branch *b) {
     }
     if (b->o->extend) {
         TS_TRY(read_time(b, "--extend", b->o->extend, &frames));
+        if (!(frames > 0)) {
+            return TS_FAIL(TS_EUSAGE, "--extend %s: give a time above 0", b->o->extend);
+        }
         b->added = (int64_t)fmin(frames / (double)b->model.time_factor + 0.5, (double)b->model.max_frames + 1);
         b->added = b->added < 1 ? 1 : b->added;
     }

@@ -92,6 +92,31 @@ int ts_compile_span(ts_latent_span *out, const ts_timeline *timeline, const ts_c
     return TS_OK;
 }
 
+// One entry's span, told of where it moves.
+static int tell_span(const ts_timeline *timeline, const ts_canvas *sides, int64_t time_factor, const char *list,
+                     int64_t index, int64_t line, const char *span) {
+    ts_note note = {0};
+    ts_latent_span moved;
+    const ts_place place = ts_compile_place(timeline, line, list, index);
+    const int status = ts_compile_span(&moved, timeline, sides, time_factor, span, &note);
+    ts_note_tell(&note, &place, NULL);
+    return status ? ts_fail_context(status, "%s", place.text) : TS_OK;
+}
+
+int ts_timeline_tell_spans(const ts_timeline *timeline, const ts_timeline_model *model) {
+    const ts_canvas sides = {.frames = ts_latent_frames(timeline->frames, model->time_factor, timeline->loop),
+                             .loop = timeline->loop};
+    for (int64_t i = 0; i < timeline->track.count; i++) {
+        const ts_timeline_track *entry = &timeline->track.item[i];
+        TS_TRY(tell_span(timeline, &sides, model->time_factor, "track", i, entry->line, entry->span));
+    }
+    for (int64_t i = 0; i < timeline->prompts.count; i++) {
+        const ts_timeline_prompt *prompt = &timeline->prompts.item[i];
+        TS_TRY(tell_span(timeline, &sides, model->time_factor, "prompts", i, prompt->line, prompt->span));
+    }
+    return TS_OK;
+}
+
 // ---- size
 
 // Refuses, before anything is allocated, canvases that the model cannot see or memory cannot hold.

@@ -27,9 +27,12 @@ ts_timeline_model ts_timeline_model_of(const ts_model *model);
 ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, const ts_codec_info *codec,
                                          const ts_dit_config *dit);
 
-// `timeline` is resolved and must outlive the result; `steps` is what percentages are of; `holders` are
-// the processes of this machine that will hold the canvas. The canvas has a source when
-// the track has entries.
+// Tells, in notes as compiling does, which spans of a resolved timeline move to whole latent frames, without reading a
+// file. TS_EUSAGE.
+int ts_timeline_tell_spans(const ts_timeline *timeline, const ts_timeline_model *model);
+
+// `timeline` is resolved and must outlive the result; `steps` is what percentages are of; `holders` are the processes of
+// this machine that will hold the canvas. The canvas has a source when the track has entries.
 //
 // Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent frame of them is asked
 // for: canvas frame 0 as a first frame, all others as groups. What infer/timeline/source.h says of rates and speeds
