@@ -66,7 +66,7 @@ static void test_motions(void) {
         CHECK(start[i] > 380 && start[i] < 620);
         CHECK(speed[i] > 380 && speed[i] < 620);
     }
-    CHECK(wraps > CLIPS * 0.72 && wraps < CLIPS * 0.78);
+    CHECK(100 * wraps > 72 * CLIPS && 100 * wraps < 78 * CLIPS);
 }
 
 // On the torus a clip is the same picture wherever it lies: moved by whole pixels it is rolled, also over the corner,

@@ -194,7 +194,7 @@ static int shuffles(int threads, int lanes) {
     const int n = 100;
     float *x = device_floats(n), *out = device_floats(1);
     RUN(TS_LAUNCH(fill, 1, 128, 0, x, 1.0f, n));
-    RUN(TS_LAUNCH(sum_with_shuffles, 1, threads, 0, x, out, n, lanes));
+    RUN(TS_LAUNCH(sum_with_shuffles, 1, (unsigned)threads, 0, x, out, n, lanes));
     return expect(fetched(out, 1)[0] == 100, "sum over a warp");
 }
 
@@ -302,7 +302,7 @@ static int fresh_memory(void) {
 
 static int launch(int threads, size_t shared) {
     float *x = device_floats(10);
-    RUN(TS_LAUNCH(fill, 1, threads, shared, x, 1.0f, 10));
+    RUN(TS_LAUNCH(fill, 1, (unsigned)threads, shared, x, 1.0f, 10));
     return expect(fetched(x, 10)[9] == 1, "a fill");
 }
 

@@ -198,8 +198,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     snprintf(p->name, sizeof p->name, "imitated GPU");
     p->totalGlobalMem = device_memory_bytes();
     p->sharedMemPerBlock = 48 << 10;
-    p->sharedMemPerBlockOptin = (capability >= 90 ? 227 : 163) << 10;
-    p->sharedMemPerMultiprocessor = (capability >= 90 ? 228 : 164) << 10;
+    p->sharedMemPerBlockOptin = (size_t)(capability >= 90 ? 227 : 163) << 10;
+    p->sharedMemPerMultiprocessor = (size_t)(capability >= 90 ? 228 : 164) << 10;
     p->regsPerBlock = 64 << 10;
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;

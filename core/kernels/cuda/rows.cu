@@ -67,7 +67,7 @@ static __global__ void __launch_bounds__(STRIP) gated_residual_forward(ts_gated_
     float x[ROWS][4], y[ROWS][4];
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t row = place.row + j * blockDim.y, at = row * p.width + column;
+        const int64_t row = place.row + (int64_t)j * blockDim.y, at = row * p.width + column;
         load_pack<WHOLE>(x[j], p.x + at, row < p.rows ? count : 0);
         load_pack<WHOLE>(y[j], (const T *)p.y + at, row < p.rows ? count : 0);
     }
@@ -75,7 +75,7 @@ static __global__ void __launch_bounds__(STRIP) gated_residual_forward(ts_gated_
     int64_t loaded = -1;
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t row = place.row + j * blockDim.y;
+        const int64_t row = place.row + (int64_t)j * blockDim.y;
         if (row < p.rows) {
             const int64_t t = ts_table_row(p.row_index, row);
             if (p.gate && t != loaded) {
@@ -117,13 +117,13 @@ static __global__ void __launch_bounds__(STRIP)
     float x[ROWS][4], added[4];
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t at = (place.row + j * blockDim.y) * period + column;
+        const int64_t at = (place.row + (int64_t)j * blockDim.y) * period + column;
         load_pack<WHOLE>(x[j], a + at, min(count, n - at));
     }
     load_pack<WHOLE>(added, b + column, count);
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t at = (place.row + j * blockDim.y) * period + column;
+        const int64_t at = (place.row + (int64_t)j * blockDim.y) * period + column;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             x[j][k] += added[k];
@@ -155,14 +155,14 @@ static __global__ void __launch_bounds__(STRIP) copy_words(const W *from, int64_
     W word[ROWS];
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t row = place.row + j * blockDim.y;
+        const int64_t row = place.row + (int64_t)j * blockDim.y;
         if (row < rows) {
             word[j] = from[row * from_stride + place.pack];
         }
     }
 #pragma unroll
     for (int j = 0; j < ROWS; j++) {
-        const int64_t row = place.row + j * blockDim.y;
+        const int64_t row = place.row + (int64_t)j * blockDim.y;
         if (row < rows) {
             to[row * to_stride + place.pack] = word[j];
         }
@@ -233,7 +233,7 @@ template <int V, bool WHOLE, typename T>
 static __global__ void __launch_bounds__(STRIP) sum_columns(const T *x, int64_t row_stride, ts_run_sums s, int strips) {
     typedef strip_form<V, WHOLE> F;
     const ts_row_share<F> share(s.width, (int)blockIdx.x % strips);
-    const int64_t chunk = blockIdx.x / strips, end = ts_chunk_end(chunk, s.chunk, s.rows);
+    const int64_t chunk = (int64_t)blockIdx.x / strips, end = ts_chunk_end(chunk, s.chunk, s.rows);
     ts_row_numbers<F> sum = {};
     int64_t row = chunk * s.chunk;
     for (; row + ROWS <= end; row += ROWS) {
@@ -302,7 +302,8 @@ static __global__ void __launch_bounds__(STRIP)
     gated_residual_backward(ts_gated_residual p, ts_run_sums s, int strips) {
     typedef strip_form<4, WHOLE> F;
     const ts_row_share<F> share(p.width, (int)blockIdx.x % strips);
-    const int64_t chunk = blockIdx.x / strips, begin = chunk * s.chunk, end = ts_chunk_end(chunk, s.chunk, p.rows);
+    const int64_t chunk = (int64_t)blockIdx.x / strips, begin = chunk * s.chunk,
+                  end = ts_chunk_end(chunk, s.chunk, p.rows);
     ts_row_numbers<F> sum = {}, gate;
     share.each([&](int pack, int k) { gate[pack][k] = 1.0f; });
     int64_t run = -1;
