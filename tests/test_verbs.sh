@@ -138,6 +138,8 @@ wrong 3 'none.txt' blend "$a" "$b" --ramp none.txt
 wrong 3 'none.yaml' edit none.yaml
 wrong 2 'unknown' edit "$scratch/cards.yaml"
 wrong 2 'unknown' storyboard "$scratch/concept.yaml"
+echo 'duration: 1s' >"$scratch/cardless.yaml"
+wrong 2 'cardless.yaml: "cards" is missing' storyboard "$scratch/cardless.yaml"
 wrong 2 'give --prompt TEXT or a timeline' vary --words a=b
 wrong 2 'write them there' vary "$scratch/concept.yaml" --words colour=red --words way=up --fps 4
 wrong 2 'write NAME=CHOICE' vary --prompt x --words a
@@ -151,6 +153,10 @@ wrong 2 'is for one video' vary --prompt 'a {a}' --words a=b,c --save-latents "$
 expect_fail 2 '"out" is missing' "$TESSERA" loop "$a" "${common[@]}"
 expect_fail 2 'one file and there are 2 videos' "$TESSERA" vary --prompt 'a {a}' --words a=b,c "${common[@]}" --out "$out.mp4"
 expect_fail 2 'name that ends in .png' "$TESSERA" loop "$a" "${common[@]}" --out "$out.mp4" --sheet "$out"
+ln "$a" "$scratch/link.mp4"
+expect_fail 2 'is a source of itself' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/link.mp4"
+check 'a range longer than its source' verb recut "$a" --keep 1s-9s --check
+said 'a range longer than its source is told' 'a.mp4: lasts 2.125 s only'
 mkdir "$scratch/folder.mp4"
 expect_fail 3 'is no regular file' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/folder.mp4"
 expect_fail 3 'there is no folder' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/nowhere/a.mp4"

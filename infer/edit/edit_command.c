@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/base/log.h"
 #include "core/base/status.h"
@@ -82,6 +83,24 @@ static int resolve_list(const ts_edit_list *list, const ts_timeline_model *model
     return TS_OK;
 }
 
+// A result never takes the place of what it is made of, under whatever name.
+static int check_sources(const ts_edit_list *list, const char *result) {
+    struct stat out, source;
+    if (!result || stat(result, &out) || !S_ISREG(out.st_mode)) {
+        return TS_OK;
+    }
+    for (int64_t i = 0; i < list->count; i++) {
+        for (int64_t k = 0; k < list->item[i].track.count; k++) {
+            const char *file = list->item[i].track.item[k].file;
+            if (file && !stat(file, &source) && source.st_dev == out.st_dev && source.st_ino == out.st_ino) {
+                return TS_FAIL(TS_EUSAGE, "--out %s is a source of itself, and would be lost; give another name",
+                               result);
+            }
+        }
+    }
+    return TS_OK;
+}
+
 // How many steps there are may be the model's to say, and is then not known yet.
 static int check_save(const ts_edit_options *o) {
     const int64_t most = o->session.steps ? o->session.steps : TS_MAX_STEPS;
@@ -104,6 +123,7 @@ static int make_list(const ts_edit_command *command, const ts_edit_options *o, t
     int status = o->print_timeline || o->check ? TS_OK : ts_edit_check(o, list->count);
     status = status || !o->print_timeline ? status : write_list(list, &text);
     status = status ? status : resolve_list(list, &model);
+    status = status || o->print_timeline ? status : check_sources(list, o->out);
     for (int64_t i = 0; i < list->count && !status && o->check; i++) {
         status = ts_timeline_tell_spans(&list->item[i], &model);
     }

@@ -98,6 +98,9 @@ int ts_draft_clip(const ts_draft *draft, ts_clip *out, const char *path, const c
     *out = (ts_clip){.path = path, .source_frame = info.fps / draft->fps};
     TS_TRY(ts_draft_time(draft, &out->first, "--from", from, whole));
     TS_TRY(ts_draft_time(draft, &end, "--to", to, whole));
+    if (end >= (double)whole + 1 && out->first < (double)whole) {
+        TS_INFO("%s: lasts %.6g s only, and is shown that far, not to %s", path, (double)whole / draft->fps, to);
+    }
     end = end < (double)whole ? end : (double)whole;
     out->rest = (int64_t)floor((double)whole - out->first + 1e-3);
     out->frames = (int64_t)floor(end - out->first + 1e-3);

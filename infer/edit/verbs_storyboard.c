@@ -134,7 +134,9 @@ static int fill(const void *options, const ts_timeline_model *model, ts_arena *a
     TS_TRY(ts_draft_open(&s.draft, "storyboard", options, model, arena, list));
     TS_TRY(ts_options_default(board_options, &s.board, arena));
     TS_TRY(ts_options_read_yaml(board_options, &s.board, arena, s.path));
-    TS_TRY(ts_options_check(board_options, &s.board));
+    if (!s.board.cards.count) {
+        return TS_FAIL(TS_EUSAGE, "%s: \"cards\" is missing; give a list: - {at: 0s, text: ...}", s.path);
+    }
     s.draft.timeline->loop = s.board.loop;
     if (s.board.duration) {
         TS_TRY(ts_draft_time(&s.draft, &frames, "duration", s.board.duration, model->frames));
