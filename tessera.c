@@ -63,7 +63,8 @@ static void print_usage(FILE *out) {
                  "TESSERA_NCCL_SUMS, who adds up over NCCL: auto, ordered (as everywhere else) or nccl.\n"
                  "TESSERA_NCCL_REGISTER=1: memory is registered with NCCL.\n"
                  "Exit codes: 0 done, 2 wrong use, 3 bad input, 4 resource exhausted, 5 peer or device failed,\n"
-                 "            6 internal error, 75 stopped by a signal after a checkpoint (run again to go on).\n");
+                 "            6 internal error, 75 stopped by a signal or a client: of training, after a\n"
+                 "            checkpoint (run again to go on).\n");
 }
 
 static const command *find_command(const char *name) {

@@ -14,7 +14,7 @@ enum {
     TS_ERESOURCE = -4,  // memory, disk or file handles are exhausted
     TS_EPEER = -5,      // another rank or a device failed
     TS_EINTERNAL = -6,  // our bug
-    TS_ESTOPPED = -75,  // stopped by a signal after a checkpoint: run again to go on
+    TS_ESTOPPED = -75,  // stopped by a signal or a client; training, after a checkpoint: run again to go on
     TS_EOF = -100       // end of a sequence; never leaves the program
 };
 

@@ -13,6 +13,7 @@
 #include "core/base/status.h"
 #include "core/comm/threads.h"
 #include "infer/edit/edit_private.h"
+#include "infer/edit/output.h"
 
 typedef struct work {
     ts_edit_round round;
@@ -21,6 +22,7 @@ typedef struct work {
     bool is_root;
     int64_t first, steps;  // of the video's; first: that of the state it goes on from
     int64_t neighbours;    // ranks of this machine
+    bool made_folder;      // --out was not there
     ts_edit_steer steer;
     ts_progress progress;
 } work;
@@ -64,10 +66,14 @@ static int preview(const work *w, int64_t step) {
     return due && w->is_root ? ts_edit_write_preview(&w->round, preview_path(o, path)) : TS_OK;
 }
 
-static void remove_preview(const work *w) {
+// No preview is left, nor, of a job that failed before it wrote anything, its folder.
+static void clean_up(const work *w, int status) {
     char path[TS_PATH_BYTES];
     if (w->round.options->preview_every && w->is_root) {
         unlink(preview_path(w->round.options, path));
+    }
+    if (status && w->made_folder) {
+        rmdir(w->round.options->out);  // fails where something is in it
     }
 }
 
@@ -210,6 +216,8 @@ static int fetch_latents(ts_edit_round *r) {
 static int begin(work *w) {
     const int ranks = ts_comm_size(w->round.session->mesh.axis[TS_AXIS_DATA]);
     const int64_t own = ts_split(w->round.list->count, w->round.list->count > 1 ? ranks : 1, 0).count;
+    const char *out = w->round.options->out;
+    w->made_folder = w->is_root && !ts_ends_with(out, ".mp4") && !ts_path_is_folder(out);
     TS_TRY(ts_agree(w->world, w->is_root ? ts_edit_prepare_output(w->round.options) : TS_OK));
     ts_progress_begin(&w->progress, "sampling", "video steps", own * (w->steps - w->first));
     return w->round.list->count == 1 ? ts_edit_steer_open(&w->steer, &w->round, w->first, w->steps) : TS_OK;
@@ -304,7 +312,7 @@ int ts_edit(ts_session *session, const ts_edit_options *options, const ts_edit_l
         tell(&w.round, ts_clock_seconds() - start);
         status = ts_agree(world, w.is_root ? ts_edit_steer_end(&w.steer) : TS_OK);
     }
-    remove_preview(&w);
+    clean_up(&w, status);
     free(w.sheet.latents);
     ts_signal_release();
     return status;
