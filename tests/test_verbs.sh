@@ -99,6 +99,10 @@ printf 'frames: 17\nprompts:\n  - {span: 6f..end, text: x}\n' >"$scratch/moved.y
 check 'a span that moves' verb edit "$scratch/moved.yaml" --check
 said 'is told of when checked' 'moved.yaml:3: prompts.0.: span 6f..end moved to frames 5'
 
+printf 'size: 128x64\ntrack:\n  - {span: all, source: video, file: %s, mask: configs/timelines/mask.png}\n' "$a" >"$scratch/wide.yaml"
+check 'a mask of another shape' verb edit "$scratch/wide.yaml" --out "$scratch/wide.mp4"
+said 'is told of' 'the mask is cropped from 64x64 to the shape of 128x64'
+
 # ---- what is wrong
 
 # wrong CODE 'text' VERB options...
@@ -116,6 +120,9 @@ wrong 2 'no frame of it lies from 9s' loop "$a" --from 9s
 wrong 2 'is for a loop from a prompt' loop "$a" --frames 8
 wrong 2 '4k frames' loop --prompt x --frames 10
 wrong 2 'give a video, or --prompt' loop
+printf '# nothing yet\n' >"$scratch/nothing.yaml"
+wrong 3 'nothing says what the video shows' edit "$scratch/nothing.yaml"
+expect_fail 2 'videos are written as MP4' "$TESSERA" loop "$a" "${common[@]}" --out "$scratch/o.avi"
 wrong 2 'are of a video' loop --prompt x --ends 0.3
 wrong 2 'give --before' extend "$a"
 wrong 2 'none' extend "$a" --after none

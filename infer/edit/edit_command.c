@@ -25,6 +25,17 @@ static int check_steering(const ts_edit_options *o) {
     return o->control ? ts_control_check_path(o->control) : TS_OK;
 }
 
+// A folder named like a video of another kind is not what was meant.
+static int check_folder(const char *out) {
+    static const char *const video[] = {".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif", ".MP4"};
+    for (size_t i = 0; i < sizeof video / sizeof *video; i++) {
+        if (ts_ends_with(out, video[i])) {
+            return TS_FAIL(TS_EUSAGE, "--out %s: videos are written as MP4; give FILE.mp4, or a folder", out);
+        }
+    }
+    return TS_OK;
+}
+
 int ts_edit_check(const ts_edit_options *o, int64_t count) {
     const char *several = o->control         ? "--control"
                           : o->save_latents  ? "--save-latents"
@@ -52,7 +63,7 @@ int ts_edit_check(const ts_edit_options *o, int64_t count) {
     TS_TRY(ts_output_check_end("--sheet", o->sheet, ".png"));
     TS_TRY(ts_output_check_end("--save-latents", o->save_latents, ".safetensors"));
     TS_TRY(o->save_latents ? ts_output_check_file("--save-latents", o->save_latents) : TS_OK);
-    return ts_ends_with(o->out, ".mp4") ? ts_output_check_file("--out", o->out) : TS_OK;
+    return ts_ends_with(o->out, ".mp4") ? ts_output_check_file("--out", o->out) : check_folder(o->out);
 }
 
 // ---- the timelines

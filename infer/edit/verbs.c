@@ -305,7 +305,10 @@ static int fill_edit(const void *options, const ts_timeline_model *model, ts_are
     (void)model;
     list->item = ts_arena_alloc(arena, sizeof *list->item);
     list->count = 1;
-    return list->item ? ts_timeline_read(list->item, o->file, arena) : TS_ERESOURCE;
+    TS_TRY(list->item ? ts_timeline_read(list->item, o->file, arena) : TS_ERESOURCE);
+    return list->item->track.count || list->item->prompts.count
+               ? TS_OK
+               : TS_FAIL(TS_EINPUT, "%s: nothing says what the video shows; give a track, prompts or both", o->file);
 }
 
 static const ts_edit_command edit_command = {

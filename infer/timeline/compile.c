@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "infer/timeline/compile.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,14 @@ void ts_note_add(ts_note *note, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(note->text + used, sizeof note->text - used, format, arguments);
     va_end(arguments);
+}
+
+void ts_note_crop(ts_note *note, const char *what, const ts_source_info *info, int64_t width, int64_t height) {
+    const double shape = (double)info->width / (double)info->height, wanted = (double)width / (double)height;
+    if (fabs(shape / wanted - 1) > 0.01) {
+        ts_note_add(note, "%scropped from %lldx%lld to the shape of %lldx%lld", what, (long long)info->width,
+                    (long long)info->height, (long long)width, (long long)height);
+    }
 }
 
 void ts_note_tell(const ts_note *note, const ts_place *place, const char *path) {

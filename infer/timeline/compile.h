@@ -31,8 +31,8 @@ ts_timeline_model ts_timeline_model_from(const ts_model_defaults *defaults, cons
 // file. TS_EUSAGE.
 int ts_timeline_tell_spans(const ts_timeline *timeline, const ts_timeline_model *model);
 
-// `timeline` is resolved and must outlive the result; `steps` is what percentages are of; `holders` are the processes of
-// this machine that will hold the canvas. The canvas has a source when the track has entries.
+// `timeline` is resolved and must outlive the result; `steps` is what percentages are of; `holders` are the processes
+// of this machine that will hold the canvas. The canvas has a source when the track has entries.
 //
 // Held tokens are, bit for bit, ts_codec_encode of the source's frames wherever a whole latent frame of them is asked
 // for: canvas frame 0 as a first frame, all others as groups. What infer/timeline/source.h says of rates and speeds

@@ -96,6 +96,9 @@ static int mask_open(mask_job *job) {
         TS_TRY(parse_box(job->track, &entry->boxes.item[i], &job->boxes[i]));
     }
     if (entry->mask) {
+        ts_source_info info;
+        TS_TRY(ts_source_describe(&info, entry->mask));
+        ts_note_crop(&job->track->note, "the mask is ", &info, job->width, job->height);
         const double step = 1 / job->track->timeline->fps;
         return ts_source_open(&job->file, entry->mask, 0, step, job->height, job->width, 1);
     }

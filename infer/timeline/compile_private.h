@@ -4,6 +4,7 @@
 #define TS_INFER_COMPILE_PRIVATE_H
 
 #include "infer/timeline/compile.h"
+#include "infer/timeline/source.h"
 
 // ---- where messages say that something is (compile.c)
 
@@ -22,6 +23,8 @@ typedef struct ts_note {
 } ts_note;
 void ts_note_add(ts_note *note, const char *format, ...) __attribute__((format(printf, 2, 3)));
 // "edit.yaml:12: track[1] (cup.mp4): ..."; `path` may be NULL. Nothing of an empty note.
+// That a file, `what` of an entry, is cropped to width x height pixels of another shape, where it is.
+void ts_note_crop(ts_note *note, const char *what, const ts_source_info *info, int64_t width, int64_t height);
 void ts_note_tell(const ts_note *note, const ts_place *place, const char *path);
 
 // ---- time (compile.c)

@@ -41,11 +41,7 @@ static void note_fit(const ts_track_source *s, const ts_source_info *info) {
     if (info->fps > 0 && fabs(info->fps / job->timeline->fps - 1) > 0.005) {
         ts_note_add(&job->note, "%.4g frames a second are taken at %.4g", info->fps, job->timeline->fps);
     }
-    const double shape = (double)info->width / (double)info->height, wanted = (double)s->width / (double)s->height;
-    if (fabs(shape / wanted - 1) > 0.01) {
-        ts_note_add(&job->note, "cropped from %lldx%lld to the shape of %lldx%lld", (long long)info->width,
-                    (long long)info->height, (long long)s->width, (long long)s->height);
-    }
+    ts_note_crop(&job->note, "", info, s->width, s->height);
 }
 
 // Seconds into the file at which the span begins; backwards: at which the frame before its first one ends.
